@@ -1,0 +1,1 @@
+"""What the suite shares: the golden data and the backends that are installed."""

@@ -1,0 +1,1 @@
+"""The framework-neutral half of vit-trio: configuration, parameter table, preprocessing, checkpoints, hub."""

@@ -1,0 +1,173 @@
+"""What a call of a model means, before any framework computes: options, checks and their words, the choice of loss.
+
+Shapes come as tuples in which a dimension that is not known while tracing is None or symbolic; only known ones, plain
+ints, are compared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vit_core.config import ViTConfig, pair
+
+Shape = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a call asks for, the configuration's answer filled in where the call gives none."""
+
+    output_attentions: bool
+    output_hidden_states: bool
+    return_dict: bool
+
+
+def resolve_options(
+    config: ViTConfig,
+    output_attentions: bool | None = None,
+    output_hidden_states: bool | None = None,
+    return_dict: bool | None = None,
+) -> Options:
+    """The options of one call."""
+    return Options(
+        config.output_attentions if output_attentions is None else output_attentions,
+        config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        config.return_dict if return_dict is None else return_dict,
+    )
+
+
+def grid(size: Sequence[Any], config: ViTConfig) -> tuple[Any, Any]:
+    """Patches along (height, width) of an image of `size`, (height, width) in pixels."""
+    ph, pw = pair(config.patch_size)
+    return size[0] // ph, size[1] // pw
+
+
+def num_patches(size: Sequence[Any], config: ViTConfig) -> Any:
+    """N, the number of patches of an image of `size`."""
+    rows, columns = grid(size, config)
+    return rows * columns
+
+
+def wrong_size(height: Any, width: Any, config: ViTConfig) -> str:
+    """The words for pixels whose size is not the model's."""
+    expected = pair(config.image_size)
+    return f"Input image size ({height}*{width}) doesn't match model ({expected[0]}*{expected[1]})."
+
+
+def _known(dimension: Any) -> bool:
+    return type(dimension) is int
+
+
+def check_pixel_values(shape: Shape | None, config: ViTConfig, interpolate: bool, channels_axis: int = 1) -> None:
+    """Raises ValueError unless pixels of this shape, (B, C, H, W) or channels last, fit the model."""
+    if shape is None:
+        raise ValueError("You have to specify pixel_values")
+    layout = "(batch, channels, height, width)" if channels_axis == 1 else "(batch, height, width, channels)"
+    if len(shape) != 4:
+        raise ValueError(f"pixel_values must have 4 dimensions, {layout}: got shape {tuple(shape)}.")
+    channels = shape[channels_axis]
+    height, width = shape[2:] if channels_axis == 1 else shape[1:3]
+    if _known(channels) and channels != config.num_channels:
+        raise ValueError(
+            "Make sure that the channel dimension of the pixel values match with the one set in the configuration. "
+            f"Expected {config.num_channels} but got {channels}."
+        )
+    expected, patch = pair(config.image_size), pair(config.patch_size)
+    given = (height, width)
+    if not interpolate and any(_known(g) and g != e for g, e in zip(given, expected, strict=True)):
+        raise ValueError(wrong_size(height, width, config))
+    if any(_known(g) and g < p for g, p in zip(given, patch, strict=True)):
+        raise ValueError(
+            f"Input image size ({height}*{width}) is smaller than one patch ({patch[0]}*{patch[1]}): pass a larger one."
+        )
+
+
+def check_bool_masked_pos(shape: Shape | None, patches: Any, has_mask_token: bool) -> None:
+    """Raises ValueError unless a mask of this shape, (B, patches), can be applied. A shape of None is no mask."""
+    if shape is None:
+        return
+    if not has_mask_token:
+        raise ValueError(
+            "bool_masked_pos was given, but this model has no mask token: build it with use_mask_token=True, or use "
+            "ViTForMaskedImageModeling."
+        )
+    if len(shape) != 2 or (_known(patches) and _known(shape[1]) and shape[1] != patches):
+        raise ValueError(f"bool_masked_pos must have shape (batch, {patches}), one per patch: got {tuple(shape)}.")
+
+
+def check_head_mask(shape: Shape | None, config: ViTConfig) -> None:
+    """Raises ValueError unless a head mask has shape (h,) or (L, h). A shape of None is no mask."""
+    heads, layers = config.num_attention_heads, config.num_hidden_layers
+    if shape is not None and tuple(shape) not in ((heads,), (layers, heads)):
+        raise ValueError(
+            f"head_mask must have shape ({heads},), one per head, or ({layers}, {heads}), one per layer and head: "
+            f"got {tuple(shape)}."
+        )
+
+
+def check_attention_mask(shape: Shape | None, tokens: Any) -> None:
+    """Raises ValueError unless an attention mask has shape (B, S) or (B, 1, S, S). A shape of None is no mask."""
+    if shape is None:
+        return
+    last_fit = all(
+        not _known(tokens) or not _known(n) or n == tokens for n in (shape[1:2] if len(shape) == 2 else shape[2:])
+    )
+    if len(shape) not in (2, 4) or not last_fit:
+        raise ValueError(
+            f"attention_mask must have shape (batch, {tokens}), 1 for tokens to attend to, or (batch, 1, {tokens}, "
+            f"{tokens}), added to the scores; the CLS token is the first: got {tuple(shape)}."
+        )
+
+
+def check_reconstruction(config: ViTConfig) -> None:
+    """Raises ValueError unless the decoder's output has the size of the input, as the masked loss needs."""
+    if pair(config.patch_size) != pair(config.encoder_stride):
+        raise ValueError(
+            "When `bool_masked_pos` is provided, `patch_size` must be equal to `encoder_stride` to ensure that the "
+            "reconstructed image has the same dimensions as the input. Got "
+            f"`patch_size` = {config.patch_size} and `encoder_stride` = {config.encoder_stride}."
+        )
+
+
+def problem_type(config: ViTConfig, labels_are_integers: bool) -> str:
+    """The configuration's problem type, or the one that the number of labels and their dtype imply."""
+    if config.problem_type is not None:
+        return config.problem_type
+    if config.num_labels == 1:
+        return "regression"
+    return "single_label_classification" if labels_are_integers else "multi_label_classification"
+
+
+def check_labels(shape: Shape, logits_shape: Shape, problem: str, integers: bool) -> None:
+    """Raises ValueError unless labels of this shape and kind fit logits (B, K) under this problem type."""
+    batch, count = logits_shape
+    per_image: tuple[Shape, ...] = ((batch,), (batch, 1))
+    if problem == "single_label_classification":
+        allowed, values = per_image, f"integers from 0 to {count - 1}, or -100 to be ignored,"
+    elif problem == "multi_label_classification":
+        allowed, values = ((batch, count),), "numbers from 0 to 1"
+    else:
+        allowed, values = (per_image if count == 1 else ((batch, count),)), "numbers"
+    fits = integers or problem != "single_label_classification"
+    if not fits or not any(_same(shape, wanted) for wanted in allowed):
+        what = "integers" if integers else "floats"
+        raise ValueError(
+            f"For problem_type {problem!r} labels must be {values} of shape {allowed[0]}: got {what} of shape "
+            f"{tuple(shape)}."
+        )
+
+
+def _same(shape: Shape, wanted: Shape) -> bool:
+    return len(shape) == len(wanted) and all(
+        a == b for a, b in zip(shape, wanted, strict=True) if _known(a) and _known(b)
+    )
+
+
+def label_out_of_range(lowest: int, highest: int, count: int) -> str:
+    """The words for class labels that the model has no class for."""
+    return (
+        f"labels must be from 0 to {count - 1} (num_labels={count}), or -100 to be ignored: got values from {lowest} "
+        f"to {highest}."
+    )

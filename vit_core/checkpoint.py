@@ -1,0 +1,177 @@
+"""Weight files on disk <-> lazily read tensors under their canonical names.
+
+Reads and writes the safetensors files, whole or sharded, of Hugging Face's PyTorch, TensorFlow and Flax ViTs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_core.files import check_shard_names, finish_save, read_json_object, write_atomically
+from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
+from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
+
+# The component that TensorFlow's full variable names begin with; only its shard indices spell it out.
+_TF_OUTER_NAMES = {
+    "ViTModel": "tf_vi_t_model",
+    "ViTForImageClassification": "tf_vi_t_for_image_classification",
+    "ViTForMaskedImageModeling": "tf_vi_t_for_masked_image_modeling",
+}
+
+
+def weight_names(variant: str | None = None) -> tuple[str, ...]:
+    """The names a weights file may have, the one that wins first."""
+    tag = f".{variant}" if variant else ""
+    return f"model{tag}.safetensors", f"model.safetensors.index{tag}.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: nothing of its tensors is read yet, and they are in PyTorch's layout."""
+
+    path: Path  # the weights file, or the index of its shards
+    format: str  # pt, tf or flax
+    tensors: dict[str, Tensor]  # by canonical name
+    unknown: dict[str, Tensor]  # by their names in the file: no parameters of a ViT
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Number of elements stored in each dtype, the most frequent first."""
+        found: Counter[str] = Counter()
+        for tensor in (*self.tensors.values(), *self.unknown.values()):
+            found[tensor.dtype.name] += tensor.nbytes // tensor.dtype.itemsize
+        return dict(found.most_common())
+
+
+def find_weights(folder: Path, variant: str | None = None) -> Path:
+    """The weights file, or index, of a folder. Raises FileNotFoundError that lists what is there."""
+    finish_save(folder)
+    names = weight_names(variant)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) if folder.is_dir() else ""
+    raise FileNotFoundError(
+        f"No weights in {folder}: expected {' or '.join(names)}; "
+        + (f"the folder holds {there}." if there else "the folder is empty or missing.")
+    )
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Open a weights file or an index. Raises OSError for a missing file, ValueError for a damaged one."""
+    if path.suffix == ".json":
+        found, claimed, weight_map = _read_shards(path)
+    else:
+        (found, metadata), weight_map = read_safetensors(path), None
+        claimed = metadata.get("format", "pt")
+    fmt, parsed = _recognise(found, claimed)
+    tensors: dict[str, Tensor] = {}
+    for native, known in parsed.items():
+        if known.name in tensors:
+            both = f"{tensors[known.name].source!r} and {native!r}"
+            raise ValueError(f"{path} holds {known.name} twice, as {both}: remove one of them.")
+        tensors[known.name] = found[native].transposed(known.axes)
+    if weight_map is not None:
+        _check_complete(path, weight_map, found, tensors, fmt)
+    return Checkpoint(path, fmt, tensors, {name: t for name, t in found.items() if name not in parsed})
+
+
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} has no weight_map from tensor names to file names: it is not an index of shards.")
+    shards = set(weight_map.values())
+    check_shard_names(shards, ".safetensors", str(index))
+    found: dict[str, Tensor] = {}
+    claimed = "pt"
+    for shard in sorted(shards):
+        if not (index.parent / shard).is_file():
+            raise FileNotFoundError(f"{index} names the shard {shard}, which is not beside it: fetch it again.")
+        tensors, metadata = read_safetensors(index.parent / shard)
+        twice = sorted(tensors.keys() & found.keys())
+        if twice:
+            raise ValueError(f"{index}: the tensor {twice[0]!r} is in {shard} and in another shard: save it again.")
+        found.update(tensors)
+        claimed = metadata.get("format", claimed)
+    return found, claimed, weight_map
+
+
+def _recognise(native_names: Iterable[str], claimed: str) -> tuple[str, dict[str, Parsed]]:
+    """The format in which most names make sense, the claimed one when several do, and what the names stand for."""
+    candidates: dict[str, dict[str, Parsed]] = {}
+    for fmt, dialect in DIALECTS.items():
+        dialects = (dialect, TORCH_V5) if fmt == "pt" else (dialect,)
+        parsed = {name: parse_name(name, *dialects) for name in native_names}
+        candidates[fmt] = {name: known for name, known in parsed.items() if known is not None}
+    best = max(candidates, key=lambda fmt: (len(candidates[fmt]), fmt == claimed))
+    return best, candidates[best]
+
+
+def _check_complete(
+    index: Path, weight_map: Mapping[str, str], found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fmt: str
+) -> None:
+    """Every tensor the index promises must be in a shard, under its name or another name of the same parameter."""
+    dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
+
+    def present(name: str) -> bool:
+        inner = name.partition("/")[2]  # TensorFlow's indices carry the outer name, its shards do not
+        known = parse_name(name, *dialects) or parse_name(inner, *dialects)
+        return name in found or inner in found or (known is not None and known.name in tensors)
+
+    lost = sorted(name for name in weight_map if not present(name))
+    if lost:
+        raise ValueError(f"{index} promises tensors that no shard holds: {', '.join(lost)}: save it again.")
+
+
+def stale_names(folder: Path, written: Iterable[str], variant: str | None = None) -> list[str]:
+    """Files of an earlier save under the same stem, whole or sharded, that the new one does not replace."""
+    tag = f".{variant}" if variant else ""
+    shards = (p.name for p in folder.glob(f"model{tag}-[0-9]*-of-[0-9]*.safetensors"))
+    return sorted({*shards, *weight_names(variant)} - set(written))
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    specs: Mapping[str, Spec],
+    architecture: str,
+    *,
+    format: str = "pt",
+    max_shard_size: int | str = "5GB",
+    variant: str | None = None,
+) -> list[str]:
+    """Write tensors, given by canonical name in PyTorch's layout, and return the names of the files.
+
+    `max_shard_size` is in bytes, or a text such as "200MB"; beyond it the file is split and an index is written.
+    """
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    dialect = DIALECTS[format]
+    prefixed = architecture != "ViTModel"
+    native = {
+        native_name(spec, dialect, prefixed): tensors[name].transposed(dialect.permutation(spec.kind, spec.leaf))
+        for name, spec in specs.items()
+    }
+    single, index = weight_names(variant)
+    split = split_state_dict_into_shards_factory(
+        native,
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=single.replace(".safetensors", "{suffix}.safetensors"),
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        write_safetensors(folder / file, {name: native[name] for name in names}, {"format": format})
+    if not split.is_sharded:
+        return list(split.filename_to_tensors)
+    outer = f"{_TF_OUTER_NAMES[architecture]}/" if dialect is DIALECTS["tf"] else ""
+    metadata = {"total_size": sum(t.nbytes for t in native.values())}
+    if format == "pt":
+        metadata["total_parameters"] = sum(spec.size for spec in specs.values())
+    weight_map = {outer + name: file for name, file in split.tensor_to_filename.items()}
+    text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    write_atomically(folder / index, text.encode())
+    return [*split.filename_to_tensors, index]

@@ -1,0 +1,333 @@
+"""ViTConfig: the hyper-parameters of a Vision Transformer, validated, and their JSON form.
+
+Paper: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", table 1 (variants) and section 3.1.
+The file format is that of `config.json` in Hugging Face repositories (agrees with transformers 4.57.6).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_core.files import read_json_object, write_atomically
+from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
+
+CONFIG_NAME = "config.json"
+
+# Width D, depth L, mlp F, heads h of the named variants (ViT paper, table 1; Ti, S: Touvron et al. 2021, DeiT,
+# table 1; g, G: Zhai et al. 2022, "Scaling Vision Transformers", table 2).
+VARIANTS = {
+    "Ti": (192, 12, 768, 3),
+    "S": (384, 12, 1536, 6),
+    "B": (768, 12, 3072, 12),
+    "L": (1024, 24, 4096, 16),
+    "H": (1280, 32, 5120, 16),
+    "g": (1408, 40, 6144, 16),
+    "G": (1664, 48, 8192, 16),
+}
+
+COMMON_DEFAULTS: dict[str, Any] = {
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+    "problem_type": None,
+    "architectures": None,
+    "dtype": None,
+}
+_LABELS = ("num_labels", "id2label", "label2id")
+# Set by a caller, never by a file: how attention is computed is no property of the weights.
+_RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
+
+
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """A size given once for both axes, or as (height, width), as (height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+class ViTConfig:
+    """Hyper-parameters of a ViT; arguments, names and defaults are those of Hugging Face's `ViTConfig`.
+
+    `image_size`, `patch_size` and `encoder_stride` are an int or a (height, width) pair, in pixels. `hidden_act`
+    and `pooler_act` are names of `ACTIVATIONS`, or a callable where the backend can take one. A falsy
+    `pooler_output_size` means `hidden_size`. Further keyword arguments are kept as attributes and written back.
+
+    Raises ValueError, naming the field and its value, for anything a model could not be built from.
+    """
+
+    model_type = "vit"
+    id2label: dict[int, str]
+    label2id: dict[str, int]
+    output_attentions: bool
+    output_hidden_states: bool
+    return_dict: bool
+    problem_type: str | None
+    architectures: list[str] | None
+    dtype: str | None
+    attn_implementation: str | None
+
+    def __init__(
+        self,
+        hidden_size: int = 768,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        intermediate_size: int = 3072,
+        hidden_act: str | Callable[..., Any] = "gelu",
+        hidden_dropout_prob: float = 0.0,
+        attention_probs_dropout_prob: float = 0.0,
+        initializer_range: float = 0.02,
+        layer_norm_eps: float = 1e-12,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        num_channels: int = 3,
+        qkv_bias: bool = True,
+        encoder_stride: int | tuple[int, int] = 16,
+        pooler_output_size: int | None = None,
+        pooler_act: str | Callable[..., Any] = "tanh",
+        **kwargs: Any,
+    ) -> None:
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.intermediate_size = intermediate_size
+        self.hidden_act = hidden_act
+        self.hidden_dropout_prob = hidden_dropout_prob
+        self.attention_probs_dropout_prob = attention_probs_dropout_prob
+        self.initializer_range = initializer_range
+        self.layer_norm_eps = layer_norm_eps
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.num_channels = num_channels
+        self.qkv_bias = qkv_bias
+        self.encoder_stride = encoder_stride
+        self.pooler_output_size = pooler_output_size
+        self.pooler_act = pooler_act
+        stored_type = kwargs.pop("model_type", self.model_type)
+        if stored_type != self.model_type:
+            warnings.warn(
+                f"This configuration has model_type {stored_type!r}; it is read as {self.model_type!r}.",
+                stacklevel=2,
+            )
+        if "torch_dtype" in kwargs:
+            old = kwargs.pop("torch_dtype")
+            kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
+        labels = {name: kwargs.pop(name, None) for name in _LABELS}
+        for name, value in {**COMMON_DEFAULTS, **_RUNTIME_DEFAULTS, **kwargs}.items():
+            setattr(self, name, value)
+        self._set_labels(**labels)
+        self.validate()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = CHECKS.get(name)
+        object.__setattr__(self, name, check(name, value) if check else value)
+
+    def _set_labels(self, num_labels: Any, id2label: Any, label2id: Any) -> None:
+        if id2label is None:
+            self.num_labels = 2 if num_labels is None else num_labels
+        else:
+            self.id2label = id2label
+            if num_labels is not None and num_labels != len(self.id2label):
+                raise ValueError(
+                    f"num_labels={num_labels!r} does not match id2label, which has {len(self.id2label)} labels: "
+                    "pass one of the two, or both of the same size."
+                )
+            self.label2id = {label: i for i, label in self.id2label.items()}
+        if label2id is not None:
+            self.label2id = label2id
+
+    @property
+    def num_labels(self) -> int:
+        """K, the number of labels: always the length of `id2label`."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, num_labels: int) -> None:
+        count = check_integer("num_labels", num_labels, minimum=0)
+        if count != len(getattr(self, "id2label", ())) or not hasattr(self, "id2label"):
+            self.id2label = {i: f"LABEL_{i}" for i in range(count)}
+            self.label2id = {f"LABEL_{i}": i for i in range(count)}
+
+    @property
+    def torch_dtype(self) -> str | None:
+        """The name `dtype` had before transformers 4.56."""
+        return self.dtype
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Hugging Face's name for `return_dict`."""
+        return self.return_dict
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along (height, width)."""
+        (height, width), (ph, pw) = pair(self.image_size), pair(self.patch_size)
+        return height // ph, width // pw
+
+    @property
+    def num_patches(self) -> int:
+        """N, the number of patches of an image of `image_size`."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def pooler_size(self) -> int:
+        """Q, the width of the pooled output."""
+        return self.pooler_output_size or self.hidden_size
+
+    def validate(self) -> None:
+        """Check the fields against each other; each alone is checked when it is set. Raises ValueError."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size must be a multiple of num_attention_heads: got hidden_size={self.hidden_size} and "
+                f"num_attention_heads={self.num_attention_heads}."
+            )
+        if 0 in self.grid:
+            raise ValueError(
+                f"image_size must be at least one patch: got image_size={self.image_size} and "
+                f"patch_size={self.patch_size}."
+            )
+        if pruned := getattr(self, "pruned_heads", None):
+            raise ValueError(
+                f"pruned_heads={pruned!r}: checkpoints with pruned heads are not supported; save the "
+                "model with all its heads and pass a head_mask instead."
+            )
+
+    @classmethod
+    def variant(cls, name: str, **overrides: Any) -> ViTConfig:
+        """The configuration of a named variant, e.g. "B/16": width, depth and heads from the letter, then the patch.
+
+        >>> ViTConfig.variant("L/32", image_size=384).hidden_size
+        1024
+        """
+        letter, _, patch = name.partition("/")
+        if letter not in VARIANTS or not patch.isdecimal():
+            raise ValueError(
+                f"Unknown variant {name!r}: expected one of {', '.join(VARIANTS)}, a slash and a patch size."
+            )
+        width, depth, mlp, heads = VARIANTS[letter]
+        values = {
+            "hidden_size": width,
+            "num_hidden_layers": depth,
+            "intermediate_size": mlp,
+            "num_attention_heads": heads,
+            "patch_size": int(patch),
+            "encoder_stride": int(patch),
+        }
+        return cls(**{**values, **overrides})
+
+    # ---- JSON -------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, JSON-ready: strings as label keys, lists for pairs. Raises ValueError for a callable."""
+        values = {k: copy.deepcopy(v) for k, v in vars(self).items() if k not in _RUNTIME_DEFAULTS}
+        for name in ("hidden_act", "pooler_act"):
+            if callable(values[name]):
+                raise ValueError(
+                    f"{name} is the function {values[name]!r}, which JSON cannot hold: set it to one of "
+                    f"{', '.join(ACTIVATIONS)} before saving."
+                )
+        values["id2label"] = {str(i): label for i, label in self.id2label.items()}
+        return {"model_type": self.model_type, **values}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `config.json` holds: the architecture in full, of the rest only what is not at its default."""
+        values = self.to_dict()
+        if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
+            values = {k: v for k, v in values.items() if k not in _LABELS}
+        return {k: v for k, v in values.items() if k not in COMMON_DEFAULTS or v != COMMON_DEFAULTS[k]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """JSON text: sorted keys, two spaces, a final newline."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, path: str | Path, use_diff: bool = True) -> None:
+        """Write `to_json_string` to `path`, atomically."""
+        write_atomically(Path(path), self.to_json_string(use_diff).encode())
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+        """A configuration from a mapping, `overrides` on top.
+
+        An override that is neither a field nor a key of `values` is kept as an attribute, or handed back, in a
+        tuple (config, unused), when `return_unused_kwargs` is true.
+        """
+        merged = dict(values)
+        known = {*ARCHITECTURE_FIELDS, *COMMON_DEFAULTS, *_RUNTIME_DEFAULTS, *_LABELS, "torch_dtype", *merged}
+        unused = {k: v for k, v in overrides.items() if k not in known} if return_unused_kwargs else {}
+        used = {k: v for k, v in overrides.items() if k not in unused}
+        stored_labels = len(merged.get("id2label") or (0, 0))
+        if "id2label" in used or used.get("num_labels", stored_labels) != stored_labels:
+            merged = {k: v for k, v in merged.items() if k not in _LABELS}
+        if "dtype" in used or "torch_dtype" in used:
+            merged = {k: v for k, v in merged.items() if k not in ("dtype", "torch_dtype")}
+        config = cls(**{**merged, **used})
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> ViTConfig:
+        """Read one JSON file. Raises OSError when it is missing, ValueError when it is no configuration."""
+        return cls(**read_json_object(Path(path)))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        return_unused_kwargs: bool = False,
+        **overrides: Any,
+    ) -> Any:
+        """The configuration of a folder, a JSON file or a hub repository, `overrides` on top.
+
+        With `return_unused_kwargs=True`: the tuple (config, overrides that are no field of it).
+        """
+        path = Path(name_or_path)
+        if not path.is_file():
+            from vit_core import hub
+
+            path = hub.cached_file(
+                name_or_path,
+                CONFIG_NAME,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                revision=revision,
+                subfolder=subfolder,
+            )
+        return cls.from_dict(read_json_object(path), return_unused_kwargs, **overrides)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` into `folder`, making the folder when it is not there."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.to_json_file(Path(folder) / CONFIG_NAME)
+
+    def copy(self, **changes: Any) -> ViTConfig:
+        """An independent copy with some fields changed."""
+        config: ViTConfig = self.from_dict(copy.deepcopy(vars(self)), **changes)
+        return config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ViTConfig) and vars(self) == vars(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it is mutable
+
+    def __repr__(self) -> str:
+        shown = {k: v if not callable(v) else repr(v) for k, v in vars(self).items() if v is not None}
+        return f"{type(self).__name__} {json.dumps(shown, indent=2, sort_keys=True, default=str)}"
+
+
+ARCHITECTURE_FIELDS = tuple(
+    name
+    for name, parameter in inspect.signature(ViTConfig.__init__).parameters.items()
+    if parameter.default is not parameter.empty
+)

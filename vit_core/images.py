@@ -1,0 +1,185 @@
+"""Pictures as they come (paths, bytes, files, PIL images, arrays and tensors of any framework) to PIL and NumPy.
+
+No framework is imported: a tensor is known by `__array__`, which NumPy, TensorFlow and JAX have, and by torch's
+`detach`. Layouts are inferred, and floats turned to bytes, as in transformers 4.57.6.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+Array = NDArray[Any]
+
+FIRST, LAST, NONE = "channels_first", "channels_last", "none"
+_ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
+
+
+def load_image(source: Any) -> Image.Image:
+    """The decoded picture in a path, bytes or a binary file object, turned upright as its EXIF orientation says.
+
+    The mode stays as stored. A PIL image is decoded and handed back as it is. Raises FileNotFoundError or
+    IsADirectoryError for a path, ValueError that names the source for whatever Pillow cannot read.
+    """
+    name = _name(source)
+    if isinstance(source, str | os.PathLike):
+        _check_is_file(os.fspath(source))
+    try:
+        if isinstance(source, Image.Image):
+            source.load()
+            return source
+        encoded = isinstance(source, bytes | bytearray | memoryview)
+        with Image.open(BytesIO(source) if encoded else source) as image:
+            _check_pixels(image.width * image.height)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        advice = "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        raise ValueError(f"{name} is too large to decode: {error} {advice}") from error
+    except Exception as error:  # Pillow's decoders raise anything, from OSError to SyntaxError
+        raise ValueError(
+            f"{name} is no picture that Pillow can read ({error}): expected a whole image file."
+        ) from error
+
+
+def _name(source: Any) -> str:
+    if isinstance(source, str | os.PathLike):
+        return str(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"the image in {len(source)} bytes"
+    return str(getattr(source, "filename", "") or getattr(source, "name", "") or "the image")
+
+
+def _check_is_file(path: str) -> None:
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a directory: pass the path of a picture, or a list of such paths.")
+    if not Path(path).exists():
+        advice = "download it and pass the file or its bytes" if "://" in path else "check the path"
+        raise FileNotFoundError(f"There is no image file {path}: {advice}.")
+
+
+def _check_pixels(pixels: int) -> None:
+    """Pillow only warns up to twice its limit; that far, too, is too far."""
+    if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"it has {pixels} pixels, the limit is {Image.MAX_IMAGE_PIXELS}.")
+
+
+def as_rgb(image: Image.Image, convert: bool | None) -> Image.Image:
+    """The image in mode RGB, as Pillow converts it. Raises ValueError if it is in another mode and convert is false."""
+    if image.mode == "RGB":
+        return image
+    if not convert:
+        raise ValueError(
+            f"{_name(image)} has mode {image.mode!r}, expected 'RGB': set do_convert_rgb=True to convert it, "
+            "or pass numpy.asarray(image) to use its channels as they are."
+        )
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
+    return image.convert("RGB")
+
+
+def flatten(images: Any, ndim: int) -> list[Any]:
+    """All images in `images`, in order, each a PIL image, an array of `ndim` axes, or a path or bytes still to open.
+
+    Takes one image, an array or tensor with a batch axis more, or lists of these, nested or not. PIL images and
+    file objects are decoded here, because those are not safe to share between threads. Raises ValueError.
+    """
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in flatten(item, ndim)]
+    if isinstance(images, _ENCODED):
+        return [images]
+    if isinstance(images, Image.Image) or hasattr(images, "read"):
+        return [load_image(images)]
+    array = _as_array(images)
+    if array.ndim == ndim:
+        return [array]
+    if array.ndim == ndim + 1:
+        return list(array)
+    hint = ' (for a grayscale image without a channel axis, pass input_data_format="none")' * (array.ndim == 2)
+    raise ValueError(
+        f"Could not make a flat list of images from an array of shape {array.shape}: "
+        f"expected {ndim} axes, or {ndim + 1} for a batch{hint}."
+    )
+
+
+def _as_array(value: Any) -> Array:
+    """An array or a tensor of any framework as NumPy, without a copy where possible; bfloat16 becomes float32."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if str(value.dtype) == "torch.bfloat16" else value
+    if not hasattr(value, "__array__"):
+        raise ValueError(
+            f"Could not make a flat list of images from {type(value).__name__}: expected a PIL image, a path, bytes, "
+            "a binary file object, a NumPy array, a torch, TensorFlow or JAX tensor, or a list of these."
+        )
+    array = np.asarray(value)
+    if array.dtype.name == "bfloat16":
+        return array.astype(np.float32)
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"Images of dtype {array.dtype} are not supported: pass uint8, another integer or a float.")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def infer_layout(shape: tuple[int, ...]) -> str:
+    """The layout of a three-axis image: the end of length 1 or 3 is the channels. Ambiguous: warns, channels first.
+
+    Raises ValueError if neither end is 1 or 3.
+    """
+    first, last = shape[0] in (1, 3), shape[-1] in (1, 3)
+    if first and last:
+        warnings.warn(
+            f"The channel axis of an image of shape {shape} is ambiguous: the first axis is assumed. "
+            "Pass input_data_format to say which it is.",
+            UserWarning,
+            stacklevel=3,
+        )
+    if not first and not last:
+        raise ValueError(
+            f"Unable to infer channel dimension format of an image of shape {shape}, whose first or last axis should "
+            f'be 1 or 3: pass input_data_format="{FIRST}" or "{LAST}".'
+        )
+    return FIRST if first else LAST
+
+
+def channels_last(array: Array, layout: str) -> Array:
+    """A view (H, W, C) of an image in the given layout; C is 1 for (H, W)."""
+    if layout == NONE:
+        return array[..., None]
+    return array.transpose(1, 2, 0) if layout == FIRST else array
+
+
+def is_scaled(array: Array) -> bool:
+    """Whether the values look as if they had been divided by 255 before."""
+    return array.dtype != np.uint8 and bool(array.min() >= 0 and array.max() <= 1)
+
+
+def to_picture(array: Array) -> tuple[Image.Image, bool]:
+    """An image (H, W, C) as an 8-bit picture, and whether it was in [0, 1] and has been multiplied by 255.
+
+    Whole numbers are taken as 0..255; other floats as 0..1, cut to the next lower level. Raises ValueError for values
+    outside those ranges, and for more than four channels.
+    """
+    if not 1 <= array.shape[-1] <= 4:
+        raise ValueError(f"Only images of 1 to 4 channels can be resized, got {array.shape[-1]}: set do_resize=False.")
+    array = array[..., 0] if array.shape[-1] == 1 else array
+    if array.dtype == np.uint8:
+        return Image.fromarray(array), False
+    with np.errstate(invalid="ignore"):
+        whole = np.allclose(array, array.astype(int))
+    limit = 255 if whole else 1
+    if not np.all((array >= 0) & (array <= limit)):
+        raise ValueError(
+            f"The image to be converted to a PIL image contains values outside the range [0, {limit}], got "
+            f"[{array.min()}, {array.max()}] which cannot be converted to uint8. Resizing takes whole numbers in "
+            "[0, 255] or floats in [0, 1]; set do_resize=False to keep other values."
+        )
+    array = array if whole else (array.astype(np.float64) * 255).astype(np.float32)
+    return Image.fromarray(array.astype(np.uint8)), not whole

@@ -1,0 +1,35 @@
+"""Seeded initialisation: arrays drawn from the table's init column, equal to the last bit in every framework.
+
+As Hugging Face's PyTorch ViT draws (transformers 4.57.6): weights, CLS token and position embeddings from a normal
+distribution of standard deviation `initializer_range`, cut at -2 and 2 (absolute, not in standard deviations).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+from vit_core.config import ViTConfig
+from vit_core.params import Spec
+
+BOUND = 2.0  # where the normal distribution is cut
+
+
+def draw(spec: Spec, config: ViTConfig, seed: int) -> npt.NDArray[np.float32]:
+    """The initial float32 array of one parameter, in PyTorch's layout.
+
+    Each parameter has a stream of its own, from the seed and its name: a trunk starts equal under every head.
+    """
+    if spec.init == "zeros" or (spec.init == "norm" and spec.leaf == "bias"):
+        return np.zeros(spec.shape, np.float32)
+    if spec.init == "norm":
+        return np.ones(spec.shape, np.float32)
+    stream = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
+    values = generator.standard_normal(spec.shape, np.float32) * np.float32(config.initializer_range)
+    while (outside := np.abs(values) > BOUND).any():
+        again = generator.standard_normal(int(outside.sum()), np.float32)
+        values[outside] = again * np.float32(config.initializer_range)
+    return values

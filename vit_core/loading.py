@@ -1,0 +1,146 @@
+"""Fitting a checkpoint's tensors to a configuration and the parts of a model, with a report of what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vit_core.checkpoint import Checkpoint
+from vit_core.config import ViTConfig
+from vit_core.params import HEADS, TORCH, native_name, specs
+from vit_core.position import resize_position_embeddings
+from vit_core.safetensors_file import Tensor
+from vit_core.validation import dtype_name
+
+COMPUTE_DTYPES = ("float32", "float64", "bfloat16", "float16")
+POSITIONS = "embeddings.position_embeddings"
+
+
+@dataclass
+class LoadReport:
+    """What loading did, as data. Names of parameters are those of the model's PyTorch state dict."""
+
+    missing_keys: list[str] = field(default_factory=list)  # not in the file: freshly initialised
+    unexpected_keys: list[str] = field(default_factory=list)  # in the file, by their names there, and not used
+    mismatched_keys: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    """(name, shape in the file, shape in the model): freshly initialised."""
+    resized: list[tuple[str, tuple[int, int], tuple[int, int], str]] = field(default_factory=list)
+    """(name, grid in the file, grid in the model, kernel): position embeddings interpolated to another grid."""
+    converted: dict[str, str] = field(default_factory=dict)
+    """Name in the file of every tensor that was loaded under another name, by its name in the model."""
+    format: str = ""  # of the file: pt, tf or flax
+    path: str = ""  # the weights file, or the index of its shards
+    dtypes: dict[str, int] = field(default_factory=dict)  # number of elements stored in each dtype
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of the fields, so that a report can be used, and printed, as a dict."""
+        return tuple(f.name for f in fields(self))
+
+    def warning(self, model: str) -> str | None:
+        """What a user who does not ask for the report must know, in a sentence or two; None when all fits."""
+        fresh = [*self.missing_keys, *(name for name, _, _ in self.mismatched_keys)]
+        parts = []
+        if fresh:
+            parts.append(
+                f"{len(fresh)} parameters of {model} were not taken from {self.path} and are newly initialised: "
+                f"{_shortened(fresh)}. Train the model before you use it for predictions."
+            )
+        if self.unexpected_keys:
+            parts.append(
+                f"{len(self.unexpected_keys)} tensors of {self.path} are not used by {model}: "
+                f"{_shortened(self.unexpected_keys)}."
+            )
+        return " ".join(parts) or None
+
+
+def _shortened(names: list[str], limit: int = 8) -> str:
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
+
+
+def fit(
+    checkpoint: Checkpoint,
+    config: ViTConfig,
+    parts: Iterable[str],
+    *,
+    stored_grid: tuple[int, int] | None = None,
+    ignore_mismatched_sizes: bool = False,
+    fresh_head: bool = False,
+    kernel: str = "hf",
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """The checkpoint's tensors that a model of this configuration takes, and the report.
+
+    `stored_grid` is the grid of patches the checkpoint was made for: where the configuration's is another one, the
+    position embeddings are resized with `kernel`. `fresh_head` lets a head of another size be initialised anew.
+    Raises ValueError that lists every tensor of a wrong shape or dtype at once.
+    """
+    wanted = specs(config, parts)
+    prefixed = bool(set(HEADS) & set(parts))
+    report = LoadReport(format=checkpoint.format, path=str(checkpoint.path), dtypes=checkpoint.dtypes)
+    taken: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    for name, spec in wanted.items():
+        shown = native_name(spec, TORCH, prefixed)
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None:
+            report.missing_keys.append(shown)
+            continue
+        if name == POSITIONS and tensor.shape[2:] == spec.shape[2:]:
+            tensor = _resized(tensor, stored_grid, config.grid, kernel, shown, report)
+        if tensor.dtype.kind in "iub":
+            wrong.append(f"{shown}: dtype {tensor.dtype} in the file, a floating-point dtype in the model")
+        elif tensor.shape == spec.shape:
+            taken[name] = tensor
+            if tensor.source != shown:
+                report.converted[shown] = tensor.source
+        elif ignore_mismatched_sizes or (fresh_head and spec.part in HEADS):
+            report.mismatched_keys.append((shown, tensor.shape, spec.shape))
+        else:
+            wrong.append(f"{shown}: {tensor.shape} in the file, {spec.shape} in the model")
+    if wrong:
+        raise ValueError(
+            f"{checkpoint.path} does not fit the model:\n  " + "\n  ".join(wrong) + "\nPass the configuration it was "
+            "saved with, or ignore_mismatched_sizes=True to initialise these anew."
+        )
+    left = [t.source or name for name, t in checkpoint.tensors.items() if name not in wanted]
+    report.unexpected_keys = sorted([*left, *checkpoint.unknown])
+    return taken, report
+
+
+def _resized(
+    tensor: Tensor,
+    stored: tuple[int, int] | None,
+    grid: tuple[int, int],
+    kernel: str,
+    shown: str,
+    report: LoadReport,
+) -> Tensor:
+    """The position embeddings on the model's grid; unchanged when the stored grid is not that of the tensor."""
+    patches = tensor.shape[1] - 1
+    if stored is None and patches == grid[0] * grid[1]:
+        return tensor
+    source = stored or (round(patches**0.5), round(patches**0.5))
+    if source[0] * source[1] != patches or source == grid:
+        return tensor
+    report.resized.append((shown, source, grid, kernel))
+    shape = (1, 1 + grid[0] * grid[1], tensor.shape[2])
+    return Tensor(
+        shape, tensor.dtype, lambda: resize_position_embeddings(tensor.read(), source, grid, kernel), tensor.source
+    )
+
+
+def resolve_dtype(asked: Any, checkpoint: Checkpoint) -> str:
+    """The name of the dtype to load in: the one asked for, "auto" for what most of the file is stored in.
+
+    None means float32, whatever the file holds. Raises ValueError for what no backend computes in.
+    """
+    name = "float32" if asked is None else dtype_name(asked)
+    if name == "auto":
+        name = next((d for d in checkpoint.dtypes if d in COMPUTE_DTYPES), "float32")
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(f'dtype must be "auto" or one of {", ".join(COMPUTE_DTYPES)}, got {asked!r}.')
+    return name

@@ -1,0 +1,119 @@
+"""Resizing a grid of position embeddings by one matrix per axis (ViT paper, section 3.2).
+
+A grid of shape (h, w, D) becomes R_h @ grid @ R_w^T, so that every backend computes the same numbers with two matmuls.
+The kernels are those the field's libraries have used, by name:
+
+hf       torch bicubic to a given size: a = -0.75, half-pixel centres, edges clamped (transformers >= 4.45)
+hf-4.44  the same kernel sampled at the scale (m + 0.1) / n, which transformers <= 4.44 and DINO pass to torch
+timm     torch bicubic with antialias: a = -0.5, widened when shrinking, weights renormalised at the edges
+tf       tf.image.resize bicubic: a = -0.5 from a table of 1024 steps, weights renormalised at the edges
+google   linear between aligned corners, as scipy.ndimage.zoom of order 1 (vit_jax, big_vision)
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float64]
+
+KERNELS = ("hf", "hf-4.44", "timm", "tf", "google")
+_TF_TABLE_STEPS = 1024
+
+
+def cubic(distance: Any, a: float, near: bool) -> Any:
+    """Keys' cubic convolution (1981): the inner piece for distances up to 1 (`near`), the outer one from 1 to 2."""
+    d = distance
+    return ((a + 2) * d - (a + 3)) * d * d + 1 if near else ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
+
+def bicubic_matrix(rows: Any, columns: Any, scale: float) -> Any:
+    """The "hf" kernel: weights (m, n) for resizing n samples to m.
+
+    `rows` and `columns` are 0..m-1 and 0..n-1 as floating-point arrays of NumPy, PyTorch or JAX, in which the result
+    is computed: m may thus be unknown until a traced function runs. `scale` is n / m.
+    """
+    x = (rows + 0.5) * scale - 0.5
+    base = x // 1
+    weights: Any = 0.0
+    for tap in (-1, 0, 1, 2):
+        index = (base + tap).clip(0, columns.shape[0] - 1)
+        weight = cubic(abs(x - base - tap), -0.75, near=tap in (0, 1))
+        weights = weights + weight[:, None] * (index[:, None] == columns[None, :])
+    return weights
+
+
+@lru_cache(maxsize=64)
+def resize_matrix(source: int, target: int, kernel: str = "hf") -> Matrix:
+    """Weights, float64 of shape (target, source), that resize an axis of `source` samples to `target`; read-only.
+
+    Raises ValueError for an unknown kernel or a size below 1.
+    """
+    if kernel not in KERNELS:
+        raise ValueError(f"Unknown interpolation kernel {kernel!r}: expected one of {', '.join(KERNELS)}.")
+    if source < 1 or target < 1:
+        raise ValueError(f"Grid sizes must be at least 1: got {source} to resize to {target}.")
+    matrix: Matrix
+    if kernel in ("hf", "hf-4.44"):
+        scale = source / (target if kernel == "hf" else target + 0.1)
+        matrix = bicubic_matrix(np.arange(target, dtype=np.float64), np.arange(source, dtype=np.float64), scale)
+    else:
+        matrix = {"timm": _antialiased, "tf": _tensorflow, "google": _corner_aligned}[kernel](source, target)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def _antialiased(source: int, target: int) -> Matrix:
+    scale = source / target
+    stretch = max(scale, 1.0)
+    centres = scale * (np.arange(target) + 0.5)
+    first = np.maximum((centres - 2 * stretch + 0.5).astype(int), 0)
+    last = np.minimum((centres + 2 * stretch + 0.5).astype(int), source)
+    columns = np.arange(source)
+    distance = np.abs((columns - centres[:, None] + 0.5) / stretch)
+    weights = np.where(distance < 1, cubic(distance, -0.5, near=True), cubic(distance, -0.5, near=False))
+    inside = (columns >= first[:, None]) & (columns < last[:, None]) & (distance < 2)
+    return _normalised(np.where(inside, weights, 0.0))
+
+
+def _tensorflow(source: int, target: int) -> Matrix:
+    x = (np.arange(target, dtype=np.float32) + np.float32(0.5)) * np.float32(source / target) - np.float32(0.5)
+    base = np.floor(x).astype(int)
+    fraction = np.rint((x - base) * _TF_TABLE_STEPS) / _TF_TABLE_STEPS
+    matrix = np.zeros((target, source))
+    for tap in (-1, 0, 1, 2):
+        index, rows = base + tap, np.arange(target)
+        inside = (index >= 0) & (index < source)
+        weight = cubic(np.abs(fraction - tap), -0.5, near=tap in (0, 1))
+        matrix[rows[inside], index[inside]] += weight[inside]
+    return _normalised(matrix)
+
+
+def _corner_aligned(source: int, target: int) -> Matrix:
+    x = np.arange(target) * ((source - 1) / (target - 1) if target > 1 else 0.0)
+    matrix: Matrix = np.maximum(0.0, 1.0 - np.abs(x[:, None] - np.arange(source)))
+    return matrix
+
+
+def _normalised(matrix: Matrix) -> Matrix:
+    total: Matrix = matrix.sum(axis=1, keepdims=True)
+    return matrix / total
+
+
+def resize_position_embeddings(
+    table: npt.NDArray[Any], source: tuple[int, int], target: tuple[int, int], kernel: str = "hf"
+) -> npt.NDArray[Any]:
+    """A table (1, 1 + h w, D) of position embeddings for another grid (height, width); the CLS row is untouched.
+
+    Computed in float64, returned in the table's dtype.
+    """
+    if source == target:
+        return table
+    rows, columns = (resize_matrix(s, t, kernel) for s, t in zip(source, target, strict=True))
+    grid = table[0, 1:].reshape(*source, -1).astype(np.float64)
+    resized = np.einsum("ah,hwd,bw->abd", rows, grid, columns, optimize=True)
+    patches = resized.reshape(1, target[0] * target[1], -1).astype(table.dtype)
+    return np.concatenate([table[:, :1], patches], axis=1)

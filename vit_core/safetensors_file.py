@@ -1,0 +1,154 @@
+"""The safetensors container: files read through a memory map, one tensor at a time, and written the same way.
+
+The safetensors library checks every file (offsets, sizes, dtypes); the arrays handed out here are views of the mapped
+file, so that reading costs no memory of its own. What is written equals the library's output byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from vit_core.files import LFS_POINTER, atomic_file, parse_json_object
+
+Array = npt.NDArray[Any]
+
+_DTYPES: dict[str, npt.DTypeLike] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_CODES = {np.dtype(dtype): code for code, dtype in _DTYPES.items()}
+_MAX_HEADER = 100_000_000  # bytes, the library's own limit
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An array that is read when asked for. `shape` and `dtype` are known before.
+
+    `release` gives back the memory that reading took where the array is a view of a mapped file: for callers that have
+    copied it and keep no view.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[], Array]
+    source: str = ""  # its name in the file it comes from
+    release: Callable[[], None] = lambda: None
+
+    @classmethod
+    def of(cls, array: Array) -> Tensor:
+        """A tensor whose array is already there."""
+        return cls(array.shape, array.dtype, lambda: array)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def transposed(self, axes: tuple[int, ...] | None) -> Tensor:
+        """The same tensor with its axes permuted; reading it gives a view."""
+        if axes is None:
+            return self
+        shape = tuple(self.shape[i] for i in axes)
+        return replace(self, shape=shape, read=lambda: self.read().transpose(axes))
+
+    def astype(self, dtype: npt.DTypeLike) -> Tensor:
+        """The same tensor cast to another dtype when it is read."""
+        wanted = np.dtype(dtype)
+        if wanted == self.dtype:
+            return self
+        return replace(self, dtype=wanted, read=lambda: self.read().astype(wanted))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a file, by name, and its metadata.
+
+    The arrays are private, writable views of the mapped file: nothing is read before it is used, and writing to one
+    never reaches the file. Raises OSError when the file can't be opened, ValueError when it is damaged.
+    """
+    header, start = _header(path)
+    try:
+        with safe_open(path, framework="np"):
+            pass  # opening checks that the offsets are what the shapes and the size of the file demand
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or not a safetensors file ({error}): fetch or save it again.") from error
+    metadata = header.pop("__metadata__", {})
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return {name: _mapped_tensor(path, mapped, start, name, entry) for name, entry in header.items()}, metadata
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and the offset at which the data begins."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(len(LFS_POINTER))
+        if first == LFS_POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+        length = int.from_bytes(first[:8], "little")
+        if size < 8 or length > min(_MAX_HEADER, size - 8):
+            raise ValueError(
+                f"{path} is damaged or not a safetensors file: its {size} bytes begin with a header length of "
+                f"{length}: fetch or save it again."
+            )
+        file.seek(8)
+        return parse_json_object(file.read(length), f"The header of {path}"), 8 + length
+
+
+def _mapped_tensor(path: Path, mapped: mmap.mmap, start: int, name: str, entry: dict[str, Any]) -> Tensor:
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; expected one of {', '.join(_DTYPES)}.")
+    dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+
+    def read() -> Array:
+        array = np.frombuffer(mapped, np.uint8, end - begin, start + begin).view(dtype).reshape(shape)
+        return array if array.flags.aligned else array.copy()
+
+    def release() -> None:
+        if hasattr(mapped, "madvise") and end > begin:
+            first = (start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, first, start + end - first)
+
+    return Tensor(shape, dtype, read, name, release)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file, whole or not at all, holding one tensor in memory at a time.
+
+    Raises ValueError for a dtype the format has no code for, OSError when the disk is full.
+    """
+    unknown = sorted(f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in _CODES)
+    if unknown:
+        raise ValueError(f"safetensors can't hold {', '.join(unknown)}: expected one of {', '.join(_DTYPES)}.")
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        begin, end = end, end + tensors[name].nbytes
+        code, shape = _CODES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)
+            tensors[name].release()

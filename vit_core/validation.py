@@ -1,0 +1,105 @@
+"""What each field of the configuration may hold: one check a field, (name, value) -> the value as it is kept.
+
+A check raises ValueError that names the field, what it must be and what was given.
+"""
+
+from __future__ import annotations
+
+import numbers
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+ACTIVATIONS = (
+    "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
+    "gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6",
+    "selu", "sigmoid", "silu", "swish", "tanh",
+)  # fmt: skip
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def check_integer(name: str, value: Any, minimum: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        kind = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
+        raise ValueError(f"{name} must be {kind}, got {value!r}.")
+    return int(value)
+
+
+def _size(name: str, value: Any) -> int | tuple[int, int]:
+    if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be a positive integer or a (height, width) pair, got {value!r}.")
+        return check_integer(name, value[0]), check_integer(name, value[1])
+    return check_integer(name, value)
+
+
+def _number(name: str, value: Any, maximum: float = sys.float_info.max) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= maximum:
+        kind = "a finite number of at least 0" if maximum > 1 else f"a number from 0 to {maximum:g}"
+        raise ValueError(f"{name} must be {kind}, got {value!r}.")
+    return float(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if value not in (True, False) or isinstance(value, float):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def _activation(name: str, value: Any) -> Any:
+    if not callable(value) and value not in ACTIVATIONS:
+        raise ValueError(f"{name} must be one of {', '.join(ACTIVATIONS)}, or a callable, got {value!r}.")
+    return value
+
+
+def _problem_type(name: str, value: Any) -> Any:
+    if value is not None and value not in PROBLEM_TYPES:
+        raise ValueError(f"{name} must be one of {', '.join(PROBLEM_TYPES)}, or None, got {value!r}.")
+    return value
+
+
+def _optional_width(name: str, value: Any) -> int | None:
+    return None if value is None else check_integer(name, value, minimum=0)
+
+
+def dtype_name(value: Any) -> str:
+    """The name "float32" of "float32", "torch.float32", torch.float32, np.float32 or jnp.float32."""
+    return str(getattr(value, "__name__", value)).rpartition(".")[2]
+
+
+def _optional_dtype(name: str, value: Any) -> str | None:
+    return None if value is None else dtype_name(value)
+
+
+def _id2label(name: str, value: Any) -> dict[int, str]:
+    try:
+        return {int(key): str(label) for key, label in dict(value).items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must map label numbers to names, got {value!r}.") from None
+
+
+def _label2id(name: str, value: Any) -> dict[str, int]:
+    try:
+        return {str(label): int(key) for label, key in dict(value).items()}
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must map label names to numbers, got {value!r}.") from None
+
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **dict.fromkeys(
+        ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"), check_integer
+    ),
+    **dict.fromkeys(("image_size", "patch_size", "encoder_stride"), _size),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), partial(_number, maximum=1.0)),
+    **dict.fromkeys(("initializer_range", "layer_norm_eps"), _number),
+    **dict.fromkeys(("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"), _flag),
+    **dict.fromkeys(("hidden_act", "pooler_act"), _activation),
+    "problem_type": _problem_type,
+    "pooler_output_size": _optional_width,
+    "dtype": _optional_dtype,
+    "id2label": _id2label,
+    "label2id": _label2id,
+}

@@ -1,0 +1,43 @@
+"""The losses, each a scalar mean, computed in float32 or wider."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vit_core.calls import check_labels, check_reconstruction, label_out_of_range, problem_type
+from vit_core.config import ViTConfig, pair
+
+
+def classification_loss(logits: Tensor, labels: Tensor, config: ViTConfig) -> Tensor:
+    """Cross entropy, binary cross entropy or mean squared error of logits (B, K), by the problem type.
+
+    Raises ValueError for labels that do not fit. Class labels out of range are found on the CPU; on an accelerator, and
+    in compiled code, PyTorch's own assertion fires.
+    """
+    integers = not labels.is_floating_point()
+    problem = problem_type(config, integers)
+    check_labels(tuple(labels.shape), tuple(logits.shape), problem, integers)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if problem == "single_label_classification":
+        try:
+            return F.cross_entropy(logits, labels.reshape(-1).long())
+        except IndexError as error:
+            kept = labels[labels != -100]
+            raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), logits.shape[1])) from error
+    if problem == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
+
+
+def masked_reconstruction_loss(pixels: Tensor, reconstruction: Tensor, mask: Tensor, config: ViTConfig) -> Tensor:
+    """Mean absolute error of the masked pixels (Xie et al. 2022, SimMIM, section 3.4); mask (B, N), 1 where masked."""
+    check_reconstruction(config)
+    wide = torch.promote_types(reconstruction.dtype, torch.float32)
+    ph, pw = pair(config.patch_size)
+    height, width = reconstruction.shape[2:]
+    grid = mask.reshape(-1, height // ph, width // pw).to(wide)
+    pixel_mask = grid.repeat_interleave(ph, 1).repeat_interleave(pw, 2)[:, None]  # (B, 1, H, W)
+    error = (pixels[:, :, :height, :width].to(wide) - reconstruction.to(wide)).abs()
+    return (error * pixel_mask).sum() / (pixel_mask.sum() + 1e-5) / config.num_channels

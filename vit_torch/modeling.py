@@ -1,0 +1,350 @@
+"""The Vision Transformer in PyTorch: embeddings, encoder and the three models.
+
+Paper: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1 and equations 1 to 4; for masked image
+modelling Xie et al. 2022, "SimMIM". Agrees with `modeling_vit` of transformers 4.57.6, whose parameter names it keeps.
+
+Dimensions: B batch, C channels, H W pixels, N patches, S tokens (N + 1), D hidden, F mlp, h heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vit_core import calls
+from vit_core.config import ViTConfig, pair
+from vit_core.position import bicubic_matrix
+from vit_torch.activations import Activation, activation
+from vit_torch.attention import additive_bias, choose
+from vit_torch.losses import classification_loss, masked_reconstruction_loss
+from vit_torch.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_torch.weights import ViTPreTrainedModel
+
+
+class ViTPatchEmbeddings(nn.Module):
+    """Non-overlapping patches, each projected to D."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        patch = pair(config.patch_size)
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
+
+
+class ViTEmbeddings(nn.Module):
+    """CLS token and patches plus position embeddings (equation 1); masked patches give way to the mask token."""
+
+    def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        self.position_embeddings = nn.Parameter(torch.zeros(1, config.num_patches + 1, config.hidden_size))
+        self.patch_embeddings = ViTPatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None, interpolate_pos_encoding: bool) -> Tensor:
+        height, width = pixel_values.shape[2:]
+        x = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
+        if bool_masked_pos is not None:
+            assert self.mask_token is not None
+            x = torch.where(bool_masked_pos[..., None] != 0, self.mask_token, x)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)  # (B, S, D)
+        positions = self.resized_positions(height, width) if interpolate_pos_encoding else self.position_embeddings
+        return self.dropout(x + positions)
+
+    def resized_positions(self, height: int, width: int) -> Tensor:
+        """The position embeddings for an image of height x width pixels; the CLS row is untouched."""
+        table, source = self.position_embeddings, self.config.grid
+        target = calls.grid((height, width), self.config)
+        if target == source:
+            return table
+        wide = torch.promote_types(table.dtype, torch.float32)
+        rows, columns = (
+            bicubic_matrix(
+                torch.arange(t, dtype=torch.float64, device=table.device),
+                torch.arange(s, dtype=torch.float64, device=table.device),
+                s / t,
+            ).to(wide)
+            for s, t in zip(source, target, strict=True)
+        )
+        grid = table[0, 1:].to(wide).reshape(*source, -1)
+        patches = torch.einsum("ah,hwd,bw->abd", rows, grid, columns).flatten(0, 1)[None].to(table.dtype)
+        return torch.cat([table[:, :1], patches], dim=1)
+
+
+class ViTDense(nn.Module):
+    """A linear layer, then an activation or dropout."""
+
+    def __init__(self, inputs: int, outputs: int, act: str | Activation = "linear", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, outputs)
+        self.act = activation(act)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.act(self.dense(x)))
+
+
+class ViTSelfAttention(nn.Module):
+    """Multi-head self-attention before its output projection (appendix A, equations 5 to 7)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        heads = (self.config.num_attention_heads, -1)
+        q, k, v = (f(x).unflatten(2, heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
+        attend = choose(self.config.attn_implementation, output_attentions)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        context, probs = attend(q, k, v, bias, head_mask, dropout)
+        return context.transpose(1, 2).flatten(2), probs  # (B, S, D)
+
+
+class ViTAttention(nn.Module):
+    """Self-attention and its output projection (equation 8)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.attention = ViTSelfAttention(config)
+        self.output = ViTDense(config.hidden_size, config.hidden_size, dropout=config.hidden_dropout_prob)
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        context, probs = self.attention(x, bias, head_mask, output_attentions)
+        return self.output(context), probs
+
+
+class ViTLayer(nn.Module):
+    """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        width, mlp, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
+        self.attention = ViTAttention(config)
+        self.intermediate = ViTDense(width, mlp, act=config.hidden_act)
+        self.output = ViTDense(mlp, width, dropout=config.hidden_dropout_prob)
+        self.layernorm_before = nn.LayerNorm(width, eps=eps)
+        self.layernorm_after = nn.LayerNorm(width, eps=eps)
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, output_attentions)
+        x = x + attended
+        x = x + self.output(self.intermediate(self.layernorm_after(x)))
+        return x, probs
+
+
+class ViTEncoder(nn.Module):
+    """L layers; with `checkpointing`, training recomputes each of them in the backward pass."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.checkpointing: dict[str, Any] | None = None
+
+    def forward(
+        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        hidden_states, attentions = [x], []
+        for i, layer in enumerate(self.layer):
+            mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
+            args = (x, bias, mask, options.output_attentions)
+            if self.checkpointing is not None and self.training:
+                x, probs = checkpoint(layer, *args, **self.checkpointing)
+            else:
+                x, probs = layer(*args)
+            hidden_states.append(x)
+            attentions.append(probs)
+        return x, tuple(hidden_states), tuple(attentions)
+
+
+class ViTModel(ViTPreTrainedModel):
+    """The bare Vision Transformer; returns `BaseModelOutputWithPooling`.
+
+    `add_pooling_layer` adds a dense layer on the CLS token; `use_mask_token` adds the token that takes the place of the
+    patches in `bool_masked_pos`. `seed` draws the initial weights that every framework draws from it.
+    """
+
+    architecture = "ViTModel"
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        add_pooling_layer: bool = True,
+        use_mask_token: bool = False,
+        *,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(config, self.parts_of(config, add_pooling_layer, use_mask_token))
+        self.embeddings = ViTEmbeddings(config, use_mask_token)
+        self.encoder = ViTEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.pooler = (
+            ViTDense(config.hidden_size, config.pooler_size, act=config.pooler_act) if add_pooling_layer else None
+        )
+        self.init_weights(seed)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        bool_masked_pos: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """Pixels (B, C, H, W); `bool_masked_pos` (B, N), 1 where masked; `head_mask` (h,) or (L, h), 1 keeps.
+
+        `attention_mask` is (B, S), 1 to attend, or (B, 1, S, S), added to the scores; the options left at None are the
+        configuration's. Raises ValueError for what does not fit.
+        """
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        interpolate = bool(interpolate_pos_encoding)
+        calls.check_pixel_values(shape(pixel_values), self.config, interpolate)
+        assert pixel_values is not None
+        has_mask_token = self.embeddings.mask_token is not None
+        patches = calls.num_patches(pixel_values.shape[2:], self.config)
+        calls.check_bool_masked_pos(shape(bool_masked_pos), patches, has_mask_token)
+        calls.check_head_mask(shape(head_mask), self.config)
+        calls.check_attention_mask(shape(attention_mask), patches + 1)
+
+        x = self.embeddings(pixel_values, bool_masked_pos, interpolate)
+        bias = additive_bias(attention_mask, x.dtype)
+        x, hidden_states, attentions = self.encoder(x, bias, head_mask, options)
+        x = self.layernorm(x)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=self.pooler(x[:, 0]) if self.pooler is not None else None,
+            hidden_states=hidden_states if options.output_hidden_states else None,
+            attentions=attentions if options.output_attentions else None,
+        )
+        return output if options.return_dict else output.to_tuple()
+
+
+class ViTForImageClassification(ViTPreTrainedModel):
+    """A linear classifier on the CLS token after the final LayerNorm; returns `ImageClassifierOutput`.
+
+    With `num_labels=0` the logits are that token's features.
+    """
+
+    architecture = "ViTForImageClassification"
+
+    def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
+        super().__init__(config, self.parts_of(config))
+        self.vit = ViTModel(config, add_pooling_layer=False, seed=seed)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        self.init_weights(seed, {"classifier"})
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        head_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """As `ViTModel`; `labels` (B,) of classes, or (B, K) of numbers, give the loss of `config.problem_type`."""
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        trunk = self.vit(
+            pixel_values,
+            head_mask=head_mask,
+            attention_mask=attention_mask,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_attentions=options.output_attentions,
+            output_hidden_states=options.output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(trunk.last_hidden_state[:, 0])
+        output = ImageClassifierOutput(
+            loss=classification_loss(logits, labels, self.config) if labels is not None else None,
+            logits=logits,
+            hidden_states=trunk.hidden_states,
+            attentions=trunk.attentions,
+        )
+        return output if options.return_dict else output.to_tuple()
+
+
+class ViTForMaskedImageModeling(ViTPreTrainedModel):
+    """A 1x1 convolution and a pixel shuffle that reconstruct the image; returns `MaskedImageModelingOutput`."""
+
+    architecture = "ViTForMaskedImageModeling"
+
+    def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
+        super().__init__(config, self.parts_of(config))
+        self.vit = ViTModel(config, add_pooling_layer=False, use_mask_token=True, seed=seed)
+        rh, rw = pair(config.encoder_stride)
+        self.decoder = nn.Sequential(nn.Conv2d(config.hidden_size, rh * rw * config.num_channels, kernel_size=1))
+        self.init_weights(seed, {"decoder"})
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        *,
+        bool_masked_pos: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Any:
+        """As `ViTModel`; with `bool_masked_pos` (B, N) the output has the loss of the masked pixels."""
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        if bool_masked_pos is not None:
+            calls.check_reconstruction(self.config)
+        trunk = self.vit(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            head_mask=head_mask,
+            attention_mask=attention_mask,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_attentions=options.output_attentions,
+            output_hidden_states=options.output_hidden_states,
+            return_dict=True,
+        )
+        assert pixel_values is not None
+        reconstruction = self.reconstruct(trunk.last_hidden_state[:, 1:], pixel_values.shape[2:])
+        loss = None
+        if bool_masked_pos is not None:
+            loss = masked_reconstruction_loss(pixel_values, reconstruction, bool_masked_pos, self.config)
+        output = MaskedImageModelingOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            hidden_states=trunk.hidden_states,
+            attentions=trunk.attentions,
+        )
+        return output if options.return_dict else output.to_tuple()
+
+    def reconstruct(self, patches: Tensor, size: Sequence[int]) -> Tensor:
+        """Pixels (B, C, H, W) of the encoded patches (B, N, D) of an image of `size`, height x width."""
+        (rh, rw), grid = pair(self.config.encoder_stride), calls.grid(size, self.config)
+        x = self.decoder(patches.transpose(1, 2).unflatten(2, grid))  # (B, C rh rw, H / ph, W / pw)
+        x = x.unflatten(1, (-1, rh, rw)).permute(0, 1, 4, 2, 5, 3)  # (B, C, H / ph, rh, W / pw, rw)
+        return x.flatten(4, 5).flatten(2, 3)
+
+
+def shape(tensor: Tensor | None) -> tuple[int, ...] | None:
+    """The shape of a tensor; None of None."""
+    return None if tensor is None else tuple(tensor.shape)
