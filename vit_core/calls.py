@@ -132,7 +132,12 @@ def check_reconstruction(config: ViTConfig) -> None:
 
 
 def problem_type(config: ViTConfig, labels_are_integers: bool) -> str:
-    """The configuration's problem type, or the one that the number of labels and their dtype imply."""
+    """The configuration's problem type, or the one that the number of labels and their dtype imply.
+
+    Raises ValueError for a model without labels.
+    """
+    if config.num_labels == 0:
+        raise ValueError("labels were given, but the model has num_labels=0 and so no loss: leave them out.")
     if config.problem_type is not None:
         return config.problem_type
     if config.num_labels == 1:

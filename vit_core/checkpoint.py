@@ -127,11 +127,10 @@ def _check_complete(
         raise ValueError(f"{index} promises tensors that no shard holds: {', '.join(lost)}: save it again.")
 
 
-def stale_names(folder: Path, written: Iterable[str], variant: str | None = None) -> list[str]:
-    """Files of an earlier save under the same stem, whole or sharded, that the new one does not replace."""
-    tag = f".{variant}" if variant else ""
-    shards = (p.name for p in folder.glob(f"model{tag}-[0-9]*-of-[0-9]*.safetensors"))
-    return sorted({*shards, *weight_names(variant)} - set(written))
+def own_patterns(variant: str | None = None) -> tuple[str, ...]:
+    """Patterns of every file a save of this variant may write: those of an earlier one that are left over are stale."""
+    single, index = weight_names(variant)
+    return single, index, single.replace(".safetensors", "-?????-of-?????.safetensors")
 
 
 def write_checkpoint(

@@ -47,8 +47,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def check_shard_names(names: set[str], suffix: str, index: str) -> None:
     """Refuse, with ValueError, an index that points anywhere but at plain files beside it."""
     for name in sorted(names):
-        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.\\-]*", name) or ".." in name or not name.endswith(suffix):
-            raise ValueError(f"{index} names the shard {name!r}: expected a bare file name ending in {suffix}.")
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or ".." in name or not name.endswith(suffix):
+            raise ValueError(
+                f"{index} names the shard {name!r}: expected a bare file name ending in {suffix}. "
+                "Do not load it unless you trust where it comes from, and then mend the index."
+            )
 
 
 @contextmanager

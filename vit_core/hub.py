@@ -244,10 +244,9 @@ def _explain(
     """What a failed download raises: what is wrong, then what to do. No error at all: a file known to be absent."""
     from huggingface_hub import constants, errors
 
-    while type(error) is ValueError or isinstance(error, errors.LocalEntryNotFoundError):
-        if error is None or error.__cause__ is None:
-            break
-        error = error.__cause__  # what the client wrapped: the network's error, offline mode, a refusal
+    wrapped = type(error) is ValueError or isinstance(error, errors.LocalEntryNotFoundError)
+    if error is not None and error.__cause__ is not None and wrapped:
+        error = error.__cause__  # the network's error, offline mode, a refusal
     hub, cache = constants.ENDPOINT, cache_dir or constants.HF_HUB_CACHE
     match error:
         case errors.HFValidationError():

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from vit_core import hub
-from vit_core.checkpoint import Checkpoint, read_checkpoint, stale_names, weight_names, write_checkpoint
+from vit_core.checkpoint import Checkpoint, own_patterns, read_checkpoint, weight_names, write_checkpoint
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import finish_save, replacing_files
 from vit_core.loading import fit, resolve_dtype
@@ -156,9 +156,9 @@ class PretrainedModel(ABC):
                 variant=variant,
             )
             config.save_pretrained(stage)
-            stale += stale_names(folder, written, variant)
+            stale += sorted({p.name for pattern in own_patterns(variant) for p in folder.glob(pattern)} - set(written))
         if push_to_hub:
-            hub.upload(folder, repo_id or folder.resolve().name, **hub_options)
+            hub.upload(folder, repo_id or folder.resolve().name, delete_patterns=own_patterns(variant), **hub_options)
 
     def push_to_hub(
         self,
@@ -175,7 +175,7 @@ class PretrainedModel(ABC):
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, max_shard_size=max_shard_size, dtype=dtype, variant=variant)
-            return hub.upload(folder, repo_id, **hub_options)
+            return hub.upload(folder, repo_id, delete_patterns=own_patterns(variant), **hub_options)
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Spec]) -> None:

@@ -1,0 +1,58 @@
+"""Thin adapters: what a test needs of a backend, in NumPy. The tests themselves are written once."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+
+class TorchBackend:
+    """vit_torch: prefix-free class names, gradients by autograd."""
+
+    name = "torch"
+    prefix = ""
+
+    def __init__(self) -> None:
+        self.package: Any = importlib.import_module("vit_torch")
+        self.torch: Any = importlib.import_module("torch")
+
+    def load(self, cls: str, path: Any, **kwargs: Any) -> Any:
+        """A pretrained model, without the warnings about what was initialised anew."""
+        return getattr(self.package, cls).from_pretrained(path, output_loading_info=True, **kwargs)[0]
+
+    def build(self, cls: str, config: Any, dtype: str = "float32", **kwargs: Any) -> Any:
+        """A new model in evaluation mode."""
+        model = getattr(self.package, cls)(config, **kwargs)
+        return model.to(getattr(self.torch, dtype)).eval()
+
+    def call(self, model: Any, **inputs: Any) -> Any:
+        """The output of a call with NumPy inputs, every tensor in it a NumPy array."""
+        with self.torch.no_grad():
+            return self._to_numpy(model(**self._to_torch(inputs)))
+
+    def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss and its gradients by canonical name."""
+        loss = model(**self._to_torch(inputs)).loss
+        loss.backward()
+        return loss.item(), {spec.name: model.get_parameter(n).grad.numpy() for n, spec in model.specs().items()}
+
+    def parameters(self, model: Any) -> dict[str, np.ndarray]:
+        """Every parameter by canonical name, in PyTorch's layout."""
+        return {name: tensor.read() for name, tensor in model.to_tensors().items()}
+
+    def _to_torch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return {k: self.torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+
+    def _to_numpy(self, value: Any) -> Any:
+        if isinstance(value, self.torch.Tensor):
+            return (value.float() if value.dtype == self.torch.bfloat16 else value).detach().numpy()
+        if isinstance(value, tuple):
+            return tuple(self._to_numpy(item) for item in value)
+        if hasattr(value, "to_tuple"):
+            return type(value)(**{name: self._to_numpy(item) for name, item in value.items()})
+        return value
+
+
+BACKENDS = {"torch": TorchBackend}

@@ -1,0 +1,253 @@
+"""Image classification in one call, with any backend: pictures in, labels and scores out.
+
+Arguments and results are those of Hugging Face's `pipeline("image-classification")`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vit_core import calls
+from vit_core.backends import DIGITS, accelerator, backend_of, first_installed, import_backend, place, run
+from vit_core.config import ViTConfig, pair
+from vit_core.image_processing import ViTImageProcessor, load_image
+from vit_core.images import LAST, as_rgb
+from vit_core.loading import LoadReport
+
+Array = NDArray[Any]
+Predictions = list[dict[str, Any]]  # {"label": str, "score": float}, the highest score first
+
+TASK = "image-classification"
+FUNCTIONS = ("softmax", "sigmoid", "none")
+_ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+_MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class ImageClassificationPipeline:
+    """Classifies one image or several: `classifier("cat.png")`.
+
+    top_k, function_to_apply and batch_size are what calls use that give none of their own.
+    """
+
+    task = TASK
+
+    def __init__(
+        self,
+        model: Any,
+        image_processor: ViTImageProcessor,
+        *,
+        top_k: int | None = 5,
+        function_to_apply: str | None = None,
+        batch_size: int = 1,
+    ) -> None:
+        self.model = model
+        self.backend = backend_of(model)
+        self.image_processor = image_processor
+        self.defaults = {"top_k": top_k, "function_to_apply": function_to_apply, "batch_size": batch_size}
+        self._checked({})
+        if self.backend == "torch":
+            model.eval()
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """The predictions for one image, or a list of them for a list of images or an array (B, C, H, W).
+
+        An image is a path, an http(s) address, bytes, a binary file object, a PIL image, or an array or tensor.
+        options: top_k, all classes if None; function_to_apply, "softmax", "sigmoid" or "none", which if None follows
+        the kind of problem; batch_size, how many images the model sees at once. Raises OSError or ValueError for an
+        image that can't be read, ValueError for an option that can't be.
+        """
+        several = isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4
+        results = []
+        for result in self.stream(inputs if several else [inputs], **options):
+            if isinstance(result, Exception):
+                raise result
+            results.append(result)
+        return results if several else results[0]
+
+    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Predictions | OSError | ValueError]:
+        """For each image, in order and as soon as its batch is done, its predictions, or why it can't be read.
+
+        Takes what a call takes, but images one by one from any iterable, a batch ahead at most.
+        """
+        used = self._checked(options)
+        size = used.pop("batch_size")
+        rest = iter(images)
+        with ThreadPoolExecutor(min(size, os.cpu_count() or 1)) as pool:
+            while batch := list(islice(rest, size)):
+                prepared = list(pool.map(self._prepared, batch))
+                pixels = [each for each in prepared if not isinstance(each, Exception)]
+                logits = iter(run(self.model, np.stack(pixels))["logits"] if pixels else ())
+                for each in prepared:
+                    yield each if isinstance(each, Exception) else self.postprocess(next(logits), **used)
+
+    def preprocess(self, image: Any) -> Array:
+        """One image as pixels (C, H, W) that fit the model. Raises OSError or ValueError."""
+        layout = None
+        if isinstance(image, _ENCODED) or hasattr(image, "read"):
+            mode = _MODES.get(self.model.config.num_channels)
+            picture = read_image(image)
+            if mode is None:
+                image = as_rgb(picture, convert=True)
+            else:
+                image = np.atleast_3d(np.asarray(picture.convert(mode)))
+                layout = LAST
+        pixels = self.image_processor(image, input_data_format=layout, return_tensors="np")["pixel_values"]
+        calls.check_pixel_values(pixels.shape, self.model.config, interpolate=False)
+        if len(pixels) != 1:
+            raise ValueError(f"Expected one image, got {len(pixels)}: pass several as one list, not as lists in it.")
+        only: Array = pixels[0]
+        return only
+
+    def _prepared(self, image: Any) -> Array | OSError | ValueError:
+        try:
+            return self.preprocess(image)
+        except (OSError, ValueError) as error:
+            return error
+
+    def postprocess(self, logits: Array, top_k: int | None, function_to_apply: str | None) -> Predictions:
+        """The best `top_k` labels of logits (K,), with their scores."""
+        if not np.isfinite(logits).all():
+            raise ValueError(
+                "The model's logits are not finite: its weights are damaged, or too large for its dtype, in which case "
+                'dtype="float32" helps.'
+            )
+        scores = _scores(logits, function_to_apply or default_function(self.model.config))
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return [{"label": self.model.config.id2label[int(i)], "score": float(scores[i])} for i in best]
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        unknown = sorted(options.keys() - self.defaults.keys())
+        if unknown:
+            raise TypeError(f"{unknown} are no options of a call, which are {', '.join(self.defaults)}.")
+        used = {**self.defaults, **options}
+        for name in ("top_k", "batch_size"):
+            value = used[name]
+            if not (isinstance(value, int) and value >= 1) and (name, value) != ("top_k", None):
+                raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
+        if used["function_to_apply"] not in (None, *FUNCTIONS):
+            raise ValueError(
+                f"function_to_apply must be one of {', '.join(FUNCTIONS)}, or None, got {used['function_to_apply']!r}."
+            )
+        return used
+
+
+def pipeline(
+    task: str = TASK,
+    model: Any = None,
+    *,
+    backend: str | None = None,
+    image_processor: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    device: Any = None,
+    top_k: int | None = 5,
+    function_to_apply: str | None = None,
+    batch_size: int = 1,
+    **options: Any,
+) -> ImageClassificationPipeline:
+    """A classifier of images.
+
+    model: a folder, a hub id or a model of any backend; the digits model of the package if None.
+    backend: torch, tf or flax; the first of them that is installed if None.
+    image_processor: the model's own if None; without a preprocessor_config.json, one for the model's size, and a
+    warning.
+    device, for torch: a torch device, its name, n for "cuda:n" or -1 for the CPU; if None, a model given by name goes
+    to CUDA where there is any.
+    options: those of `from_pretrained`, such as dtype and revision, for a model given by name.
+
+    Raises ImportError that says what to install, OSError for what can't be found or fetched, and ValueError for
+    anything else, a checkpoint without a classifier included.
+    """
+    if task != TASK:
+        raise ValueError(f"task must be {TASK!r}, got {task!r}.")
+    if model is None or isinstance(model, str | os.PathLike):
+        source = DIGITS if model is None else model
+        loaded, found, report = load(source, backend, image_processor, device, **options)
+        if report.missing_keys or report.mismatched_keys:
+            raise ValueError(report.warning(type(loaded).__name__))
+    else:
+        loaded, found = model, _processor(image_processor or model.config, model.config)
+        given = {"backend": backend not in (None, backend_of(model)), **options}
+        if wrong := [name for name, value in given.items() if value]:
+            raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass its name instead.")
+        if device is not None:
+            place(loaded, device)
+    return ImageClassificationPipeline(
+        loaded, found, top_k=top_k, function_to_apply=function_to_apply, batch_size=batch_size
+    )
+
+
+def load(
+    name: str | os.PathLike[str],
+    backend: str | None = None,
+    image_processor: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    device: Any = None,
+    **options: Any,
+) -> tuple[Any, ViTImageProcessor, LoadReport]:
+    """A ViTForImageClassification by name, its image processor, and what loading it did; arguments of `pipeline`."""
+    backend = backend or first_installed()
+    use_fast = options.pop("use_fast", None)
+    classes = import_backend(backend)
+    model, report = classes.ViTForImageClassification.from_pretrained(name, output_loading_info=True, **options)
+    hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    processor = _processor(image_processor or name, model.config, use_fast=use_fast, **hub_options)
+    device = accelerator(backend) if device is None else device
+    if device is not None:
+        place(model, device)
+    return model, processor, report
+
+
+def _processor(given: Any, config: ViTConfig, **options: Any) -> ViTImageProcessor:
+    """The processor given, or of a name; where that has none, or for a configuration, the default, with a warning."""
+    if isinstance(given, ViTImageProcessor):
+        return given
+    if given is not config:
+        try:
+            return ViTImageProcessor.from_pretrained(given, **options)
+        except FileNotFoundError:
+            pass
+    (height, width), half = pair(config.image_size), [0.5] * config.num_channels
+    warnings.warn(
+        f"{'The model' if given is config else given} has no preprocessor_config.json: images are resized to "
+        f"{height}x{width} and normalised with mean and std 0.5. Pass image_processor= if it was trained otherwise.",
+        stacklevel=4,
+    )
+    return ViTImageProcessor(size={"height": height, "width": width}, image_mean=half, image_std=half)
+
+
+def read_image(source: Any) -> Image.Image:
+    """The picture in anything `load_image` takes, or at an http(s) address. Raises OSError or ValueError."""
+    if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
+        return load_image(source)
+    try:
+        with urlopen(Request(source, headers={"User-Agent": "vit-trio"}), timeout=30) as response:
+            content = response.read()
+    except OSError as error:
+        raise OSError(f"{source} can't be fetched ({error}): check the address and the network.") from error
+    return load_image(content)
+
+
+def default_function(config: ViTConfig) -> str:
+    """The function that makes scores of the logits of this kind of problem."""
+    if config.problem_type == "regression":
+        return "none"
+    several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+    return "sigmoid" if several else "softmax"
+
+
+def _scores(logits: Array, function: str) -> Array:
+    if function == "sigmoid":
+        return np.exp(-np.logaddexp(0, -logits))
+    if function == "none":
+        return logits
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())
