@@ -9,6 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from itertools import islice
 from typing import Any
 from urllib.request import Request, urlopen
@@ -53,6 +54,8 @@ class ImageClassificationPipeline:
     ) -> None:
         self.model = model
         self.backend = backend_of(model)
+        if not model.config.num_labels:
+            raise ValueError("The model has num_labels=0 and so no classes: pass one that was saved with its labels.")
         self.image_processor = image_processor
         self.defaults = {"top_k": top_k, "function_to_apply": function_to_apply, "batch_size": batch_size}
         self._checked({})
@@ -170,55 +173,65 @@ def pipeline(
     if task != TASK:
         raise ValueError(f"task must be {TASK!r}, got {task!r}.")
     if model is None or isinstance(model, str | os.PathLike):
-        source = DIGITS if model is None else model
-        loaded, found, report = load(source, backend, image_processor, device, **options)
+        name = DIGITS if model is None else model
+        loaded, processor, report = load(name, backend, image_processor, device, **options)
         if report.missing_keys or report.mismatched_keys:
             raise ValueError(report.warning(type(loaded).__name__))
     else:
-        loaded, found = model, _processor(image_processor or model.config, model.config)
-        given = {"backend": backend not in (None, backend_of(model)), **options}
-        if wrong := [name for name, value in given.items() if value]:
-            raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass its name instead.")
-        if device is not None:
-            place(loaded, device)
+        loaded, processor = _given(model, backend, image_processor, device, options)
     return ImageClassificationPipeline(
-        loaded, found, top_k=top_k, function_to_apply=function_to_apply, batch_size=batch_size
+        loaded, processor, top_k=top_k, function_to_apply=function_to_apply, batch_size=batch_size
     )
 
 
 def load(
     name: str | os.PathLike[str],
     backend: str | None = None,
-    image_processor: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    image_processor: Any = None,
     device: Any = None,
+    *,
+    use_fast: bool | None = None,
     **options: Any,
 ) -> tuple[Any, ViTImageProcessor, LoadReport]:
     """A ViTForImageClassification by name, its image processor, and what loading it did; arguments of `pipeline`."""
     backend = backend or first_installed()
-    use_fast = options.pop("use_fast", None)
     classes = import_backend(backend)
     model, report = classes.ViTForImageClassification.from_pretrained(name, output_loading_info=True, **options)
-    hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
-    processor = _processor(image_processor or name, model.config, use_fast=use_fast, **hub_options)
     device = accelerator(backend) if device is None else device
     if device is not None:
         place(model, device)
+    hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    if isinstance(image_processor, ViTImageProcessor):
+        return model, image_processor, report
+    try:
+        processor = ViTImageProcessor.from_pretrained(image_processor or name, use_fast=use_fast, **hub_options)
+    except FileNotFoundError:
+        if image_processor is not None:
+            raise
+        processor = _default_processor(str(name), model.config)
     return model, processor, report
 
 
-def _processor(given: Any, config: ViTConfig, **options: Any) -> ViTImageProcessor:
-    """The processor given, or of a name; where that has none, or for a configuration, the default, with a warning."""
-    if isinstance(given, ViTImageProcessor):
-        return given
-    if given is not config:
-        try:
-            return ViTImageProcessor.from_pretrained(given, **options)
-        except FileNotFoundError:
-            pass
+def _given(
+    model: Any, backend: str | None, image_processor: Any, device: Any, options: dict[str, Any]
+) -> tuple[Any, ViTImageProcessor]:
+    """What `load` gives, for a model that is loaded."""
+    wrong = [*options, *(["backend"] if backend not in (None, backend_of(model)) else [])]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass the name of one instead.")
+    if device is not None:
+        place(model, device)
+    if isinstance(image_processor, str | os.PathLike):
+        image_processor = ViTImageProcessor.from_pretrained(image_processor)
+    return model, image_processor or _default_processor("The model", model.config)
+
+
+def _default_processor(name: str, config: ViTConfig) -> ViTImageProcessor:
+    """The processor of a model that comes with none, and a warning that says what it does."""
     (height, width), half = pair(config.image_size), [0.5] * config.num_channels
     warnings.warn(
-        f"{'The model' if given is config else given} has no preprocessor_config.json: images are resized to "
-        f"{height}x{width} and normalised with mean and std 0.5. Pass image_processor= if it was trained otherwise.",
+        f"{name} has no preprocessor_config.json: images are resized to {height}x{width} and normalised with mean and "
+        "std 0.5. Pass image_processor= if the model was trained with others.",
         stacklevel=4,
     )
     return ViTImageProcessor(size={"height": height, "width": width}, image_mean=half, image_std=half)
@@ -231,8 +244,8 @@ def read_image(source: Any) -> Image.Image:
     try:
         with urlopen(Request(source, headers={"User-Agent": "vit-trio"}), timeout=30) as response:
             content = response.read()
-    except OSError as error:
-        raise OSError(f"{source} can't be fetched ({error}): check the address and the network.") from error
+    except (OSError, HTTPException) as error:
+        raise OSError(f"{source} can't be fetched ({getattr(error, 'reason', error)}): check the address and the network.") from error
     return load_image(content)
 
 

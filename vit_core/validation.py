@@ -29,11 +29,13 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> int:
 
 
 def _size(name: str, value: Any) -> int | tuple[int, int]:
-    if isinstance(value, list | tuple):
-        if len(value) != 2:
-            raise ValueError(f"{name} must be a positive integer or a (height, width) pair, got {value!r}.")
-        return check_integer(name, value[0]), check_integer(name, value[1])
-    return check_integer(name, value)
+    try:
+        if isinstance(value, list | tuple):
+            height, width = value
+            return check_integer(name, height), check_integer(name, width)
+        return check_integer(name, value)
+    except ValueError:
+        raise ValueError(f"{name} must be a positive integer or a (height, width) pair, got {value!r}.") from None
 
 
 def _number(name: str, value: Any, maximum: float = sys.float_info.max) -> float:

@@ -1,0 +1,115 @@
+"""The parameter table: names, shapes and counts, and its three dialects against files that transformers wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CHECKPOINTS
+from hypothesis import given
+from test_config import configs
+
+from vit_core.config import ViTConfig
+from vit_core.params import (
+    ALL_PARTS,
+    DIALECTS,
+    PARTS,
+    TORCH,
+    TORCH_V5,
+    count,
+    native_name,
+    parse_name,
+    specs,
+)  # fmt: skip
+
+# Published number of parameters with the 1,000-class ImageNet head (as timm's model listing has them).
+PUBLISHED = {
+    "Ti/16": 5_717_416, "S/16": 22_050_664, "B/16": 86_567_656, "B/32": 88_224_232, "L/16": 304_326_632,
+    "H/14": 632_045_800,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_counts(name: str) -> None:
+    assert count(ViTConfig.variant(name, num_labels=1000), PARTS["ViTForImageClassification"]) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(
+    ("parts", "tensors"),
+    [
+        ({"classifier"}, 16 * 12 + 8),
+        ({"pooler"}, 16 * 12 + 8),
+        (set(), 16 * 12 + 6),
+        ({"mask_token", "decoder"}, 16 * 12 + 9),
+    ],
+)
+def test_tensor_counts(parts: set[str], tensors: int) -> None:
+    assert len(specs(ViTConfig(), parts)) == tensors
+    assert len(specs(ViTConfig(qkv_bias=False), parts)) == tensors - 36
+
+
+def test_no_labels_no_classifier() -> None:
+    assert specs(ViTConfig(num_labels=0), {"classifier"}) == specs(ViTConfig(), set())
+
+
+def test_unknown_part() -> None:
+    with pytest.raises(ValueError, match="Unknown parts \\['head'\\]"):
+        specs(ViTConfig(), {"head"})
+
+
+@given(config=configs)
+def test_every_name_is_read_back_in_every_dialect(config: ViTConfig) -> None:
+    table = specs(config, ALL_PARTS)
+    for dialect in (*DIALECTS.values(), TORCH_V5):
+        for prefixed in (True, False):
+            names = {native_name(spec, dialect, prefixed): spec for spec in table.values()}
+            assert len(names) == len(table)
+            for native, spec in names.items():
+                parsed = parse_name(native, dialect)
+                assert parsed is not None
+                assert parsed.name == spec.name
+                there, back = dialect.permutation(spec.kind, spec.leaf), parsed.axes
+                if there is not None and back is not None:
+                    assert np.transpose(np.empty(spec.shape), there).transpose(back).shape == spec.shape
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["encoder.layer.01.layernorm_before.weight", "encoder.layer.0.attention.query.weight", "vit.classifier.weight",
+     "embeddings.cls_token.weight", "encoder.layer.0.output.dense.kernel", "vit.vit.layernorm.bias", "layernorm", ""],
+)  # fmt: skip
+def test_other_names_stand_for_nothing(name: str) -> None:
+    assert parse_name(name, TORCH, TORCH_V5) is None
+
+
+def test_names_since_transformers_5_9() -> None:
+    names = {
+        "vit.layers.11.attention.q_proj.weight": "encoder.layer.11.attention.attention.query.weight",
+        "layers.0.attention.o_proj.bias": "encoder.layer.0.attention.output.dense.bias",
+        "vit.layers.3.mlp.fc1.weight": "encoder.layer.3.intermediate.dense.weight",
+        "vit.layers.3.mlp.fc2.bias": "encoder.layer.3.output.dense.bias",
+        "layers.2.layernorm_after.weight": "encoder.layer.2.layernorm_after.weight",
+        "vit.layernorm.bias": "layernorm.bias",
+    }
+    for new, canonical in names.items():
+        parsed = parse_name(new, TORCH_V5)
+        assert parsed is not None
+        assert parsed.name == canonical
+
+
+def test_the_table_holds_what_transformers_saved() -> None:
+    """Every PyTorch file of the golden data: the same names in the same number, each of the table's shape."""
+    from safetensors import safe_open
+
+    folders = [p for p in sorted(CHECKPOINTS.glob("*/pt_safetensors*")) if (p / "model.safetensors").is_file()]
+    assert len(folders) >= 10
+    for folder in folders:
+        config = ViTConfig.from_pretrained(folder)
+        parts = PARTS[config.architectures[0]] if folder.parent.name != "base_nopool" else frozenset[str]()  # type: ignore[index]
+        expected = {
+            native_name(s, TORCH, "ViTModel" not in config.architectures): s.shape
+            for s in specs(config, parts).values()
+        }  # type: ignore[operator]
+        with safe_open(Path(folder, "model.safetensors"), "np") as file:
+            assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == expected  # noqa: SIM118
