@@ -1,28 +1,45 @@
-# make demo | test | check | oracle | bench: each sets up what it needs and reuses it the next time.
+# make demo | test | check | oracle | bench: each sets up what it needs on a fresh machine and reuses it the next time.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
+EXTRAS ?= torch
+DEMO ?= out/demo
+PICTURES = vit_core/assets/digits/pictures
+
+READY = $(VENV)/.installed-$(EXTRAS)
+ORACLE_READY = $(ORACLE)/.installed
 
 .PHONY: demo test check oracle bench clean
-.DELETE_ON_ERROR:
 
-$(VENV)/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[torch,dev]"
-	touch $@
+demo: $(READY)
+	@mkdir -p $(DEMO)
+	$(VENV)/bin/vit classify $(PICTURES)
+	$(VENV)/bin/vit inspect vit_core/assets/digits
+	$(VENV)/bin/vit attend $(firstword $(sort $(wildcard $(PICTURES)/*.png))) --out $(DEMO)/attention.png
 
-$(ORACLE)/.installed: pyproject.toml tests/oracle/requirements.txt
-	$(PYTHON) -m venv $(ORACLE)
-	$(ORACLE)/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
-	touch $@
-
-test: $(VENV)/.installed
+test: $(READY)
 	$(VENV)/bin/python -m pytest
 
-check: $(VENV)/.installed
+check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+oracle: $(ORACLE_READY)
+	$(ORACLE)/bin/python -m pytest tests/oracle
+
+bench: $(ORACLE_READY)
+	$(ORACLE)/bin/python -m benchmarks
+
 clean:
-	rm -rf $(VENV) $(ORACLE) build dist
+	rm -rf $(VENV) $(ORACLE) build dist out
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS),dev]"
+	@touch $@
+
+$(ORACLE_READY): pyproject.toml tests/oracle/requirements.txt
+	$(PYTHON) -m venv $(ORACLE)
+	$(ORACLE)/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
+	@touch $@

@@ -1,1 +1,9 @@
 """The framework-neutral half of vit-trio: configuration, parameter table, preprocessing, checkpoints, hub."""
+
+from vit_core.config import ViTConfig
+from vit_core.image_processing import ViTImageProcessor
+from vit_core.pipeline import pipeline
+
+__version__ = "0.1.0"
+
+__all__ = ["ViTConfig", "ViTImageProcessor", "__version__", "pipeline"]

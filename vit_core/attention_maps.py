@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,16 +51,13 @@ def colours(values: Array) -> NDArray[np.uint8]:
 
 
 def overlay(picture: Image.Image, weights: Array, size: Size) -> Image.Image:
-    """The picture in grey at `size`, under a smooth heat map of weights (rows, columns) from their least to their most.
-
-    The darkest places are those that count least.
-    """
+    """The picture in grey at `size`, lit by a smooth heat map of weights (rows, columns): darkest at the least."""
     low, high = float(weights.min()), float(weights.max())
     unit = (weights - low) / (high - low) if high > low else np.zeros_like(weights)
     smooth = Image.fromarray(unit.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)
     heat = colours(np.clip(np.asarray(smooth, np.float64), 0, 1)).astype(np.float64)
     grey = np.asarray(scaled(picture.convert("L"), size), np.float64)[..., None]
-    mixed = heat * (0.55 + 0.45 * grey / 255) + 0.22 * grey * (1 - heat / 255)
+    mixed = heat * (0.55 + 0.45 * grey / 255) + 0.3 * grey * (1 - heat / 255)
     return Image.fromarray(mixed.round().astype(np.uint8))
 
 
@@ -73,8 +70,9 @@ def scaled(picture: Image.Image, size: Size) -> Image.Image:
 # ---- the drawing -------------------------------------------------------------------------------------------------
 
 _MARGIN, _WIDTH, _GAP = 48, 1320, 28  # pixels: around everything, of the content, between panels
-_PANEL, _HEAD = 470, 312  # the longest edge of a large panel, and of a head's
-_INK, _GREY, _LINE, _BAR = (24, 24, 27), (113, 113, 122), (228, 228, 231), (221, 81, 58)
+_PANEL, _HEAD = 430, 312  # the longest edge of a large panel, and of a head's
+Colour = tuple[int, int, int]
+_INK, _GREY, _LINE, _PALE, _BAR = (24, 24, 27), (113, 113, 122), (228, 228, 231), (244, 244, 245), (221, 81, 58)
 _LARGE, _MEDIUM, _SMALL = 44, 25, 20  # sizes of text
 
 
@@ -90,9 +88,10 @@ def draw(
 ) -> Image.Image:
     """The picture, the rollout `flow` (rows, columns) over it, `predictions` as bars, and each of `heads` over it.
 
-    heads: (h, rows, columns), of the layer of that number. The result is about 1400 pixels wide.
+    heads: (h, rows, columns), of the layer of that number. The result is 1416 pixels wide.
     """
-    panel, columns, head = _layout(picture.size, len(heads))
+    columns, edge = _columns(len(heads))
+    panel, head = _fit(picture.size, _PANEL), _fit(picture.size, edge)
     top, lines = 150, math.ceil(len(heads) / columns)
     middle = top + 40 + max(panel[1], 64 * len(predictions)) + 56
     height = middle + 52 + lines * (head[1] + 58) + _MARGIN - 24
@@ -100,31 +99,31 @@ def draw(
     canvas.text((_MARGIN, 40), title, _LARGE, _INK, _WIDTH)
     canvas.text((_MARGIN, 98), subtitle, _SMALL, _GREY, _WIDTH)
 
-    canvas.panel((_MARGIN, top), scaled(picture, panel), f"Picture, {picture.width} x {picture.height} px")
-    left = _MARGIN + panel[0] + _GAP
-    canvas.panel((left, top), overlay(picture, flow, panel), "Attention rollout, all layers")
-    left += panel[0] + 16
+    for left, caption, image in (
+        (_MARGIN, f"Picture, {picture.width} x {picture.height} px", scaled(picture, panel)),
+        (_MARGIN + _PANEL + _GAP, "Attention rollout, all layers", overlay(picture, flow, panel)),
+    ):
+        canvas.text((left, top), caption, _SMALL, _GREY, _PANEL)
+        canvas.panel((left, top + 40), _PANEL, image)
+    left = _MARGIN + 2 * _PANEL + _GAP + 16
     canvas.legend((left, top + 40), panel[1], flow)
-    left += 120
-    canvas.bars((left, top), _MARGIN + _WIDTH - left, predictions)
+    canvas.bars((left + 120, top), _MARGIN + _WIDTH - left - 120, predictions)
 
-    canvas.text((_MARGIN, middle), f"Heads of layer {layer}: what the CLS token attends to", _MEDIUM, _INK, _WIDTH)
+    heading = f"Heads of layer {layer}: what the CLS token attends to, each up to the share shown"
+    canvas.text((_MARGIN, middle), heading, _MEDIUM, _INK, _WIDTH)
     for i, weights in enumerate(heads):
         row, column = divmod(i, columns)
-        corner = _MARGIN + column * (head[0] + _GAP), middle + 52 + row * (head[1] + 58)
-        canvas.image.paste(overlay(picture, weights, head), corner)
-        below = corner[0], corner[1] + head[1] + 8
-        canvas.text(below, f"head {i}", _SMALL, _INK, head[0])
-        canvas.text_at_right(below, head[0], ("up to " if head[0] >= 200 else "") + _percent(weights.max()))
+        x, y = _MARGIN + column * (edge + _GAP), middle + 52 + row * (head[1] + 58)
+        canvas.panel((x, y), edge, overlay(picture, weights, head))
+        canvas.text((x, y + head[1] + 8), f"head {i}", _SMALL, _INK, edge)
+        canvas.text_at_right((x, y + head[1] + 8), edge, _percent(weights.max()))
     return canvas.image
 
 
-def _layout(picture: Size, heads: int) -> tuple[Size, int, Size]:
-    """The size of a large panel, the number of columns of heads, and the size of a head's panel."""
-    lines = math.ceil(heads / 8)
-    columns = math.ceil(heads / lines) if heads != 12 else 6
-    edge = min(_HEAD, (_WIDTH - (columns - 1) * _GAP) // columns)
-    return _fit(picture, _PANEL), columns, _fit(picture, edge)
+def _columns(heads: int) -> tuple[int, int]:
+    """How many heads stand side by side, and the longest edge of each."""
+    columns = 6 if heads == 12 else math.ceil(heads / math.ceil(heads / 8))
+    return columns, min(_HEAD, (_WIDTH - (columns - 1) * _GAP) // columns)
 
 
 def _fit(size: Size, edge: int) -> Size:
@@ -150,7 +149,7 @@ class _Canvas:
         self.image = Image.new("RGB", size, "white")
         self.pen = ImageDraw.Draw(self.image)
 
-    def text(self, at: Size, text: str, size: int, colour: Size | tuple[int, int, int], width: int) -> None:
+    def text(self, at: Size, text: str, size: int, colour: Colour, width: int) -> None:
         """One line, cut with an ellipsis where it is wider than `width`."""
         font = ImageFont.load_default(size)
         text = printable(text)
@@ -165,10 +164,11 @@ class _Canvas:
         start = at[0] + width - math.ceil(ImageFont.load_default(_SMALL).getlength(text))
         self.pen.text((start, at[1]), text, font=ImageFont.load_default(_SMALL), fill=_GREY)
 
-    def panel(self, at: Size, image: Image.Image, caption: str) -> None:
-        """An image under its caption."""
-        self.text(at, caption, _SMALL, _GREY, max(image.width, 300))
-        self.image.paste(image, (at[0], at[1] + 40))
+    def panel(self, at: Size, width: int, image: Image.Image) -> None:
+        """An image in the middle of a frame of its height."""
+        x, y = at
+        self.pen.rectangle((x - 1, y - 1, x + width, y + image.height), fill=_PALE, outline=_LINE)
+        self.image.paste(image, (x + (width - image.width) // 2, y))
 
     def legend(self, at: Size, height: int, weights: Array) -> None:
         """The colours from the greatest weight, at the top, to the least."""

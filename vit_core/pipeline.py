@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
 from itertools import islice
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -174,11 +175,17 @@ def pipeline(
         raise ValueError(f"task must be {TASK!r}, got {task!r}.")
     if model is None or isinstance(model, str | os.PathLike):
         name = DIGITS if model is None else model
-        loaded, processor, report = load(name, backend, image_processor, device, **options)
+        loaded, report = load(name, backend, device, **options)
         if report.missing_keys or report.mismatched_keys:
             raise ValueError(report.warning(type(loaded).__name__))
+        processor = find_processor(name, loaded.config, image_processor, **options)
     else:
-        loaded, processor = _given(model, backend, image_processor, device, options)
+        wrong = [*options, *(["backend"] if backend not in (None, backend_of(model)) else [])]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass its name instead.")
+        if device is not None:
+            place(model, device)
+        loaded, processor = model, find_processor(None, model.config, image_processor)
     return ImageClassificationPipeline(
         loaded, processor, top_k=top_k, function_to_apply=function_to_apply, batch_size=batch_size
     )
@@ -187,43 +194,42 @@ def pipeline(
 def load(
     name: str | os.PathLike[str],
     backend: str | None = None,
-    image_processor: Any = None,
     device: Any = None,
     *,
     use_fast: bool | None = None,
     **options: Any,
-) -> tuple[Any, ViTImageProcessor, LoadReport]:
-    """A ViTForImageClassification by name, its image processor, and what loading it did; arguments of `pipeline`."""
+) -> tuple[Any, LoadReport]:
+    """A ViTForImageClassification by name, and what loading it did; arguments of `pipeline`.
+
+    use_fast is accepted from callers of transformers; there is but one image processor.
+    """
     backend = backend or first_installed()
     classes = import_backend(backend)
     model, report = classes.ViTForImageClassification.from_pretrained(name, output_loading_info=True, **options)
     device = accelerator(backend) if device is None else device
     if device is not None:
         place(model, device)
-    hub_options = {key: options[key] for key in _HUB_OPTIONS if key in options}
-    if isinstance(image_processor, ViTImageProcessor):
-        return model, image_processor, report
-    try:
-        processor = ViTImageProcessor.from_pretrained(image_processor or name, use_fast=use_fast, **hub_options)
-    except FileNotFoundError:
-        if image_processor is not None:
-            raise
-        processor = _default_processor(str(name), model.config)
-    return model, processor, report
+    return model, report
 
 
-def _given(
-    model: Any, backend: str | None, image_processor: Any, device: Any, options: dict[str, Any]
-) -> tuple[Any, ViTImageProcessor]:
-    """What `load` gives, for a model that is loaded."""
-    wrong = [*options, *(["backend"] if backend not in (None, backend_of(model)) else [])]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass the name of one instead.")
-    if device is not None:
-        place(model, device)
-    if isinstance(image_processor, str | os.PathLike):
-        image_processor = ViTImageProcessor.from_pretrained(image_processor)
-    return model, image_processor or _default_processor("The model", model.config)
+def find_processor(
+    name: str | os.PathLike[str] | None,
+    config: ViTConfig,
+    given: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> ViTImageProcessor:
+    """The processor given, itself or by name, or that of the model; where that has none, the default and a warning."""
+    if isinstance(given, ViTImageProcessor):
+        return given
+    options = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    if given is not None:
+        return ViTImageProcessor.from_pretrained(given, **options)
+    if name is not None:
+        try:
+            return ViTImageProcessor.from_pretrained(name, **options)
+        except FileNotFoundError:
+            pass
+    return _default_processor("The model" if name is None else str(name), config)
 
 
 def _default_processor(name: str, config: ViTConfig) -> ViTImageProcessor:
@@ -245,7 +251,11 @@ def read_image(source: Any) -> Image.Image:
         with urlopen(Request(source, headers={"User-Agent": "vit-trio"}), timeout=30) as response:
             content = response.read()
     except (OSError, HTTPException) as error:
-        raise OSError(f"{source} can't be fetched ({getattr(error, 'reason', error)}): check the address and the network.") from error
+        if isinstance(error, HTTPError):
+            error.close()
+        raise OSError(
+            f"{source} can't be fetched ({getattr(error, 'reason', error)}): check the address and the network."
+        ) from error
     return load_image(content)
 
 

@@ -63,8 +63,6 @@ class ViTEmbeddings(nn.Module):
         """The position embeddings for an image of height x width pixels; the CLS row is untouched."""
         table, source = self.position_embeddings, self.config.grid
         target = calls.grid((height, width), self.config)
-        if target == source:
-            return table
         wide = torch.promote_types(table.dtype, torch.float32)
         rows, columns = (
             bicubic_matrix(

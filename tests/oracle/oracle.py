@@ -10,19 +10,12 @@ from typing import Any
 import hypothesis.strategies as st
 import torch
 import transformers
-from hypothesis import settings
 
 import vit_torch
 from vit_core.validation import ACTIVATIONS
 
 MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
 SHARED_ACTIVATIONS = sorted(set(ACTIVATIONS) - {"selu"})  # documented by transformers, but in no table of its
-
-# One thread per test is enough at these sizes, and fixed examples make a failure come back.
-settings.register_profile("oracle", derandomize=True, deadline=None, max_examples=60)
-settings.load_profile("oracle")
-transformers.logging.set_verbosity_error()  # it logs what it initialises anew; the tests compare that as data
-
 
 @st.composite
 def architectures(draw: st.DrawFn, square: bool = False, whole: bool = False) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""A fresh process that imports, loads a ViT-B/16 from a folder and classifies one picture, as each library documents.
+
+Wall time and peak memory (resident set) of the whole process, this package against transformers, taken in turn. The
+folder is made once, so that both find the weights in the system's file cache.
+
+python benchmarks/fresh_process.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from harness import OURS, THEIRS, arguments, interleaved, ratio, report
+
+MAKE = """
+import sys, numpy as np
+from PIL import Image
+from vit_torch import ViTConfig, ViTForImageClassification, ViTImageProcessor
+config = ViTConfig.variant("B/16", num_labels=1000)
+ViTForImageClassification(config, seed=0).save_pretrained(sys.argv[1])
+ViTImageProcessor(do_convert_rgb=True).save_pretrained(sys.argv[1])
+noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+Image.fromarray(noise).save(sys.argv[1] + "/picture.png")
+"""
+CLASSIFY = """
+import sys, torch
+from PIL import Image
+from {module} import AutoImageProcessor, ViTForImageClassification
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+model = ViTForImageClassification.from_pretrained(sys.argv[1])
+inputs = processor(Image.open(sys.argv[1] + "/picture.png"), return_tensors="pt")
+with torch.no_grad():
+    logits = model(**inputs).logits
+print(model.config.id2label[logits.argmax(-1).item()])
+"""
+
+
+def python(code: str, folder: str) -> list[str]:
+    """The command that runs this code with the folder as its argument."""
+    return [sys.executable, "-W", "ignore", "-c", code, folder]
+
+
+def time_and_peak(command: list[str]) -> tuple[float, float]:
+    """Seconds from start to end of a process, and the largest memory it held, in MiB.
+
+    This process must stay small: what it holds is counted as the child's until the child has loaded its program.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise RuntimeError(f"The process that is measured ended with {child.returncode}: its error stands above.")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    given = arguments(__doc__, rounds=12, seconds=10.0)
+    with TemporaryDirectory() as folder:
+        time_and_peak(python(MAKE, folder))
+        commands = {
+            name: python(CLASSIFY.format(module=module), folder)
+            for name, module in ((OURS, "vit_torch"), (THEIRS, "transformers"))
+        }
+        measured = interleaved(
+            {name: partial(time_and_peak, command) for name, command in commands.items()},
+            min_rounds=given.rounds,
+            min_seconds=given.seconds,
+            measure=lambda call: call(),
+        )
+    results = {
+        f"fresh process, {quantity}": ratio(measured[OURS][:, i], measured[THEIRS][:, i])
+        for i, quantity in enumerate(("wall time", "peak memory"))
+    }
+    report("This package as a fraction of transformers", results, given.json)
+
+
+if __name__ == "__main__":
+    main()

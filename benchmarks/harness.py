@@ -1,0 +1,77 @@
+"""Timing candidates against each other on a noisy machine: taken in turn, compared round by round, quoted as ratios.
+
+Within a round every candidate runs once, in an order that turns round each time, so that what slows the machine down
+slows all of them. A ratio is that of the medians; its spread is the 10th to 90th percentile of the rounds' own ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+OURS, THEIRS = "vit_trio", "transformers"
+Seconds = dict[str, np.ndarray]
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    """The wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    min_rounds: int = 10,
+    min_seconds: float = 10.0,
+    warm_up: int = 2,
+    measure: Callable[[Callable[[], Any]], Any] = seconds_of,
+) -> Seconds:
+    """What `measure` gives for each candidate in each round, (rounds,) or (rounds, quantities)."""
+    names = list(candidates)
+    measured: dict[str, list[Any]] = {name: [] for name in names}
+    start = time.perf_counter()
+    rounds = 0
+    while rounds < warm_up + min_rounds or time.perf_counter() - start < min_seconds:
+        for name in names if rounds % 2 else reversed(names):
+            measured[name].append(measure(candidates[name]))
+        rounds += 1
+        if rounds == warm_up:
+            start = time.perf_counter()
+    return {name: np.array(values[warm_up:]) for name, values in measured.items()}
+
+
+def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """Ours as a fraction of theirs: below 1, ours takes less."""
+    low, high = np.percentile(ours / theirs, [10, 90])
+    values = {"ratio": np.median(ours) / np.median(theirs), "p10": low, "p90": high}
+    return {**{name: round(float(value), 3) for name, value in values.items()}, "rounds": len(ours)}
+
+
+def arguments(description: str | None, **defaults: float) -> argparse.Namespace:
+    """The command line that every benchmark has: --json, --rounds and --seconds a case."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--rounds", type=int, default=int(defaults.get("rounds", 10)), help="at least so many")
+    parser.add_argument("--seconds", type=float, default=defaults.get("seconds", 10.0), help="at least so long")
+    return parser.parse_args()
+
+
+def report(title: str, results: Mapping[str, Mapping[str, Any]], as_json: bool) -> None:
+    """Print results, {case: {column: value}}, as a table or as JSON."""
+    if as_json:
+        print(json.dumps(results, indent=2))
+        return
+    columns = list(dict.fromkeys(column for row in results.values() for column in row))
+    table = Table("case", *columns, title=title)
+    for case, row in results.items():
+        table.add_row(case, *(str(row.get(column, "")) for column in columns))
+    Console().print(table)

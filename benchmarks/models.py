@@ -1,0 +1,34 @@
+"""The two models that are compared: one ViT-B/16 at 224 pixels of this package, one of transformers, weights equal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from harness import OURS, THEIRS
+
+import vit_torch
+
+CASES = [(dtype, batch) for dtype in ("float32", "bfloat16") for batch in (1, 8)]
+TOKENS, WIDTH, MLP, DEPTH = 197, 768, 3072, 12
+
+
+def pair(dtype: str) -> dict[str, Any]:
+    """Both models by name, with fused attention, as each builds it by default."""
+    config = vit_torch.ViTConfig.variant("B/16", num_labels=1000)
+    ours = vit_torch.ViTForImageClassification(config, seed=0)
+    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000))
+    theirs.load_state_dict(ours.state_dict())
+    return {name: model.to(getattr(torch, dtype)) for name, model in ((OURS, ours), (THEIRS, theirs))}
+
+
+def pixels(batch: int, dtype: str) -> torch.Tensor:
+    """Noise (B, 3, 224, 224)."""
+    return torch.randn((batch, 3, 224, 224), generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
+
+
+def flops(batch: int) -> int:
+    """Of one forward pass, a multiplication and an addition counted as two."""
+    layer = TOKENS * (4 * WIDTH * WIDTH + 2 * WIDTH * MLP) + 2 * TOKENS * TOKENS * WIDTH
+    return 2 * batch * (DEPTH * layer + (TOKENS - 1) * WIDTH * WIDTH + WIDTH * 1000)

@@ -1,0 +1,123 @@
+"""The package as others meet it: the wheel, imports that load no framework, the exported names, the documents."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
+PUBLIC = {
+    "AutoImageProcessor", "BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput",
+    "ViTConfig", "ViTFeatureExtractor", "ViTForImageClassification", "ViTForMaskedImageModeling", "ViTImageProcessor",
+    "ViTImageProcessorFast", "ViTModel", "ViTPreTrainedModel", "pipeline",
+}  # fmt: skip
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport sys\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "module", ["vit_core", *(f"vit_core.{p.stem}" for p in sorted((ROOT / "vit_core").glob("[a-z]*.py")))]
+)
+def test_the_core_loads_no_framework(module: str) -> None:
+    assert not loaded_after(f"import {module}") & {*FRAMEWORKS, "requests", "httpx", "sklearn", "scipy"}
+
+
+def test_a_backend_loads_only_its_own_framework(backend: Any) -> None:
+    own = {"torch": {"torch"}, "tf": {"tensorflow", "keras"}, "flax": {"jax", "flax"}}[backend.name]
+    assert not loaded_after(f"import {backend.package.__name__}") & (set(FRAMEWORKS) - own)
+
+
+def test_exported_names(backend: Any) -> None:
+    assert set(backend.package.__all__) >= PUBLIC
+    assert all(hasattr(backend.package, name) for name in backend.package.__all__)
+    assert backend.package.ViTConfig is importlib.import_module("vit_core").ViTConfig
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(folder),
+        ".",
+    ]
+    subprocess.run(command, check=True, cwd=ROOT)
+    return next(folder.glob("vit_trio-*.whl"))
+
+
+def test_the_wheel_has_the_packages_and_the_assets_and_no_tests(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"vit_core", "vit_torch"}
+    for asset in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"):
+        assert f"vit_core/assets/digits/{asset}" in names
+    assert sum(name.endswith(".png") for name in names) >= 12
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_any_framework(wheel: Path, tmp_path: Path) -> None:
+    """In an empty environment, with only what the wheel itself asks for."""
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    install = [str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel)]
+    subprocess.run(install, check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    code = "import vit_core, importlib.util as u; print(vit_core.__file__, [u.find_spec(n) for n in %r])" % (
+        FRAMEWORKS,
+    )
+    done = run(str(python), "-W", "error", "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert "site-packages" in done.stdout
+    assert done.stdout.count("None") == len(FRAMEWORKS)
+    vit = str(tmp_path / "env" / "bin" / "vit")
+    assert run(vit, "--help").returncode == 0
+    digits = next((tmp_path / "env").glob("lib/python*/site-packages/vit_core/assets/digits"))
+    assert run(vit, "inspect", str(digits)).returncode == 0
+    done = run(vit, "classify", str(next(digits.glob("pictures/*.png"))))
+    assert done.returncode == 2
+    assert 'pip install "vit-trio[torch]"' in done.stderr
+
+
+def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    pins = {name.lower().replace("-", "_"): version for name, version in pins.items()}
+    extras = project["optional-dependencies"]
+    for requirement in (*project["dependencies"], *extras["torch"], *extras["dev"]):
+        match = re.fullmatch(r"([\w-]+)>=([\d.]+)(,<\d+)?", requirement)
+        assert match, requirement
+        pinned = pins[match[1].lower().replace("-", "_")]
+        assert [int(n) for n in re.findall(r"\d+", pinned)] >= [int(n) for n in match[2].split(".")]
+
+
+def test_the_changelog_knows_the_version() -> None:
+    assert f"## {importlib.import_module('vit_core').__version__}" in (ROOT / "CHANGELOG.md").read_text()

@@ -1,0 +1,247 @@
+"""The image-classification pipeline: results against the model's own, every kind of input, options, errors."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vit_core import backends
+from vit_core.backends import DIGITS, backend_of, first_installed, import_backend, run
+from vit_core.config import ViTConfig
+from vit_core.image_processing import ViTImageProcessor
+from vit_core.pipeline import default_function, pipeline
+
+CKPT = Path(__file__).parent / "golden" / "ckpt"
+PICTURES = sorted((DIGITS / "pictures").iterdir())
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(scope="module")
+def digits() -> Any:
+    return pipeline("image-classification")
+
+
+def test_held_out_digits_are_recognised(digits: Any) -> None:
+    results = digits(PICTURES, top_k=1)
+    right = [result[0]["label"] == path.name[0] for path, result in zip(PICTURES, results, strict=True)]
+    assert sum(right) >= len(right) - 1
+
+
+def test_scores_are_the_softmax_of_the_models_logits(digits: Any) -> None:
+    import vit_torch
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
+    pixels = ViTImageProcessor.from_pretrained(DIGITS)(PICTURES[0], return_tensors="pt")
+    with torch.no_grad():
+        expected = model(**pixels).logits.double().softmax(-1)[0]
+    result = digits(PICTURES[0], top_k=None)
+    assert [each["label"] for each in result] == [str(int(i)) for i in expected.argsort(descending=True)]
+    np.testing.assert_allclose([each["score"] for each in result], expected.sort(descending=True).values, rtol=1e-5)
+    assert result[:5] == digits(PICTURES[0])
+    assert [set(map(type, each.values())) for each in result[:1]] == [{str, float}]
+
+
+def test_every_kind_of_input_gives_the_same(digits: Any) -> None:
+    path = PICTURES[0]
+    expected = digits(path)
+    rgb = np.asarray(Image.open(path).convert("RGB"))
+    with path.open("rb") as file:
+        for image in (str(path), path.read_bytes(), file, Image.open(path), rgb, torch.from_numpy(rgb.copy())):
+            assert digits(image) == expected
+    assert digits([path, rgb]) == [expected, expected]
+    assert digits(np.stack([rgb, rgb]), batch_size=1) == [expected, expected]
+    assert digits([]) == []
+
+
+def test_batches_change_nothing_but_rounding(digits: Any) -> None:
+    one, five = digits(PICTURES, batch_size=1), digits(PICTURES, batch_size=5)
+    for a, b in zip(one, five, strict=True):
+        assert [x["label"] for x in a[:1]] == [x["label"] for x in b[:1]]
+        np.testing.assert_allclose([x["score"] for x in a], [x["score"] for x in b], rtol=1e-4)
+
+
+def test_stream_gives_errors_in_place_and_reads_no_further_than_a_batch(digits: Any) -> None:
+    taken = []
+
+    def images() -> Iterator[Any]:
+        for image in (PICTURES[0], b"nothing", PICTURES[1], PICTURES[2]):
+            taken.append(image)
+            yield image
+
+    stream = digits.stream(images(), batch_size=2)
+    assert next(stream) == digits(PICTURES[0], batch_size=1) or taken
+    assert len(taken) == 2
+    results = list(stream)
+    assert isinstance(results[0], ValueError)
+    assert [type(each) for each in results[1:]] == [list, list]
+    with pytest.raises(ValueError, match="7 bytes is no picture"):
+        digits([PICTURES[0], b"nothing"])
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
+def test_models_of_other_channels_get_pictures_in_their_mode(channels: int, mode: str) -> None:
+    with pytest.warns(UserWarning, match="no preprocessor_config.json: images are resized to 16x16"):
+        name = "tiny_1_channel" if channels == 1 else "tiny_4_channels"
+        classifier = pipeline(model=CKPT / name / "pt_safetensors")
+    picture = Image.open(Path(__file__).parent / "golden" / "processor" / "images" / "rgba.png")
+    pixels = np.asarray(picture.convert(mode).resize((16, 16), Image.Resampling.BILINEAR)).reshape(16, 16, channels)
+    expected = (pixels.transpose(2, 0, 1) / 255 - 0.5) / 0.5
+    np.testing.assert_allclose(classifier.preprocess(picture), expected, atol=1e-6)
+    assert len(classifier(picture)) == 3
+
+
+def test_a_model_object_and_its_processor() -> None:
+    import vit_torch
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS).train()
+    processor = ViTImageProcessor.from_pretrained(DIGITS)
+    classifier = pipeline(model=model, image_processor=processor)
+    assert classifier(PICTURES[0]) == pipeline()(PICTURES[0])
+    assert pipeline(model=model, image_processor=DIGITS).image_processor == processor
+    assert not model.training
+    with pytest.warns(UserWarning, match="The model has no preprocessor_config.json"):
+        assert pipeline(model=model).image_processor.size == {"height": 24, "width": 24}
+    for options in ({"dtype": "float16"}, {"backend": "tf"}, {"revision": "main"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} can't be set for a model that is loaded"):
+            pipeline(model=model, image_processor=processor, **options)
+    with pytest.raises(TypeError, match="model must be a name, a path or a model of this package, got a Linear"):
+        pipeline(model=torch.nn.Linear(2, 2), image_processor=processor, device=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, "float16"])
+def test_dtypes(digits: Any, dtype: Any) -> None:
+    classifier = pipeline(task="image-classification", model=str(DIGITS), dtype=dtype, device=-1, use_fast=True)
+    assert str(classifier.model.dtype).removeprefix("torch.") in str(dtype)
+    results = classifier(PICTURES[0])
+    assert results[0]["label"] == digits(PICTURES[0])[0]["label"]
+    assert results[0]["score"] == pytest.approx(digits(PICTURES[0])[0]["score"], abs=0.02)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"device='cuda:0' can't be used \(.*\): pass one that this machine has"):
+        pipeline(device=0)
+
+
+def test_functions(digits: Any) -> None:
+    logits = digits(PICTURES[0], function_to_apply="none", top_k=None)
+    scores = {each["label"]: each["score"] for each in digits(PICTURES[0], function_to_apply="sigmoid", top_k=None)}
+    for each in logits:
+        assert scores[each["label"]] == pytest.approx(1 / (1 + np.exp(-each["score"])))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"num_labels": 3}, "softmax"),
+        ({"num_labels": 1}, "sigmoid"),
+        ({"num_labels": 3, "problem_type": "single_label_classification"}, "softmax"),
+        ({"num_labels": 3, "problem_type": "multi_label_classification"}, "sigmoid"),
+        ({"num_labels": 1, "problem_type": "regression"}, "none"),
+    ],
+)
+def test_default_function(fields: dict[str, Any], expected: str) -> None:
+    assert default_function(ViTConfig(**fields)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k must be a whole number from 1, got 0"),
+        ({"batch_size": None}, "batch_size must be a whole number from 1, got None"),
+        ({"function_to_apply": "tanh"}, "function_to_apply must be one of softmax, sigmoid, none, or None, got 'tanh'"),
+    ],
+)
+def test_wrong_options(digits: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        digits(PICTURES[0], **options)
+    with pytest.raises(ValueError, match=message):
+        pipeline(**options)
+    with pytest.raises(TypeError, match="are no options of a call"):
+        digits(PICTURES[0], topk=1)
+
+
+def test_what_no_classifier_can_be_made_of(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task must be 'image-classification', got 'object-detection'"):
+        pipeline("object-detection")
+    with pytest.raises(ValueError, match=r"newly initialised: classifier.weight, classifier.bias\. Train the model"):
+        pipeline(model=CKPT / "base" / "pt_safetensors")
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        pipeline(image_processor=tmp_path)
+    import vit_torch
+
+    headless = vit_torch.ViTForImageClassification(ViTConfig(num_labels=0, num_hidden_layers=1))
+    with pytest.raises(ValueError, match="num_labels=0 and so no classes"):
+        pipeline(model=headless, image_processor=ViTImageProcessor.from_pretrained(DIGITS))
+
+
+def test_logits_that_are_not_finite_are_an_error(digits: Any) -> None:
+    with pytest.raises(ValueError, match="logits are not finite"):
+        digits.postprocess(np.array([0.0, np.nan]), 5, None)
+
+
+def test_a_picture_of_the_wrong_size_is_the_models_error() -> None:
+    classifier = pipeline(image_processor=ViTImageProcessor(size=32))
+    with pytest.raises(ValueError, match=r"Input image size \(32\*32\) doesn't match model \(24\*24\)"):
+        classifier(PICTURES[0])
+
+
+def test_an_address(digits: Any) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=DIGITS)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}/pictures"
+        assert digits(f"{root}/{PICTURES[0].name}") == digits(PICTURES[0])
+        with pytest.raises(OSError, match=r"nothing\.png can't be fetched \(.*: check the address and the network"):
+            digits(f"{root}/nothing.png")
+        server.shutdown()
+
+
+def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_installed() == "torch"
+    with pytest.raises(ValueError, match="backend must be one of torch, tf, flax, got 'jax'"):
+        import_backend("jax")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vit_torch"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r'The backend torch is not installed \(.*\): pip install "vit-trio\[torch\]"'):
+        import_backend("torch")
+    monkeypatch.setattr(backends, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r'No backend is installed: pip install "vit-trio\[torch\]"'):
+        first_installed()
+
+
+def test_a_backend_without_tensors_of_its_own() -> None:
+    """What a TensorFlow or Flax model is to `run`: something to call with NumPy, whose outputs NumPy can read."""
+
+    def call(self: Any, pixel_values: Any, **options: Any) -> dict[str, Any]:
+        assert options == {"return_dict": True, "output_attentions": True}
+        return {"logits": pixel_values.mean((2, 3)), "attentions": (np.ones(2, np.float16),)}
+
+    model = type("FlaxViT", (), {"__module__": "vit_flax.modeling", "__call__": call})()
+    assert backend_of(model) == "flax"
+    output = run(model, np.ones((2, 3, 4, 4), np.float32), output_attentions=True)
+    assert output["logits"].dtype == output["attentions"][0].dtype == np.float64
+    with pytest.raises(ValueError, match="device=0 is for the backend torch; flax takes the first accelerator"):
+        backends.place(model, 0)
+
+
+def test_exif_orientation_is_applied(digits: Any) -> None:
+    upright = Image.open(PICTURES[0]).convert("RGB")
+    turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    file = io.BytesIO()
+    turned.save(file, "PNG", exif=exif)
+    assert digits(file.getvalue()) == digits(upright)

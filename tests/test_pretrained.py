@@ -1,0 +1,417 @@
+"""from_pretrained and save_pretrained: what is loaded, reported, resized, refused; saves that survive a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import CHECKPOINTS
+from hypothesis import HealthCheck, given, settings
+from test_config import configs
+from test_models import TINY, pixels
+
+from vit_core.config import ViTConfig
+from vit_core.files import finish_save, replacing_files
+from vit_core.params import ALL_PARTS, count
+from vit_core.position import KERNELS, resize_position_embeddings
+
+CLS = CHECKPOINTS / "cls" / "pt_safetensors"
+BASE = CHECKPOINTS / "base" / "pt_safetensors"
+MINI = CHECKPOINTS / "mini"
+
+
+def load(backend: Any, cls: str, path: Path, **kwargs: Any) -> tuple[Any, Any]:
+    result: tuple[Any, Any] = getattr(backend.package, cls).from_pretrained(path, output_loading_info=True, **kwargs)
+    return result
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name, array in a.items():
+        assert array.dtype == b[name].dtype
+        assert array.tobytes() == b[name].tobytes(), name
+
+
+# ---- load --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tf_safetensors", "tf_safetensors_sharded", "flax_safetensors"])
+def test_every_format_gives_the_same_model(backend: Any, name: str) -> None:
+    expected, _ = load(backend, "ViTForImageClassification", MINI / "pt_safetensors")
+    model, report = load(backend, "ViTForImageClassification", MINI / name)
+    assert_same(backend.parameters(model), backend.parameters(expected))
+    assert report.format == name.partition("_")[0]
+    assert not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
+    assert "vit.encoder.layer.0.attention.attention.query.weight" in report.converted
+
+
+def test_demanded_format(backend: Any) -> None:
+    load(backend, "ViTForImageClassification", MINI / "tf_safetensors", from_tf=True)
+    load(backend, "ViTForImageClassification", MINI / "pt_safetensors", from_pt=True, from_flax=True)
+    with pytest.raises(ValueError, match=r"from_tf=True was given, but .* has the format 'flax'"):
+        load(backend, "ViTForImageClassification", MINI / "flax_safetensors", from_tf=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "expected"),
+    [
+        ("pt_safetensors_bf16", None, "float32"),
+        ("pt_safetensors_bf16", "auto", "bfloat16"),
+        ("pt_safetensors_fp16", "auto", "float16"),
+        ("pt_safetensors_mixed", "auto", "bfloat16"),
+        ("flax_safetensors_bf16", "bfloat16", "bfloat16"),
+        ("pt_safetensors", "float64", "float64"),
+    ],
+)
+def test_dtype_of_a_loaded_model(backend: Any, name: str, dtype: Any, expected: str) -> None:
+    model, _ = load(backend, "ViTForImageClassification", MINI / name, dtype=dtype)
+    assert {a.dtype.name for a in backend.parameters(model).values()} == {expected}
+    assert model.config.dtype == expected
+
+
+def test_unknown_dtype(backend: Any) -> None:
+    with pytest.raises(ValueError, match=r"dtype must be \"auto\" or one of float32, .*got 'int8'"):
+        load(backend, "ViTForImageClassification", CLS, dtype="int8")
+
+
+def test_trunk_of_a_classifier(backend: Any) -> None:
+    model, report = load(backend, "ViTModel", CLS)
+    assert report.missing_keys == ["pooler.dense.weight", "pooler.dense.bias"]
+    assert report.unexpected_keys == ["classifier.bias", "classifier.weight"]
+    with pytest.warns(
+        UserWarning, match=r"2 parameters of .*ViTModel were not taken .* newly initialised: pooler\.dense"
+    ):
+        getattr(backend.package, "ViTModel").from_pretrained(CLS)  # noqa: B009
+    expected, _ = load(backend, "ViTForImageClassification", CLS)
+    arrays, whole = backend.parameters(model), backend.parameters(expected)
+    assert all(np.array_equal(arrays[n], whole[n]) for n in arrays if not n.startswith("pooler"))
+
+
+def test_classifier_and_decoder_on_a_trunk(backend: Any) -> None:
+    _, report = load(backend, "ViTForImageClassification", BASE)
+    assert report.missing_keys == ["classifier.weight", "classifier.bias"]
+    assert report.unexpected_keys == ["pooler.dense.bias", "pooler.dense.weight"]
+    _, report = load(backend, "ViTForMaskedImageModeling", BASE)
+    assert report.missing_keys == ["vit.embeddings.mask_token", "decoder.0.weight", "decoder.0.bias"]
+    _, report = load(backend, "ViTModel", BASE, add_pooling_layer=False, use_mask_token=True)
+    assert (report.missing_keys, report["unexpected_keys"]) == (
+        ["embeddings.mask_token"],
+        ["pooler.dense.bias", "pooler.dense.weight"],
+    )
+
+
+def test_missing_parameters_come_from_the_seed(backend: Any) -> None:
+    a, b, c = (load(backend, "ViTForImageClassification", BASE, seed=s)[0] for s in (1, 1, 2))
+    assert_same(backend.parameters(a), backend.parameters(b))
+    name = "classifier.weight"
+    assert not np.array_equal(backend.parameters(a)[name], backend.parameters(c)[name])
+
+
+def test_all_wrong_shapes_are_listed_at_once(backend: Any) -> None:
+    with pytest.raises(ValueError, match="does not fit the model") as caught:
+        load(backend, "ViTForImageClassification", CLS, num_labels=7, intermediate_size=48)
+    text = str(caught.value)
+    assert "classifier.weight: (5, 32) in the file, (7, 32) in the model" in text
+    assert "vit.encoder.layer.1.intermediate.dense.weight: (64, 32) in the file, (48, 32) in the model" in text
+    assert text.count("in the file") == 2 + 2 * 3
+    assert "ignore_mismatched_sizes=True" in text
+
+
+def test_fresh_heads(backend: Any) -> None:
+    labels = {i: f"sort {i}" for i in range(7)}
+    for options in ({"id2label": labels}, {"num_labels": 7, "ignore_mismatched_sizes": True}):
+        model, report = load(backend, "ViTForImageClassification", CLS, **options)
+        assert model.config.num_labels == 7
+        assert report.mismatched_keys == [
+            ("classifier.weight", (5, 32), (7, 32)),
+            ("classifier.bias", (5,), (7,)),
+        ]
+    with pytest.raises(ValueError, match="patch_embeddings"):
+        load(backend, "ViTForImageClassification", CLS, id2label=labels, num_channels=1)
+
+
+def test_no_labels(backend: Any) -> None:
+    model, report = load(backend, "ViTForImageClassification", CLS, num_labels=0)
+    assert report.unexpected_keys == ["classifier.bias", "classifier.weight"]
+    assert backend.call(model, pixel_values=pixels(model.config)).logits.shape == (2, 32)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_another_image_size_resizes_the_positions(backend: Any, kernel: str) -> None:
+    original, _ = load(backend, "ViTForImageClassification", CLS)
+    model, report = load(backend, "ViTForImageClassification", CLS, image_size=[48, 16], position_kernel=kernel)
+    name = "embeddings.position_embeddings"
+    assert report.resized == [(f"vit.{name}", (4, 4), (6, 2), kernel)]
+    expected = resize_position_embeddings(backend.parameters(original)[name], (4, 4), (6, 2), kernel)
+    np.testing.assert_array_equal(backend.parameters(model)[name], expected)
+    assert np.isfinite(backend.call(model, pixel_values=pixels(model.config)).logits).all()
+
+
+def test_same_number_of_patches_on_another_grid_is_resized(backend: Any) -> None:
+    model, report = load(backend, "ViTForImageClassification", CLS, image_size=(16, 64))
+    assert model.config.grid == (2, 8)
+    assert report.resized[0][1:3] == ((4, 4), (2, 8))
+
+
+def test_unknown_kernel(backend: Any) -> None:
+    with pytest.raises(ValueError, match="Unknown interpolation kernel 'cubic'"):
+        load(backend, "ViTForImageClassification", CLS, image_size=48, position_kernel="cubic")
+
+
+def test_positions_that_are_not_of_the_stored_grid_are_an_error(backend: Any, tmp_path: Path) -> None:
+    shutil.copytree(CLS, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "image_size": 48}))
+    with pytest.raises(ValueError, match=r"position_embeddings: \(1, 17, 32\) in the file, \(1, 37, 32\) in the model"):
+        load(backend, "ViTForImageClassification", tmp_path)
+
+
+def test_configuration_given_apart(backend: Any, tmp_path: Path) -> None:
+    shutil.copy(CLS / "model.safetensors", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"No config\.json beside .*: pass config="):
+        load(backend, "ViTForImageClassification", tmp_path)
+    for config in (ViTConfig.from_pretrained(CLS), CLS, str(CLS / "config.json")):
+        model, _ = load(backend, "ViTForImageClassification", tmp_path, config=config, output_attentions=True)
+        assert model.config.output_attentions
+    if isinstance(config, ViTConfig):
+        assert not config.output_attentions
+
+
+def test_unknown_arguments(backend: Any) -> None:
+    with pytest.raises(TypeError, match="nun_labels"):
+        load(backend, "ViTForImageClassification", CLS, nun_labels=3)
+    with pytest.raises(TypeError, match="add_pooling_layer"):
+        load(backend, "ViTForImageClassification", CLS, add_pooling_layer=False)
+
+
+def test_weights_that_are_no_floats(backend: Any, tmp_path: Path) -> None:
+    from vit_core.checkpoint import read_checkpoint
+    from vit_core.safetensors_file import read_safetensors, write_safetensors
+
+    shutil.copytree(CLS, tmp_path, dirs_exist_ok=True)
+    tensors, metadata = read_safetensors(CLS / "model.safetensors")
+    tensors["classifier.bias"] = tensors["classifier.bias"].astype(np.int64)
+    (tmp_path / "model.safetensors").unlink()
+    write_safetensors(tmp_path / "model.safetensors", tensors, metadata)
+    assert read_checkpoint(tmp_path / "model.safetensors").dtypes["int64"] == 5
+    with pytest.raises(ValueError, match=r"classifier\.bias: dtype int64 in the file"):
+        load(backend, "ViTForImageClassification", tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 200, -1])
+def test_truncated_weights(backend: Any, tmp_path: Path, cut: int) -> None:
+    shutil.copytree(CLS, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load(backend, "ViTForImageClassification", tmp_path)
+
+
+def test_missing_weights_and_folders(backend: Any, tmp_path: Path) -> None:
+    shutil.copy(CLS / "config.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load(backend, "ViTForImageClassification", tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(backend, "ViTForImageClassification", tmp_path / "nowhere")
+
+
+# ---- save --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(config=configs)
+def test_saving_and_loading_is_the_identity(backend: Any, tmp_path: Path, config: ViTConfig) -> None:
+    for cls in ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"):
+        model = backend.build(cls, config)
+        assert model.num_parameters() == count(config, model.parts)
+        model.save_pretrained(tmp_path)
+        again, report = load(backend, cls, tmp_path)
+        assert not (report.missing_keys or report.unexpected_keys or report.converted)
+        assert_same(backend.parameters(again), backend.parameters(model))
+        saved = ViTConfig.from_pretrained(tmp_path)
+        assert saved == config.copy(architectures=[cls], dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+@pytest.mark.parametrize("max_shard_size", ["5GB", 20_000])
+def test_every_dtype_is_kept_to_the_bit(backend: Any, tmp_path: Path, dtype: str, max_shard_size: Any) -> None:
+    model = backend.build("ViTForImageClassification", ViTConfig(**TINY), dtype=dtype)
+    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert ViTConfig.from_pretrained(tmp_path).dtype == dtype
+    again, _ = load(backend, "ViTForImageClassification", tmp_path, dtype="auto")
+    assert_same(backend.parameters(again), backend.parameters(model))
+
+
+def test_saving_in_another_dtype(backend: Any, tmp_path: Path) -> None:
+    model = backend.build("ViTForImageClassification", ViTConfig(**TINY))
+    model.save_pretrained(tmp_path, dtype="bfloat16")
+    again, report = load(backend, "ViTForImageClassification", tmp_path, dtype="auto")
+    assert list(report.dtypes) == ["bfloat16"]
+    expected = backend.parameters(backend.build("ViTForImageClassification", ViTConfig(**TINY)))
+    assert backend.parameters(again).keys() == expected.keys()
+    for name, array in backend.parameters(model).items():
+        np.testing.assert_allclose(backend.parameters(again)[name].astype(np.float32), array, rtol=2**-8, err_msg=name)
+
+
+def test_variants_live_side_by_side(backend: Any, tmp_path: Path) -> None:
+    first, second = (backend.build("ViTModel", ViTConfig(**TINY), seed=s) for s in (1, 2))
+    first.save_pretrained(tmp_path)
+    second.save_pretrained(tmp_path, variant="ema")
+    assert_same(backend.parameters(load(backend, "ViTModel", tmp_path)[0]), backend.parameters(first))
+    assert_same(backend.parameters(load(backend, "ViTModel", tmp_path, variant="ema")[0]), backend.parameters(second))
+
+
+def test_files_of_an_earlier_save_do_not_linger(backend: Any, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    model = backend.build("ViTModel", ViTConfig(**TINY))
+    for size in (5_000, "5GB", 20_000, 5_000):
+        model.save_pretrained(tmp_path, max_shard_size=size)
+        names = {p.name for p in tmp_path.iterdir()} - {"README.md", "config.json"}
+        assert ("model.safetensors" in names) == (size == "5GB")
+        assert ("model.safetensors.index.json" in names) == (size != "5GB")
+        assert_same(backend.parameters(load(backend, "ViTModel", tmp_path)[0]), backend.parameters(model))
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_saving_over_the_folder_it_was_loaded_from(backend: Any, tmp_path: Path) -> None:
+    shutil.copytree(CLS, tmp_path, dirs_exist_ok=True)
+    model, _ = load(backend, "ViTForImageClassification", tmp_path)
+    expected = {n: a.copy() for n, a in backend.parameters(model).items()}
+    model.save_pretrained(tmp_path)
+    assert_same(backend.parameters(model), expected)
+    assert_same(backend.parameters(load(backend, "ViTForImageClassification", tmp_path)[0]), expected)
+
+
+def test_a_file_is_no_folder(backend: Any, tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("")
+    with pytest.raises(NotADirectoryError, match="is a file: expected a folder to save to"):
+        backend.build("ViTModel", ViTConfig(**TINY)).save_pretrained(tmp_path / "model")
+
+
+# ---- crashes -----------------------------------------------------------------------------------------------------
+
+SAVER = """
+import sys
+from vit_core.config import ViTConfig
+import {package}
+sizes = ((64, 3), (96, 7))
+configs = [ViTConfig(hidden_size=w, num_hidden_layers=4, num_attention_heads=4, num_labels=n) for w, n in sizes]
+models = [{package}.ViTForImageClassification(config, seed=i) for i, config in enumerate(configs)]
+print("ready", flush=True)
+for i in range(1_000_000):
+    models[i % 2].save_pretrained(sys.argv[1], max_shard_size=("5GB", 100_000)[i // 2 % 2])
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kills a process by signal")
+def test_a_kill_leaves_a_whole_checkpoint(backend: Any, tmp_path: Path) -> None:
+    """Two models are saved in turn, whole and sharded; whenever the process dies, one of the two loads to the bit."""
+    cls = backend.package.ViTForImageClassification
+    expected = {}
+    for seed, (width, labels) in enumerate(((64, 3), (96, 7))):
+        config = ViTConfig(hidden_size=width, num_hidden_layers=4, num_attention_heads=4, num_labels=labels)
+        model = cls(config, seed=seed)
+        model.save_pretrained(tmp_path)
+        expected[width] = backend.parameters(model)
+    cls(ViTConfig(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_labels=3), seed=0).save_pretrained(
+        tmp_path
+    )
+    code = SAVER.format(package=backend.package.__name__)
+    delays = np.random.default_rng(0).uniform(0.0, 0.25, 12)
+    for delay in delays:
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+        model, report = load(backend, "ViTForImageClassification", tmp_path)
+        assert not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
+        assert_same(backend.parameters(model), expected[model.config.hidden_size])
+
+
+class Crash(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("step", range(40))
+def test_a_crash_at_any_step_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: Any, step: int) -> None:
+    """Every call that changes the disk is made to fail in turn, as if the process had died there."""
+    names = ("a.json", "b.bin", "stale.bin")
+    for name in names:
+        (tmp_path / name).write_text("old")
+    calls = iter(range(1000))
+
+    def dying(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if next(calls) == step:
+                raise Crash
+            return function(*args, **kwargs)
+
+        return call
+
+    crashed = False
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "replace"), (os, "fsync"), (Path, "rename"), (Path, "unlink"), (Path, "rmdir")):
+            patch.setattr(module, name, dying(getattr(module, name)))
+        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # a dead process tidies nothing up
+        try:
+            with replacing_files(tmp_path) as (stage, stale):
+                (stage / "a.json").write_text("new")
+                (stage / "c.bin").write_text("new")
+                (stage / "b.bin").write_text("new")
+                stale.append("stale.bin")
+        except Crash:
+            crashed = True
+    finish_save(tmp_path)
+    content = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
+    old, new = dict.fromkeys(names, "old"), dict.fromkeys(("a.json", "b.bin", "c.bin"), "new")
+    assert content in ((old, new) if crashed else (new,))
+    with replacing_files(tmp_path) as (stage, _):
+        (stage / "a.json").write_text("newer")
+    assert (tmp_path / "a.json").read_text() == "newer"
+
+
+DISK_FULL = """
+import resource, signal, sys
+import {package}
+model = {package}.ViTModel.from_pretrained(sys.argv[1], seed=1, output_loading_info=True)[0]
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    model.save_pretrained(sys.argv[1])
+except OSError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits the size of files")
+def test_a_full_disk_leaves_the_old_checkpoint(backend: Any, tmp_path: Path) -> None:
+    shutil.copytree(CLS, tmp_path, dirs_exist_ok=True)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    code = DISK_FULL.format(package=backend.package.__name__)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "OSError\n"
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_shape_that_is_not_the_configurations_is_refused(backend: Any, tmp_path: Path) -> None:
+    model = backend.build("ViTForImageClassification", ViTConfig(**TINY))
+    model.config = model.config.copy(num_labels=5)
+    with pytest.raises(ValueError, match=r"classifier\.weight: \(3, 16\), \(5, 16\) by the configuration"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_all_parts_have_a_model() -> None:
+    from vit_core.params import PARTS
+
+    assert frozenset().union(*PARTS.values()) == ALL_PARTS

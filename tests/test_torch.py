@@ -1,0 +1,359 @@
+"""What PyTorch users expect of the PyTorch models, beyond what every backend does."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tolerances
+from conftest import CHECKPOINTS, relative_error
+from test_models import TINY
+
+from vit_core.config import ViTConfig
+from vit_core.params import ALL_PARTS, TORCH_V5, native_name, specs
+
+torch = pytest.importorskip("torch")
+vit_torch = pytest.importorskip("vit_torch")
+
+CONFIG = ViTConfig(**TINY)
+MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
+
+
+def build(cls: str = "ViTForImageClassification", **changes: Any) -> Any:
+    return getattr(vit_torch, cls)(CONFIG.copy(**changes), seed=0).eval()
+
+
+def pixels(batch: int = 2, size: tuple[int, int] = (16, 16)) -> Any:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((batch, 3, *size)).astype(np.float32))
+
+
+def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
+    """A call with a loss."""
+    call = {"pixel_values": pixels(batch)}
+    if cls == "ViTForImageClassification":
+        call["labels"] = torch.arange(batch) % 3
+    if cls == "ViTForMaskedImageModeling":
+        call["bool_masked_pos"] = (torch.arange(batch * 16).reshape(batch, 16) % 3) == 0
+    return call
+
+
+def main_output(output: Any) -> Any:
+    return next(output[name] for name in ("logits", "reconstruction", "last_hidden_state") if name in output)
+
+
+# ---- compile and export ------------------------------------------------------------------------------------------
+
+COMPILE_CALLS = {
+    "plain": {},
+    "options": {"output_hidden_states": True, "output_attentions": True},
+    "head mask": {"head_mask": torch.tensor([1.0, 0.0, 1.0, 0.5])},
+    "attention mask": {"attention_mask": (torch.arange(17) % 4 != 1).expand(2, -1)},
+    "interpolation": {"pixel_values": pixels(size=(24, 20)), "interpolate_pos_encoding": True},
+    "tuple": {"return_dict": False},
+}
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("name", COMPILE_CALLS)
+def test_compiles_without_graph_breaks(cls: str, name: str) -> None:
+    model = build(cls)
+    call = {**call_of(cls), **COMPILE_CALLS[name]}
+    if name == "interpolation":
+        call.pop("bool_masked_pos", None)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    expected, actual = model(**call), compiled(**call)
+    assert type(actual) is type(expected)
+    for a, b in zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor compiles C++")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_with_the_default_backend(dynamic: bool) -> None:
+    model = build()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
+    for batch in (2, 3):
+        call = call_of("ViTForImageClassification", batch)
+        actual, expected = compiled(**call), model(**call)
+        torch.testing.assert_close(actual.logits, expected.logits)
+        torch.testing.assert_close(actual.loss, expected.loss)
+
+
+def test_errors_under_compile_have_the_same_words() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(build(), backend="eager")
+    with pytest.raises(ValueError, match=r"Input image size \(24\*20\) doesn't match model \(16\*16\)\."):
+        compiled(pixels(size=(24, 20)))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_exports_with_a_dynamic_batch(cls: str, tmp_path: Path) -> None:
+    model = build(cls)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (pixels(2),), dynamic_shapes={"pixel_values": {0: batch}})
+    torch.export.save(program, tmp_path / "vit.pt2")
+    again = torch.export.load(tmp_path / "vit.pt2").module()
+    for size in (1, 5):
+        output = again(pixels(size))
+        assert type(output) is type(model(pixels(size)))
+        torch.testing.assert_close(main_output(output), main_output(model(pixels(size))))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_exports_with_a_dynamic_image_size(cls: str) -> None:
+    model = build(cls)
+    sizes = {2: 4 * torch.export.Dim("rows", min=2, max=32), 3: 4 * torch.export.Dim("columns", min=2, max=32)}
+    program = torch.export.export(
+        model,
+        (pixels(2, (24, 20)),),
+        {"interpolate_pos_encoding": True},
+        dynamic_shapes={"pixel_values": sizes, "interpolate_pos_encoding": None},
+    ).module()
+    for size in ((24, 20), (16, 40), (8, 12)):
+        x = pixels(2, size)
+        expected = main_output(model(x, interpolate_pos_encoding=True))
+        torch.testing.assert_close(main_output(program(x, interpolate_pos_encoding=True)), expected)
+
+
+# ---- attention ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor compiles C++")
+@pytest.mark.parametrize("name", ["plain", "head mask", "attention mask", "options"])
+def test_flex_attention(name: str) -> None:
+    config = {"hidden_size": 64}  # FlexAttention wants heads of at least 16
+    expected = build(**config)(pixels(), **COMPILE_CALLS[name])
+    with torch.no_grad():
+        actual = build(**config, attn_implementation="flex")(pixels(), **COMPILE_CALLS[name])
+    assert relative_error(actual.logits.numpy(), expected.logits.detach().numpy()) < tolerances.GOLDEN_FLOAT32_FUSED
+    assert (actual.attentions is None) == (name != "options")
+
+
+def test_flex_attention_has_no_dropout() -> None:
+    model = build(attn_implementation="flex_attention", attention_probs_dropout_prob=0.1, hidden_size=64).train()
+    with pytest.raises(ValueError, match="attn_implementation='flex' has no attention dropout"):
+        model(pixels())
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_dropout_only_in_training(attention: str) -> None:
+    model = build(attn_implementation=attention, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+    torch.testing.assert_close(model(pixels()).logits, model(pixels()).logits, rtol=0, atol=0)
+    model.train()
+    torch.manual_seed(0)
+    first = model(pixels()).logits
+    assert not torch.equal(first, model(pixels()).logits)
+    torch.manual_seed(0)
+    assert torch.equal(first, model(pixels()).logits)
+
+
+def test_head_mask_gets_gradients() -> None:
+    for attention in ("eager", "sdpa"):
+        mask = torch.ones(2, 4, requires_grad=True)
+        build(attn_implementation=attention)(pixels(), head_mask=mask).logits.square().sum().backward()
+        assert mask.grad is not None
+        assert (mask.grad != 0).all()
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("kwargs", [None, {"use_reentrant": False}])
+def test_gradient_checkpointing_changes_nothing_but_memory(cls: str, kwargs: Any) -> None:
+    model = build(cls, hidden_dropout_prob=0.1, num_hidden_layers=3).train()
+    other = copy.deepcopy(model)
+    other.gradient_checkpointing_enable(kwargs)
+    assert other.is_gradient_checkpointing
+    saved: dict[int, int] = {0: 0, 1: 0}
+    for i, m in enumerate((model, other)):
+
+        def pack(tensor: Any, i: int = i) -> Any:
+            saved[i] += tensor.numel()
+            return tensor
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            main_output(m(**call_of(cls))).square().mean().backward()
+    for (name, a), (_, b) in zip(model.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
+    assert saved[1] < saved[0] / 2
+    other.gradient_checkpointing_disable()
+    assert not other.is_gradient_checkpointing
+
+
+def test_gradients_agree_across_attentions() -> None:
+    found = []
+    for attention in ("eager", "sdpa"):
+        model = build(attn_implementation=attention).double()
+        model(**{**call_of("ViTForImageClassification"), "pixel_values": pixels().double()}).loss.backward()
+        found.append({n: p.grad.numpy() for n, p in model.named_parameters()})
+    largest = max(np.abs(g).max() for g in found[0].values())
+    for name, gradient in found[0].items():
+        assert np.abs(gradient - found[1][name]).max() < tolerances.SAME_FUNCTION_FLOAT64 * largest, name
+
+
+def test_gradcheck_through_interpolation_and_masks() -> None:
+    model = build("ViTForMaskedImageModeling", num_hidden_layers=1).double()
+    x = pixels(1, (8, 12)).double().requires_grad_()
+    mask = torch.tensor([[1, 0, 1, 0, 0, 1]])
+
+    def loss(x: Any) -> Any:
+        return model(x, bool_masked_pos=mask, interpolate_pos_encoding=True).loss
+
+    assert torch.autograd.gradcheck(loss, (x,), eps=1e-6, atol=1e-6)
+
+
+def test_autocast() -> None:
+    model = build()
+    expected = model(**call_of("ViTForImageClassification"))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(**call_of("ViTForImageClassification"))
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    error = relative_error(output.logits.float().detach().numpy(), expected.logits.detach().numpy())
+    assert error < tolerances.AUTOCAST_BFLOAT16
+
+
+def test_it_learns() -> None:
+    """A few steps of plain PyTorch bring the loss of a fixed batch near zero."""
+    torch.manual_seed(0)
+    model = build().train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(60):
+        loss = model(**call_of("ViTForImageClassification", 6)).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.02
+
+
+# ---- modules, state dicts, memory --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_state_dict_has_the_names_of_the_table(cls: str) -> None:
+    model = build(cls)
+    assert list(model.state_dict()) == [name for name, _ in model.named_parameters()]
+    assert set(model.state_dict()) == set(model.specs())
+    assert {n: tuple(p.shape) for n, p in model.named_parameters()} == {n: s.shape for n, s in model.specs().items()}
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("outer", ["", "backbone."])
+def test_state_dicts_since_transformers_5_9_load(cls: str, outer: str) -> None:
+    source, target = build(cls), getattr(vit_torch, cls)(CONFIG)
+    prefixed = cls != "ViTModel"
+    state = {
+        outer + native_name(spec, TORCH_V5, prefixed): source.state_dict()[n] for n, spec in source.specs().items()
+    }
+    keys = list(state)
+    module = torch.nn.ModuleDict({"backbone": target}) if outer else target
+    module.load_state_dict(state)
+    assert list(state) == keys
+    for name, value in target.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name])
+    module.load_state_dict({outer + n: p for n, p in source.state_dict().items()})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        module.load_state_dict({})
+
+
+def test_surface() -> None:
+    model = build()
+    assert model.get_input_embeddings() is model.vit.embeddings.patch_embeddings
+    model.classifier.requires_grad_(False)
+    total = model.num_parameters()
+    assert total - model.num_parameters(only_trainable=True) == 16 * 3 + 3
+    assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
+    assert model.half().dtype == torch.float16
+    assert build("ViTModel").get_input_embeddings().projection.kernel_size == (4, 4)
+
+
+def test_callable_activation() -> None:
+    torch.testing.assert_close(
+        build(hidden_act=torch.nn.functional.relu)(pixels()).logits, build(hidden_act="relu")(pixels()).logits
+    )
+
+
+def test_loading_initialises_nothing(monkeypatch: Any) -> None:
+    """A complete checkpoint is filled in on the meta device: no parameter is drawn, none stays on it."""
+
+    def drawn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        assert self.is_meta, "a parameter was initialised to be thrown away"
+        return self
+
+    for name in ("uniform_", "normal_", "erfinv_"):
+        monkeypatch.setattr(torch.Tensor, name, drawn)
+    model = vit_torch.ViTForImageClassification.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
+    assert not model.training
+    assert all(not p.is_meta and p.requires_grad and p.is_leaf for p in model.parameters())
+
+
+def test_meta_device() -> None:
+    with torch.device("meta"):
+        model = vit_torch.ViTModel(ViTConfig.variant("H/14"))
+    assert all(p.is_meta for p in model.parameters())
+    small = vit_torch.ViTModel(CONFIG)
+    with torch.device("meta"):
+        other = vit_torch.ViTModel(CONFIG)
+    other.to_empty(device="cpu").init_weights(seed=0)
+    small.init_weights(seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), other.parameters(), strict=True))
+
+
+def test_torch_seed_repeats_the_initialisation() -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        states.append(vit_torch.ViTModel(CONFIG).state_dict())
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+def test_outputs_are_pytrees() -> None:
+    output = build("ViTModel")(pixels(), output_attentions=True)
+    doubled = torch.utils._pytree.tree_map(lambda t: t * 2, output)
+    assert type(doubled) is type(output)
+    assert doubled.hidden_states is None
+    torch.testing.assert_close(doubled.attentions[1], output.attentions[1] * 2)
+
+
+def test_functional_call_and_vmap() -> None:
+    """torch.func: per-sample gradients equal those computed one by one."""
+    model = build()
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+    x, labels = pixels(3), torch.tensor([0, 1, 2])
+
+    def loss(parameters: Any, x: Any, label: Any) -> Any:
+        logits = torch.func.functional_call(model, parameters, (x[None],)).logits
+        return torch.nn.functional.cross_entropy(logits, label[None])
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # of vmap over a kernel without rule
+        per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(parameters, x, labels)
+    one = torch.func.grad(loss)(parameters, x[1], labels[1])
+    for name, gradient in one.items():
+        torch.testing.assert_close(per_sample[name][1], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_deepcopy_and_pickle(tmp_path: Path) -> None:
+    model = build()
+    torch.save(model, tmp_path / "model.pt")
+    for again in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
+        torch.testing.assert_close(again(pixels()).logits, model(pixels()).logits, rtol=0, atol=0)
+
+
+def test_channels_last_memory_format() -> None:
+    model = build().to(memory_format=torch.channels_last)
+    x = pixels().contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(x).logits, build()(pixels()).logits)
+
+
+def test_specs_cover_every_part() -> None:
+    assert {s.part for s in specs(CONFIG, ALL_PARTS).values()} == {"", *ALL_PARTS}

@@ -1,0 +1,101 @@
+"""What the subcommands share: their options, the pictures that arguments stand for, and printing."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vit_core.backends import BACKENDS, DIGITS
+
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
+)
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="PATH_OR_ID", help="Folder or hub id.", show_default="the digits model")
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="|".join(BACKENDS), help="Framework.", show_default="the first installed"),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main", metavar="NAME")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+DEFAULT_MODEL = str(DIGITS)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to read: how it is named in reports, and its path, address or bytes."""
+
+    name: str
+    source: Any
+
+
+def pictures(arguments: list[str]) -> list[Picture]:
+    """The pictures that files, folders, patterns, addresses and `-` stand for. Raises ValueError for an empty folder.
+
+    A path that is not there stands for itself, to be reported as every unreadable file is.
+    """
+    return [picture for argument in arguments for picture in _expanded(argument)]
+
+
+def _expanded(argument: str) -> Iterator[Picture]:
+    if argument == "-":
+        yield Picture("-", _stdin())
+    elif argument.startswith(("http://", "https://")) or os.path.isfile(argument):
+        yield Picture(argument, argument)
+    elif os.path.isdir(argument):
+        found = sorted(path for path in _walk(argument) if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise ValueError(f"The folder {argument} holds no pictures: expected files in {', '.join(SUFFIXES)}.")
+        yield from (Picture(str(path), path) for path in found)
+    elif matches := sorted(glob.glob(argument, recursive=True)):
+        yield from (picture for match in matches for picture in _expanded(match))
+    else:
+        yield Picture(argument, argument)
+
+
+def _walk(folder: str) -> Iterator[Path]:
+    """Every file under a folder, hidden ones and those in hidden folders aside."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _stdin() -> bytes:
+    if sys.stdin.isatty():
+        raise ValueError("`-` reads a picture from the standard input, which is a terminal: pipe one in.")
+    return sys.stdin.buffer.read()
+
+
+def console() -> Console:
+    """The standard output, for tables, which are not squeezed where it is no terminal."""
+    squeezed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, width=None if squeezed else 160)
+
+
+def one_line(text: object) -> str:
+    """Text for a terminal or a table: in one line, and what can't be printed, escape codes included, as `\\ufffd`."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
+
+
+def complain(message: str) -> None:
+    """One line on the standard error."""
+    print(f"vit: {one_line(message)}", file=sys.stderr)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on the standard output. Raises ValueError for numbers that JSON does not have."""
+    print(json.dumps(document, indent=2, allow_nan=False))
