@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -370,3 +372,11 @@ def _git_oid(data: bytes) -> str:
 def _oid(name: str, data: bytes) -> str:
     """How a commit names a file's content: by SHA-256 when it is large, else as Git does."""
     return hashlib.sha256(data).hexdigest() if name.endswith(LARGE_SUFFIXES) else _git_oid(data)
+
+
+def client_environment(server: HubServer, home: Path) -> dict[str, str]:
+    """The environment of a process whose huggingface_hub knows this server only and keeps its cache in `home`."""
+    foreign = ("HF_", "HUGGING", "HTTP", "ALL_PROXY", "XDG_")
+    clean = {key: value for key, value in os.environ.items() if not key.upper().startswith(foreign)}
+    own = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
+    return {**clean, **own, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1,localhost"}

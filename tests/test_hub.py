@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hub_server import HubServer, Repo, Request
+from hub_server import HubServer, Repo, Request, client_environment
 
 from vit_core import hub as vit_hub
 
@@ -86,13 +86,9 @@ def client(server: HubServer, tmp_path: Path) -> Callable[..., list[Answer]]:
     """Runs calls of vit_core.hub in a fresh process that knows this server only; keywords are its environment."""
 
     def run(*calls: tuple[Any, ...], **env: str) -> list[Answer]:
-        foreign = ("HF_", "HUGGING", "HTTP", "ALL_PROXY", "XDG_")
-        clean = {key: value for key, value in os.environ.items() if not key.upper().startswith(foreign)}
-        own = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
-        quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1,localhost", "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
             [sys.executable, "-c", DRIVER, json.dumps(calls)],
-            env={**clean, **own, **quiet, **env},
+            env={**client_environment(server, tmp_path / "home"), "PYTHONPATH": str(ROOT), **env},
             cwd=tmp_path,
             capture_output=True,
             text=True,

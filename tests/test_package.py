@@ -91,9 +91,7 @@ def test_the_wheel_works_without_any_framework(wheel: Path, tmp_path: Path) -> N
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
 
-    code = "import vit_core, importlib.util as u; print(vit_core.__file__, [u.find_spec(n) for n in %r])" % (
-        FRAMEWORKS,
-    )
+    code = f"import vit_core, importlib.util as u; print(vit_core.__file__, [u.find_spec(n) for n in {FRAMEWORKS}])"
     done = run(str(python), "-W", "error", "-c", code)
     assert done.returncode == 0, done.stderr
     assert "site-packages" in done.stdout

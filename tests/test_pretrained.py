@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CHECKPOINTS
+from hub_server import HubServer, Repo, client_environment
 from hypothesis import HealthCheck, given, settings
 from test_config import configs
 from test_models import TINY, pixels
@@ -222,6 +223,49 @@ def test_missing_weights_and_folders(backend: Any, tmp_path: Path) -> None:
         load(backend, "ViTForImageClassification", tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load(backend, "ViTForImageClassification", tmp_path / "nowhere")
+
+
+HUB_USER = """
+import sys, warnings
+import numpy as np
+import {package}
+from vit_core import ViTConfig, ViTImageProcessor
+cls = {package}.ViTForImageClassification
+model = cls.from_pretrained("org/cls", revision="v1", token="hf_writer")
+assert ViTConfig.from_pretrained("org/cls", revision="v1").num_labels == 5
+assert ViTImageProcessor.from_pretrained("org/cls", revision="v1").size["height"] == 30
+warnings.simplefilter("default")  # the client's own, of its HTTP library
+print(model.push_to_hub("me/copy", token="hf_writer", max_shard_size=40_000, commit_message="A copy"))
+model.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="me/copy", token="hf_writer", variant="ema")
+again = cls.from_pretrained("me/copy", token="hf_writer")
+ema = cls.from_pretrained("me/copy", token="hf_writer", variant="ema")
+for other in (again, ema):
+    for name, tensor in model.to_tensors().items():
+        assert np.array_equal(tensor.read(), other.to_tensors()[name].read()), name
+try:
+    cls.from_pretrained("org/cls", revision="v2")
+except OSError as error:
+    print(error)
+"""
+
+
+def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
+    """Loaded at a tag, pushed in shards and as a variant, and loaded again, by the real client in its own process."""
+    files = {p.name: p.read_bytes() for p in CLS.iterdir()}
+    files["preprocessor_config.json"] = b'{"image_processor_type": "ViTImageProcessor", "size": 30}'
+    with HubServer() as server:
+        server.repos["org/cls"] = Repo()
+        server.repos["org/cls"].refs["v1"] = server.repos["org/cls"].commit(files)
+        server.repos["org/cls"].commit({"README.md": b"moved on"})
+        code = HUB_USER.format(package=backend.package.__name__)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code, str(tmp_path / "saved")],
+            env=client_environment(server, tmp_path / "home"), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        pushed, missing = done.stdout.splitlines()
+        assert pushed.startswith(f"{server.url}/me/copy/commit/")
+        assert missing.startswith("'org/cls' has no revision 'v2'. Pass as revision=")
 
 
 # ---- save --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
-from vit_core.files import check_shard_names, read_json_object
+from vit_core.files import check_shard_names, finish_save, read_json_object
 
 StrPath = str | os.PathLike[str]
 _HUB_ID = "'name' or 'org/name' of letters, digits, '-', '_' and '.'"
@@ -215,6 +215,7 @@ def _source(name_or_path: StrPath, options: _Options) -> _Folder | _Repo:
         raise ValueError(f"subfolder={options.subfolder!r} leads out of {name!r}. Pass a folder inside it.")
     path = Path(os.path.expanduser(name))
     if name and path.is_dir():
+        finish_save(path / options.subfolder)
         return _Folder(path / options.subfolder)
     if path.is_file():
         raise NotADirectoryError(f"{name!r} is a file, expected a folder. Pass its folder, {str(path.parent)!r}.")

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Self
 from vit_core import hub
 from vit_core.checkpoint import Checkpoint, own_patterns, read_checkpoint, weight_names, write_checkpoint
 from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.files import finish_save, replacing_files
+from vit_core.files import replacing_files
 from vit_core.loading import fit, resolve_dtype
 from vit_core.params import ALL_PARTS, PARTS, Spec, specs
 from vit_core.safetensors_file import Tensor
@@ -195,8 +195,6 @@ def _open(
     name_or_path: StrPath, variant: str | None, formats: list[str], *, subfolder: str, **options: Any
 ) -> Checkpoint:
     """The checkpoint of a folder or repository, in one of these formats when any is named."""
-    if Path(name_or_path, subfolder).is_dir():
-        finish_save(Path(name_or_path, subfolder))
     checkpoint = read_checkpoint(hub.resolve(name_or_path, weight_names(variant), subfolder=subfolder, **options))
     if formats and checkpoint.format not in formats:
         raise ValueError(

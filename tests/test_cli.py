@@ -1,0 +1,395 @@
+"""The `vit` command: what it prints, draws and exits with, in process and, where that matters, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from io import BytesIO, TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from vit_core.attention_maps import cls_to_patches, rollout
+from vit_core.backends import DIGITS
+from vit_core.cli import main
+from vit_core.cli.common import pictures
+from vit_core.config import ViTConfig
+from vit_core.params import PARTS, count
+
+CKPT = Path(__file__).parent / "golden" / "ckpt"
+PICTURES = sorted((DIGITS / "pictures").iterdir())
+NINE = next(path for path in PICTURES if path.name[0] == "9")
+VIT = Path(sys.executable).with_name("vit")
+torch = pytest.importorskip("torch")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """The models are so small that threads, on a busy machine, only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Vit:
+    """Runs the command in this process; `code`, `out` and `err` are what the last run left."""
+
+    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
+        self.capture = capture
+
+    def __call__(self, *arguments: Any) -> Vit:
+        self.capture.readouterr()
+        self.code = main([str(argument) for argument in arguments])
+        self.out, self.err = self.capture.readouterr()
+        return self
+
+    def json(self, *arguments: Any) -> dict[str, Any]:
+        """The one document on the standard output of a run that succeeds and has nothing to complain of."""
+        self(*arguments, "--json")
+        assert (self.code, self.err) == (0, "")
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+    def refused(self, *arguments: Any) -> str:
+        """The one line on the standard error of a run that is refused."""
+        self(*arguments)
+        assert (self.code, self.out) == (2, "")
+        assert self.err.startswith("vit: ")
+        assert self.err.count("\n") == 1
+        return self.err
+
+
+@pytest.fixture
+def vit(capsys: pytest.CaptureFixture[str]) -> Vit:
+    return Vit(capsys)
+
+
+def process(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+# ---- the command itself -----------------------------------------------------------------------------------------
+
+
+def test_the_console_script() -> None:
+    result = process(VIT, "classify", NINE, "--top-k", 1, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["images"][0]["predictions"][0]["label"] == "9"
+    assert process(sys.executable, "-m", "vit_core.cli", "--version").stdout == f"vit-trio {version('vit-trio')}\n"
+
+
+def test_help_and_inspect_import_no_framework() -> None:
+    code = (
+        "import sys; from vit_core.cli import main\n"
+        f"codes = [main([]), main(['--help']), main(['attend', '--help']), main(['inspect', {str(DIGITS)!r}])]\n"
+        "print(codes, sorted({'torch', 'tensorflow', 'jax', 'flax', 'keras'} & set(sys.modules)), file=sys.stderr)"
+    )
+    result = process(sys.executable, "-c", code)
+    assert result.stderr == "[0, 0, 0, 0] []\n"
+    for command in ("classify", "inspect", "attend"):
+        assert f" {command} " in result.stdout
+
+
+def test_a_reader_that_leaves_early_and_a_full_disk() -> None:
+    result = process("bash", "-c", f"set -o pipefail; '{VIT}' inspect '{DIGITS}' --all | true")
+    assert result.stderr == ""
+    if Path("/dev/full").exists():
+        result = process("bash", "-c", f"'{VIT}' inspect '{DIGITS}' > /dev/full")
+        assert result.returncode == 2
+        assert result.stderr == "vit: [Errno 28] No space left on device\n"
+
+
+def test_ctrl_c_is_quiet(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vit_core.cli.classify.pipeline", interrupted)
+    vit("classify", NINE)
+    assert (vit.code, vit.out, vit.err) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["classify"], "Missing argument 'IMAGE...'"),
+        (["nosuch"], "No such command 'nosuch'"),
+        (["classify", NINE, "--nope"], "No such option: --nope"),
+        (["classify", NINE, "--top-k", "0"], "Invalid value for '--top-k'"),
+        (["classify", NINE, "--backend", "jax"], "backend must be one of torch, tf, flax, got 'jax'"),
+        (["classify", "nope.png"], "There is no image file nope.png"),
+        (["classify", DIGITS / "nope*.png"], "There is no image file"),
+        (["classify", DIGITS / "config.json"], "is no picture that Pillow can read"),
+        (["classify", NINE, "--model", "./nope"], "The folder './nope' does not exist"),
+        (["classify", NINE, "--model", CKPT / "base" / "pt_safetensors"], "classifier.weight, classifier.bias. Train"),
+        (["inspect", DIGITS / "pictures"], "No weights in"),
+        (["inspect", DIGITS / "config.json"], "it is not an index of shards"),
+        (["inspect", "nope.safetensors"], "No such file or directory: 'nope.safetensors'"),
+        (["inspect", NINE], "is damaged or not a safetensors file"),
+        (["attend", NINE], "Missing option '--out'"),
+        (["attend", NINE, "--out", "/nowhere/x.png"], "there is no folder /nowhere"),
+        (["attend", NINE, "--out", DIGITS], "is a folder: name a file in it"),
+        (["attend", NINE, "--out", "x.xyz"], "must end in one of .png, .jpg, .jpeg, .webp"),
+        (["attend", NINE, "--out", NINE], "is the picture itself"),
+        (["attend", DIGITS / "pictures", "--out", "x.png"], f"stands for {len(PICTURES)}: pass one of them"),
+        (["attend", NINE, "--out", "x.png", "--layer", "9"], "--layer must be from 0 to 4, or from -5 to -1, got 9"),
+    ],
+)
+def test_bad_input_is_one_line(vit: Vit, arguments: list[Any], message: str) -> None:
+    assert message in vit.refused(*arguments)
+
+
+def test_a_missing_framework_is_one_line() -> None:
+    code = "import sys; sys.modules['torch'] = None; from vit_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    result = process(sys.executable, "-c", code, "classify", NINE, "--backend", "torch")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("vit: The backend torch is not installed (")
+    assert result.stderr.endswith(': pip install "vit-trio[torch]"\n')
+
+
+# ---- classify ---------------------------------------------------------------------------------------------------
+
+
+def test_files_folders_patterns_and_hidden_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b.png", "a.JPG", "sub/c.webp", "notes.txt", ".hidden.png", ".cache/d.png", "odd[1].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def names(*arguments: str) -> list[str]:
+        return [picture.name for picture in pictures(list(arguments))]
+
+    assert names(str(tmp_path)) == [str(tmp_path / n) for n in ("a.JPG", "b.png", "odd[1].png", "sub/c.webp")]
+    assert names("*.png", "sub") == ["b.png", "odd[1].png", "sub/c.webp"]
+    assert names("**/*.webp", "odd[1].png", "notes.txt") == ["sub/c.webp", "odd[1].png", "notes.txt"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="The folder empty holds no pictures: expected files in .png"):
+        pictures(["empty"])
+
+
+def test_classify_a_folder(vit: Vit) -> None:
+    document = vit.json("classify", DIGITS / "pictures", "--batch-size", 5, "--top-k", 2)
+    assert list(document) == ["model", "backend", "images", "failed"]
+    assert (document["model"], document["backend"], document["failed"]) == (str(DIGITS), "torch", [])
+    assert [image["file"] for image in document["images"]] == list(map(str, PICTURES))
+    assert {len(image["predictions"]) for image in document["images"]} == {2}
+    assert document["images"] == vit.json("classify", DIGITS / "pictures" / "*.png", "-k2", "--batch-size", 5)["images"]
+
+
+def test_classify_prints_a_table(vit: Vit) -> None:
+    vit("classify", NINE)
+    assert vit.err == ""
+    lines = vit.out.split("\n")
+    assert NINE.name in vit.out
+    assert [line.split()[-2] for line in lines if " %" in line] == ["%"] * 3
+
+
+def test_classify_the_standard_input(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(NINE.read_bytes())))
+    document = vit.json("classify", "-")
+    assert document["images"][0]["file"] == "-"
+    assert document["images"][0]["predictions"][0]["label"] == "9"
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"")))
+    assert "the image in 0 bytes is no picture" in vit.refused("classify", "-")
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    assert "which is a terminal: pipe one in" in vit.refused("classify", "-")
+
+
+def test_unreadable_pictures_are_reported_and_the_rest_go_on(vit: Vit, tmp_path: Path) -> None:
+    broken, missing = tmp_path / "bro\nken\x1b[31m.png", tmp_path / "missing.png"
+    broken.write_bytes(NINE.read_bytes()[:60])
+    vit("classify", broken, NINE, missing, PICTURES[0])
+    assert vit.code == 1
+    assert NINE.name in vit.out
+    assert PICTURES[0].name in vit.out
+    first, second, last = vit.err.splitlines()
+    assert first.startswith(f"vit: {tmp_path}/bro ken\ufffd[31m.png is no picture that Pillow can read")
+    assert second == f"vit: There is no image file {missing}: check the path."
+    assert last == "vit: 2 of 4 pictures could not be read."
+
+    vit("classify", broken, NINE, "--json")
+    assert vit.code == 1
+    document = json.loads(vit.out)
+    assert [failed["file"] for failed in document["failed"]] == [str(broken)]
+    assert len(document["images"]) == 1
+
+
+def test_another_model_and_its_warning(vit: Vit) -> None:
+    vit("classify", NINE, "--model", CKPT / "cls" / "pt_safetensors", "--json")
+    assert vit.code == 0
+    assert vit.err.startswith(f"vit: warning: {CKPT / 'cls' / 'pt_safetensors'} has no preprocessor_config.json")
+    assert vit.err.count("\n") == 1
+    assert len(json.loads(vit.out)["images"][0]["predictions"]) == 3
+
+
+# ---- inspect ----------------------------------------------------------------------------------------------------
+
+FOLDERS = [
+    "base/pt_safetensors",
+    "cls/pt_safetensors_sharded",
+    "mim/pt_safetensors",
+    "cls_nonsquare/pt_safetensors",
+    "mini/flax_safetensors_bf16",
+    "mini/pt_safetensors_mixed",
+    "mini/tf_safetensors",
+    "mini/tf_safetensors_sharded",
+    "tiny_12_layers/tf_safetensors",
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_inspect_tells_the_truth(vit: Vit, folder: str) -> None:
+    path = CKPT / folder
+    config = ViTConfig.from_json_file(path / "config.json")
+    assert config.architectures
+    architecture = config.architectures[0]
+    files = sorted(path.glob("*.safetensors"))
+    stored = {name: array for file in files for name, array in load_file(file).items()}
+    document = vit.json("inspect", path)
+    assert document["format"] == folder.partition("/")[2].partition("_")[0]
+    assert document["architecture"] == architecture
+    assert document["num_parameters"] == sum(a.size for a in stored.values()) == count(config, PARTS[architecture])
+    assert document["bytes_on_disk"] == sum(file.stat().st_size for file in files)
+    assert document["config"] == config.to_dict()
+    assert document["missing"] == document["unexpected"] == document["mismatched"] == []
+    dtypes = {str(a.dtype) for a in stored.values()}
+    assert document["dtypes"] == {d: sum(a.size for a in stored.values() if str(a.dtype) == d) for d in dtypes}
+    assert {each["in_file"] for each in document["parameters"]} == set(stored)
+    for each in document["parameters"]:
+        array = stored[each["in_file"]]
+        assert sorted(each["shape"]) == sorted(array.shape)
+        assert (each["dtype"], each["number"]) == (str(array.dtype), array.size)
+    assert document["parameters"][0]["name"] == "embeddings.cls_token"
+
+
+def test_inspect_folds_layers_that_are_alike(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    vit("inspect", CKPT / "tiny_12_layers" / "pt_safetensors")
+    assert (vit.code, vit.err) == (0, "")
+    assert "encoder.layer.0-11 x 12" in vit.out
+    assert vit.out.count("attention.attention.query") == 1
+    config = ViTConfig.from_json_file(CKPT / "tiny_12_layers" / "pt_safetensors" / "config.json")
+    total = f"{count(config, PARTS['ViTForImageClassification']):,}"
+    assert vit.out.count(total) == 2
+    query = next(line for line in vit.out.splitlines() if "attention.query" in line).split()
+    assert query == ["attention.attention.query", "8x8", "8", "float32", f"{12 * 72:,}"]
+    vit("inspect", CKPT / "tiny_12_layers" / "pt_safetensors", "--all")
+    assert vit.out.count("attention.attention.query.weight") == 12
+
+
+def test_inspect_says_what_does_not_fit(vit: Vit, tmp_path: Path) -> None:
+    source = CKPT / "mini" / "pt_safetensors"
+    shutil.copy(source / "config.json", tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    tensors["extra"] = np.zeros(3, np.float32)
+    tensors["classifier.bias"] = np.zeros(7, np.float32)
+    tensors["vit.encoder.layer.1.output.dense.bias"] = np.zeros(16, np.float16)
+    del tensors["vit.layernorm.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    document = vit.json("inspect", tmp_path)
+    assert document["missing"] == ["vit.layernorm.weight"]
+    assert document["unexpected"] == ["extra"]
+    assert document["mismatched"] == [{"name": "classifier.bias", "file": [7], "model": [3]}]
+    vit("inspect", tmp_path)
+    assert vit.code == 0
+    for line in (
+        "missing: vit.layernorm.weight",
+        "unexpected: extra",
+        "mismatched: classifier.bias: [7] in the file, [3] in the model",
+        "encoder.layer.0 x 1",
+        "encoder.layer.1 x 1",
+    ):
+        assert line in vit.out
+
+
+def test_inspect_a_file_without_a_configuration(vit: Vit, tmp_path: Path) -> None:
+    shutil.copy(CKPT / "mini" / "pt_safetensors" / "model.safetensors", tmp_path / "weights.safetensors")
+    document = vit.json("inspect", tmp_path / "weights.safetensors")
+    assert (document["config"], document["architecture"], document["missing"]) == (None, None, [])
+    assert "no config.json beside the weights" in vit("inspect", tmp_path / "weights.safetensors").out
+    index = CKPT / "mini" / "tf_safetensors_sharded" / "model.safetensors.index.json"
+    assert vit.json("inspect", index)["parameters"] == vit.json("inspect", index.parent)["parameters"]
+
+
+# ---- attend -----------------------------------------------------------------------------------------------------
+
+
+def test_attend_draws_the_rollout_of_the_models_attentions(vit: Vit, tmp_path: Path) -> None:
+    import vit_torch
+
+    out = tmp_path / "out.png"
+    document = vit.json("attend", NINE, "--out", out, "--layer", -2)
+    with Image.open(out) as drawing:
+        drawing.load()
+        assert (drawing.format, drawing.mode, drawing.size) == ("PNG", "RGB", (1416, 1119))
+    assert list(tmp_path.iterdir()) == [out]
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
+    pixels = vit_torch.ViTImageProcessor.from_pretrained(DIGITS)(NINE, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**pixels, output_attentions=True)
+    flow = rollout([attention[0].double().numpy() for attention in output.attentions])
+    np.testing.assert_allclose(document["rollout"], cls_to_patches(flow, (6, 6)), rtol=1e-5)
+    assert document["layer"] == 3
+    assert document["predictions"][0]["label"] == "9"
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("cls_nonsquare", "jpg"), ("tiny_patch_8x4", "webp"), ("base", "png")])
+def test_attend_with_other_grids_formats_and_without_a_classifier(
+    vit: Vit, tmp_path: Path, name: str, suffix: str
+) -> None:
+    out = tmp_path / f"out.{suffix}"
+    vit("attend", NINE, "--out", out, "--model", CKPT / name / "pt_safetensors", "--json")
+    assert vit.code == 0
+    config = ViTConfig.from_json_file(CKPT / name / "pt_safetensors" / "config.json")
+    document = json.loads(vit.out)
+    assert np.shape(document["rollout"]) == config.grid
+    assert bool(document["predictions"]) == (name != "base")
+    with Image.open(out) as drawing:
+        assert drawing.width == 1416
+
+
+def test_attend_shows_what_a_centre_crop_leaves(vit: Vit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(DIGITS / file, tmp_path)
+    processor = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 24, "do_convert_rgb": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    wide = Image.new("RGB", (128, 64))
+    wide.paste("white", (40, 8, 88, 56))  # what is left of 64 x 32 pixels
+    wide.save(tmp_path / "wide.png")
+    seen: list[Image.Image] = []
+
+    def spy(picture: Image.Image, *_: Any, **__: Any) -> Image.Image:
+        seen.append(picture)
+        return picture
+
+    monkeypatch.setattr("vit_core.cli.attend.draw", spy)
+    vit("attend", tmp_path / "wide.png", "--out", tmp_path / "out.png", "--model", tmp_path)
+    assert (vit.code, vit.err) == (0, "")
+    assert seen[0].size == (48, 48)
+    assert seen[0].getextrema() == ((255, 255),) * 3
+
+
+def test_a_failed_drawing_leaves_the_old_file(vit: Vit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "out.png").write_bytes(b"old")
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert "No space left on device" in vit.refused("attend", NINE, "--out", tmp_path / "out.png")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out.png", b"old")]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_that_can_not_be_written(vit: Vit, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in vit.refused("attend", NINE, "--out", tmp_path / "out.png")
