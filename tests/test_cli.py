@@ -1,9 +1,8 @@
-"""The `vit` command: what it prints, draws and exits with, in process and, where that matters, in a process of its own."""
+"""The `vit` command: what it prints, draws and exits with; in a process of its own where that matters."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -172,7 +171,7 @@ def test_files_folders_patterns_and_hidden_files(tmp_path: Path, monkeypatch: py
     assert names("*.png", "sub") == ["b.png", "odd[1].png", "sub/c.webp"]
     assert names("**/*.webp", "odd[1].png", "notes.txt") == ["sub/c.webp", "odd[1].png", "notes.txt"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="The folder empty holds no pictures: expected files in .png"):
+    with pytest.raises(ValueError, match=r"The folder empty holds no pictures: expected files in \.png"):
         pictures(["empty"])
 
 
@@ -188,9 +187,9 @@ def test_classify_a_folder(vit: Vit) -> None:
 def test_classify_prints_a_table(vit: Vit) -> None:
     vit("classify", NINE)
     assert vit.err == ""
-    lines = vit.out.split("\n")
-    assert NINE.name in vit.out
-    assert [line.split()[-2] for line in lines if " %" in line] == ["%"] * 3
+    lines = [line for line in vit.out.splitlines() if " % " in line]
+    assert len(lines) == 3
+    assert lines[0].split()[:2] == [str(NINE), "9"]
 
 
 def test_classify_the_standard_input(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +230,15 @@ def test_another_model_and_its_warning(vit: Vit) -> None:
     assert len(json.loads(vit.out)["images"][0]["predictions"]) == 3
 
 
+def test_a_progress_bar_over_many_pictures_on_a_terminal(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    vit("classify", DIGITS / "pictures", "--json")
+    assert "Classifying" in vit.err
+    assert len(json.loads(vit.out)["images"]) == len(PICTURES)
+    assert vit.json("classify", NINE)["failed"] == []
+
+
 # ---- inspect ----------------------------------------------------------------------------------------------------
 
 FOLDERS = [
@@ -259,7 +267,7 @@ def test_inspect_tells_the_truth(vit: Vit, folder: str) -> None:
     assert document["architecture"] == architecture
     assert document["num_parameters"] == sum(a.size for a in stored.values()) == count(config, PARTS[architecture])
     assert document["bytes_on_disk"] == sum(file.stat().st_size for file in files)
-    assert document["config"] == config.to_dict()
+    assert document["config"] == json.loads(json.dumps(config.to_dict()))
     assert document["missing"] == document["unexpected"] == document["mismatched"] == []
     dtypes = {str(a.dtype) for a in stored.values()}
     assert document["dtypes"] == {d: sum(a.size for a in stored.values() if str(a.dtype) == d) for d in dtypes}
@@ -387,9 +395,3 @@ def test_a_failed_drawing_leaves_the_old_file(vit: Vit, tmp_path: Path, monkeypa
     monkeypatch.setattr(Image.Image, "save", full)
     assert "No space left on device" in vit.refused("attend", NINE, "--out", tmp_path / "out.png")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("out.png", b"old")]
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_that_can_not_be_written(vit: Vit, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    assert "Permission denied" in vit.refused("attend", NINE, "--out", tmp_path / "out.png")

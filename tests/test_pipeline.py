@@ -99,8 +99,8 @@ def test_stream_gives_errors_in_place_and_reads_no_further_than_a_batch(digits: 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (4, "RGBA")])
 def test_models_of_other_channels_get_pictures_in_their_mode(channels: int, mode: str) -> None:
-    with pytest.warns(UserWarning, match="no preprocessor_config.json: images are resized to 16x16"):
-        name = "tiny_1_channel" if channels == 1 else "tiny_4_channels"
+    name = "tiny_1_channel" if channels == 1 else "tiny_4_channels"
+    with pytest.warns(UserWarning, match=r"no preprocessor_config\.json: images are resized to 16x16"):
         classifier = pipeline(model=CKPT / name / "pt_safetensors")
     picture = Image.open(Path(__file__).parent / "golden" / "processor" / "images" / "rgba.png")
     pixels = np.asarray(picture.convert(mode).resize((16, 16), Image.Resampling.BILINEAR)).reshape(16, 16, channels)

@@ -17,6 +17,7 @@ from vit_core.validation import ACTIVATIONS
 MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
 SHARED_ACTIVATIONS = sorted(set(ACTIVATIONS) - {"selu"})  # documented by transformers, but in no table of its
 
+
 @st.composite
 def architectures(draw: st.DrawFn, square: bool = False, whole: bool = False) -> dict[str, Any]:
     """Arguments that both ViTConfigs take. `square`: one number for both axes. `whole`: patches fill the image."""

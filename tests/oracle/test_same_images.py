@@ -32,7 +32,9 @@ CROP = {"do_center_crop": st.booleans(), "crop_size": st.fixed_dictionaries({"he
 MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "YCbCr", "I;16")
 
 # Ours says by a warning what theirs writes to its log.
-pytestmark = pytest.mark.filterwarnings("ignore:The image is rescaled:UserWarning", "ignore:The channel axis:UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The image is rescaled:UserWarning", "ignore:The channel axis:UserWarning"
+)
 
 
 @st.composite
@@ -82,7 +84,10 @@ def test_pictures_of_every_mode(picture: Image.Image, arguments: dict[str, Any],
     ours, theirs = (
         kind(do_convert_rgb=True, **arguments) for kind in (ViTImageProcessor, transformers.ViTImageProcessor)
     )
-    call = {"data_format": data_format, "input_data_format": "channels_last"}  # one row or column is ambiguous to theirs
+    call = {
+        "data_format": data_format,
+        "input_data_format": "channels_last",
+    }  # one row or column is ambiguous to theirs
     assert_same(ours(picture, **call), theirs(picture, **call))
 
 

@@ -58,7 +58,9 @@ def test_half_precision(architecture: dict[str, Any], dtype: str) -> None:
     assert_same_output(*both(models, pixel_values=pixels(models[0])), tolerances.HALF[dtype])
 
 
-@given(architectures(square=True), st.integers(1, 25), st.integers(1, 25), st.sampled_from([torch.float32, torch.float64]))
+@given(
+    architectures(square=True), st.integers(1, 25), st.integers(1, 25), st.sampled_from([torch.float32, torch.float64])
+)
 def test_interpolation(architecture: dict[str, Any], height: int, width: int, dtype: torch.dtype) -> None:
     """On square grids, and patches of one size for both axes: theirs takes no other."""
     models = pair("ViTForImageClassification", architecture, attention="sdpa", dtype=dtype)
@@ -79,7 +81,9 @@ def test_head_mask(architecture: dict[str, Any], data: st.DataObject) -> None:
 
 
 LABELS = {
-    "regression": lambda batch, labels: torch.linspace(-1, 1, batch * labels).reshape((batch, labels) if labels > 1 else (batch,)),
+    "regression": lambda batch, labels: torch.linspace(-1, 1, batch * labels).reshape(
+        (batch, labels) if labels > 1 else (batch,)
+    ),
     "single_label_classification": lambda batch, labels: torch.arange(batch) % labels,
     "multi_label_classification": lambda batch, labels: (torch.arange(batch * labels) % 2.0).reshape(batch, labels),
 }

@@ -105,7 +105,7 @@ def _print_table(results: Results) -> None:
                 Text("" if i else one_line(picture.name)),
                 Text(one_line(best["label"]), style="" if i else "bold"),
                 f"{100 * score:.1f} %",
-                ProgressBar(total=1, completed=min(max(score, 0), 1), width=16),
+                ProgressBar(total=1, completed=min(max(score, 0), 1), width=12),
                 end_section=0 < i == len(predictions) - 1,
             )
     console().print(table)

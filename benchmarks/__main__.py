@@ -1,0 +1,76 @@
+"""Runs the benchmarks one after another, writes results.json and quotes it in the README beside it.
+
+python -m benchmarks [name ...]     e.g. inference fresh_process; those not named keep their results
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).parent
+RESULTS, README = HERE / "results.json", HERE / "README.md"
+NAMES = ("fresh_process", "image_processing", "inference", "training")
+QUOTED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
+
+
+def run(name: str) -> dict[str, Any]:
+    """The results of one benchmark, run in a process of its own."""
+    command = [sys.executable, str(HERE / f"{name}.py"), "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    return {
+        case: _as_fraction(row)
+        for case, row in found.items()
+        if "transformers" in row.get("median_ms", ["transformers"])
+    }
+
+
+def _as_fraction(row: dict[str, Any]) -> dict[str, Any]:
+    """Ours by theirs, of a row that says how many times faster ours is."""
+    if "ratio_p10_p90" not in row:
+        return row
+    values = {"ratio": row["ratio"], "p10": row["ratio_p10_p90"][1], "p90": row["ratio_p10_p90"][0]}
+    return {name: round(1 / value, 3) for name, value in values.items()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    lines = [f"Measured on {results['machine']}.", "", "| case | ours / transformers | 10th to 90th percentile |"]
+    lines.append("|---|---|---|")
+    for name in NAMES:
+        for case, row in results.get(name, {}).items():
+            lines.append(f"| {case} | {row['ratio']:.2f} | {row['p10']:.2f} to {row['p90']:.2f} |")
+    rates = [
+        f"{case.removeprefix('inference, ')}: {row[key]}"
+        for case, row in results.get("inference", {}).items()
+        for key in row
+        if key.startswith("fraction")
+    ]
+    return "\n".join([*lines, "", f"Arithmetic rate of ours as a fraction of torch.mm's: {'; '.join(rates)}.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name", help=f"some of {', '.join(NAMES)}")
+    names = parser.parse_args().names or NAMES
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results["machine"] = f"{torch.get_num_threads()} CPU cores with {torch.backends.cpu.get_cpu_capability()}"
+    for name in names:
+        print(f"{name} ...", flush=True)
+        results[name] = run(name)
+        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+    README.write_text(QUOTED.sub(lambda _: table(results), README.read_text()))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
