@@ -27,11 +27,8 @@ def run(name: str) -> dict[str, Any]:
     command = [sys.executable, str(HERE / f"{name}.py"), "--json"]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
-    return {
-        case: _as_fraction(row)
-        for case, row in found.items()
-        if "transformers" in row.get("median_ms", ["transformers"])
-    }
+    compared = {case: row for case, row in found.items() if "transformers" in row.get("median_ms", "transformers")}
+    return {case: _as_fraction(row) for case, row in compared.items()}
 
 
 def _as_fraction(row: dict[str, Any]) -> dict[str, Any]:

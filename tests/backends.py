@@ -17,6 +17,7 @@ class TorchBackend:
     def __init__(self) -> None:
         self.package: Any = importlib.import_module("vit_torch")
         self.torch: Any = importlib.import_module("torch")
+        self.torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
     def load(self, cls: str, path: Any, **kwargs: Any) -> Any:
         """A pretrained model, without the warnings about what was initialised anew."""

@@ -132,7 +132,7 @@ def test_ctrl_c_is_quiet(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
         (["classify", NINE, "--model", CKPT / "base" / "pt_safetensors"], "classifier.weight, classifier.bias. Train"),
         (["inspect", DIGITS / "pictures"], "No weights in"),
         (["inspect", DIGITS / "config.json"], "it is not an index of shards"),
-        (["inspect", "nope.safetensors"], "No such file or directory: 'nope.safetensors'"),
+        (["inspect", "nope.safetensors"], "There is no weights file nope.safetensors"),
         (["inspect", NINE], "is damaged or not a safetensors file"),
         (["attend", NINE], "Missing option '--out'"),
         (["attend", NINE, "--out", "/nowhere/x.png"], "there is no folder /nowhere"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Array = NDArray[Any]
 
@@ -44,10 +44,11 @@ def load_image(source: Any) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         advice = "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         raise ValueError(f"{name} is too large to decode: {error} {advice}") from error
+    except PermissionError:
+        raise
     except Exception as error:  # Pillow's decoders raise anything, from OSError to SyntaxError
-        raise ValueError(
-            f"{name} is no picture that Pillow can read ({error}): expected a whole image file."
-        ) from error
+        why = "no format fits" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"{name} is no picture that Pillow can read ({why}): expected a whole image file.") from error
 
 
 def _name(source: Any) -> str:

@@ -97,6 +97,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The header, and the offset at which the data begins."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path}: check the path.")
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(len(LFS_POINTER))

@@ -21,7 +21,7 @@ NARROW = {  # ViT-B/16 with a twelfth of its width
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The Kolmogorov-Smirnov distance of two samples, scaled so that its distribution does not depend on their sizes."""
+    """The Kolmogorov-Smirnov distance of two samples, scaled to be distributed alike whatever their sizes."""
     values = np.concatenate([a, b])
     below = (np.searchsorted(np.sort(sample), values, side="right") / sample.size for sample in (a, b))
     largest = np.abs(np.subtract(*below)).max()

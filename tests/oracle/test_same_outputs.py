@@ -58,10 +58,9 @@ def test_half_precision(architecture: dict[str, Any], dtype: str) -> None:
     assert_same_output(*both(models, pixel_values=pixels(models[0])), tolerances.HALF[dtype])
 
 
-@given(
-    architectures(square=True), st.integers(1, 25), st.integers(1, 25), st.sampled_from([torch.float32, torch.float64])
-)
-def test_interpolation(architecture: dict[str, Any], height: int, width: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@given(architectures(square=True), st.integers(1, 25), st.integers(1, 25))
+def test_interpolation(dtype: torch.dtype, architecture: dict[str, Any], height: int, width: int) -> None:
     """On square grids, and patches of one size for both axes: theirs takes no other."""
     models = pair("ViTForImageClassification", architecture, attention="sdpa", dtype=dtype)
     patch = architecture["patch_size"]
@@ -81,9 +80,7 @@ def test_head_mask(architecture: dict[str, Any], data: st.DataObject) -> None:
 
 
 LABELS = {
-    "regression": lambda batch, labels: torch.linspace(-1, 1, batch * labels).reshape(
-        (batch, labels) if labels > 1 else (batch,)
-    ),
+    "regression": lambda batch, labels: torch.linspace(-1, 1, batch * labels).reshape(batch, labels).squeeze(1),
     "single_label_classification": lambda batch, labels: torch.arange(batch) % labels,
     "multi_label_classification": lambda batch, labels: (torch.arange(batch * labels) % 2.0).reshape(batch, labels),
 }
@@ -99,7 +96,7 @@ def step(model: Any, **call: Any) -> tuple[Any, dict[str, torch.Tensor]]:
 def assert_same_gradients(models: tuple[Any, Any], **call: Any) -> None:
     """Relative to the largest gradient of all: some, such as a key's bias, are nothing but rounding."""
     (their_output, expected), (our_output, actual) = (step(model, **call) for model in models)
-    assert_close(our_output.loss, their_output.loss, tolerances.LOSS, "loss")
+    assert_close(our_output.loss, their_output.loss, tolerances.LOSS, "loss", least=1.0)
     assert actual.keys() == expected.keys()
     largest = max(gradient.abs().max().item() for gradient in expected.values())
     for name, gradient in expected.items():
