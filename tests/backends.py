@@ -56,4 +56,55 @@ class TorchBackend:
         return value
 
 
-BACKENDS = {"torch": TorchBackend}
+class FlaxBackend:
+    """vit_flax: the wrapper classes, gradients by jax.grad of the module."""
+
+    name = "flax"
+    prefix = "Flax"
+
+    def __init__(self) -> None:
+        self.package: Any = importlib.import_module("vit_flax")
+        self.jax: Any = importlib.import_module("jax")
+        self.jax.config.update("jax_enable_x64", True)
+
+    def load(self, cls: str, path: Any, **kwargs: Any) -> Any:
+        """A pretrained model, without the warnings about what was initialised anew."""
+        return getattr(self.package, cls).from_pretrained(path, output_loading_info=True, **kwargs)[0]
+
+    def build(self, cls: str, config: Any, dtype: str = "float32", **kwargs: Any) -> Any:
+        """A new model whose parameters and computation have this dtype."""
+        kwargs.setdefault("seed", int(np.random.default_rng().integers(1 << 30)))
+        model = getattr(self.package, cls)(config, dtype=dtype, **kwargs)
+        model.params = self.jax.tree.map(lambda leaf: leaf.astype(dtype), model.params)
+        return model
+
+    def call(self, model: Any, **inputs: Any) -> Any:
+        """The output of a call with NumPy inputs, every array in it a NumPy array."""
+        return self._to_numpy(model(**inputs))
+
+    def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss and its gradients by canonical name."""
+
+        def loss(params: Any) -> Any:
+            return model.module.apply({"params": params}, **inputs).loss
+
+        value, gradients = self.jax.jit(self.jax.value_and_grad(loss))(model.params)
+        holder = type(model)(model.config, _do_init=False)[0]
+        holder.params = gradients
+        return float(value), self.parameters(holder)
+
+    def parameters(self, model: Any) -> dict[str, np.ndarray]:
+        """Every parameter by canonical name, in PyTorch's layout."""
+        return {name: tensor.read() for name, tensor in model.to_tensors().items()}
+
+    def _to_numpy(self, value: Any) -> Any:
+        if isinstance(value, self.jax.Array):
+            return np.asarray(value.astype("float32") if value.dtype == "bfloat16" else value)
+        if isinstance(value, tuple):
+            return tuple(self._to_numpy(item) for item in value)
+        if hasattr(value, "to_tuple"):
+            return type(value)(**{name: self._to_numpy(item) for name, item in value.items()})
+        return value
+
+
+BACKENDS = {"torch": TorchBackend, "flax": FlaxBackend}

@@ -196,11 +196,9 @@ def size_dict(name: str, value: Any) -> dict[str, int] | None:
 
 
 def _resample(value: Any) -> int | None:
-    if value is not None and (not isinstance(value, Integral) or value not in range(6)):
-        raise ValueError(
-            f"resample must be 0 to 5 (PIL.Image.Resampling: 0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, "
-            f"5 hamming), got {value!r}."
-        )
+    if value is not None and (not isinstance(value, Integral) or value not in set(Image.Resampling)):
+        known = ", ".join(f"{filter.value} {filter.name.lower()}" for filter in sorted(Image.Resampling))
+        raise ValueError(f"resample must be a PIL.Image.Resampling or its number ({known}), got {value!r}.")
     return None if value is None else int(value)
 
 
