@@ -489,7 +489,7 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     *(({"size": size}, "size must be a positive int, .*got") for size in (
         0, -1, 2.5, "224", (1, 2, 3), [4], {"height": 4}, {"height": 4, "width": 0}, {"longest_edge": 4}, (True, 4),
     )),
-    *(({"resample": resample}, "resample must be a PIL.Image.Resampling") for resample in (-1, 6, 2.0, "bilinear")),
+    *(({"resample": resample}, "resample must be a PIL.Image.Resampling") for resample in (-1, 60, 2.0, "bilinear")),
     *(({"rescale_factor": it}, "rescale_factor must be a finite number") for it in (np.inf, np.nan, "1/255", [1])),
     ({"image_mean": [0.5, None, 0.5]}, "image_mean must be a finite number, got None"),
     ({"image_mean": np.nan}, "image_mean must be a finite number"),
