@@ -51,7 +51,8 @@ def time_and_peak(command: list[str]) -> tuple[float, float]:
 
     This process must stay small: what it holds is counted as the child's until the child has loaded its program.
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    environment = {**os.environ, **quiet, "PYTHONPATH": str(Path(__file__).parent.parent)}
     start = time.perf_counter()
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)

@@ -1,6 +1,7 @@
 """Weight files on disk <-> lazily read tensors under their canonical names.
 
-Reads and writes the safetensors files, whole or sharded, of Hugging Face's PyTorch, TensorFlow and Flax ViTs.
+Reads and writes the safetensors files, whole or sharded, of Hugging Face's PyTorch, TensorFlow and Flax ViTs; reads
+the msgpack files of its Flax ViTs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vit_core.files import check_shard_names, finish_save, read_json_object, write_atomically
+from vit_core.msgpack_file import read_msgpack
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
 from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
 
@@ -23,10 +25,16 @@ _TF_OUTER_NAMES = {
 }
 
 
-def weight_names(variant: str | None = None) -> tuple[str, ...]:
-    """The names a weights file may have, the one that wins first."""
+def weight_names(variant: str | None = None) -> tuple[str, str]:
+    """The names of a safetensors file and of the index of a sharded one."""
     tag = f".{variant}" if variant else ""
     return f"model{tag}.safetensors", f"model.safetensors.index{tag}.json"
+
+
+def readable_names(variant: str | None = None, prefer_flax: bool = False) -> tuple[str, ...]:
+    """The names a weights file may have, the one that wins first."""
+    flax = () if variant else ("flax_model.msgpack", "flax_model.msgpack.index.json")
+    return (*flax, *weight_names(variant)) if prefer_flax else (*weight_names(variant), *flax)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class Checkpoint:
 def find_weights(folder: Path, variant: str | None = None) -> Path:
     """The weights file, or index, of a folder. Raises FileNotFoundError that lists what is there."""
     finish_save(folder)
-    names = weight_names(variant)
+    names = readable_names(variant)
     for name in names:
         if (folder / name).is_file():
             return folder / name
@@ -66,8 +74,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == ".json":
         found, claimed, weight_map = _read_shards(path)
     else:
-        (found, metadata), weight_map = read_safetensors(path), None
-        claimed = metadata.get("format", "pt")
+        (found, claimed), weight_map = _read_file(path), None
     fmt, parsed = _recognise(found, claimed)
     tensors: dict[str, Tensor] = {}
     for native, known in parsed.items():
@@ -80,23 +87,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, fmt, tensors, {name: t for name, t in found.items() if name not in parsed})
 
 
+def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of one file by their names in it, and the format it claims to be in."""
+    if path.suffix == ".msgpack":
+        return read_msgpack(path), "flax"
+    tensors, metadata = read_safetensors(path)
+    return tensors, metadata.get("format", "pt")
+
+
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to file names: it is not an index of shards.")
     shards = set(weight_map.values())
-    check_shard_names(shards, ".safetensors", str(index))
+    check_shard_names(shards, ".msgpack" if ".msgpack." in index.name else ".safetensors", str(index))
     found: dict[str, Tensor] = {}
     claimed = "pt"
     for shard in sorted(shards):
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index} names the shard {shard}, which is not beside it: fetch it again.")
-        tensors, metadata = read_safetensors(index.parent / shard)
+        tensors, claimed = _read_file(index.parent / shard)
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise ValueError(f"{index}: the tensor {twice[0]!r} is in {shard} and in another shard: save it again.")
         found.update(tensors)
-        claimed = metadata.get("format", claimed)
     return found, claimed, weight_map
 
 
@@ -118,6 +132,8 @@ def _check_complete(
     dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
 
     def present(name: str) -> bool:
+        if fmt == "flax":
+            return name.replace("/", ".") in found  # msgpack indices join the path by slashes
         inner = name.partition("/")[2]  # TensorFlow's indices carry the outer name, its shards do not
         known = parse_name(name, *dialects) or parse_name(inner, *dialects)
         return name in found or inner in found or (known is not None and known.name in tensors)

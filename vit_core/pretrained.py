@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from vit_core import hub
-from vit_core.checkpoint import Checkpoint, own_patterns, read_checkpoint, weight_names, write_checkpoint
+from vit_core.checkpoint import Checkpoint, own_patterns, read_checkpoint, readable_names, write_checkpoint
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import replacing_files
 from vit_core.loading import fit, resolve_dtype
@@ -195,7 +195,8 @@ def _open(
     name_or_path: StrPath, variant: str | None, formats: list[str], *, subfolder: str, **options: Any
 ) -> Checkpoint:
     """The checkpoint of a folder or repository, in one of these formats when any is named."""
-    checkpoint = read_checkpoint(hub.resolve(name_or_path, weight_names(variant), subfolder=subfolder, **options))
+    names = readable_names(variant, prefer_flax=formats == ["flax"])
+    checkpoint = read_checkpoint(hub.resolve(name_or_path, names, subfolder=subfolder, **options))
     if formats and checkpoint.format not in formats:
         raise ValueError(
             f"from_{formats[0]}=True was given, but {checkpoint.path} has the format {checkpoint.format!r}: leave the "

@@ -166,8 +166,10 @@ class ViTEncoder(nn.Module):
                 x, probs = checkpoint(layer, *args, **self.checkpointing)
             else:
                 x, probs = layer(*args)
-            hidden_states.append(x)
-            attentions.append(probs)
+            if options.output_hidden_states:
+                hidden_states.append(x)
+            if options.output_attentions:
+                attentions.append(probs)
         return x, tuple(hidden_states), tuple(attentions)
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vit_core import hub
-from vit_core.checkpoint import Checkpoint, find_weights, read_checkpoint, weight_names
+from vit_core.checkpoint import Checkpoint, find_weights, read_checkpoint, readable_names
 from vit_core.cli.common import AsJson, Revision, console, one_line, print_json
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import read_json_object
@@ -57,7 +57,7 @@ def _open(model: str, revision: str | None) -> Checkpoint:
     if path.is_dir():
         return read_checkpoint(find_weights(path))
     is_file = path.is_file() or path.suffix in (".safetensors", ".json")
-    return read_checkpoint(path if is_file else hub.resolve(model, weight_names(), revision=revision))
+    return read_checkpoint(path if is_file else hub.resolve(model, readable_names(), revision=revision))
 
 
 def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any]:
