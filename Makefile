@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
-EXTRAS ?= torch
+EXTRAS ?= torch,flax,examples
 DEMO ?= out/demo
 PICTURES = vit_core/assets/digits/pictures
 
@@ -14,6 +14,7 @@ ORACLE_READY = $(ORACLE)/.installed
 demo: $(READY)
 	@mkdir -p $(DEMO)
 	$(VENV)/bin/vit classify $(PICTURES)
+	$(VENV)/bin/python examples/side_by_side.py
 	$(VENV)/bin/vit inspect vit_core/assets/digits
 	$(VENV)/bin/vit attend $(firstword $(sort $(wildcard $(PICTURES)/*.png))) --out $(DEMO)/attention.png
 

@@ -13,6 +13,7 @@ class TorchBackend:
 
     name = "torch"
     prefix = ""
+    keeps_wider_parameters = False
 
     def __init__(self) -> None:
         self.package: Any = importlib.import_module("vit_torch")
@@ -61,6 +62,7 @@ class FlaxBackend:
 
     name = "flax"
     prefix = "Flax"
+    keeps_wider_parameters = True  # than it computes in
 
     def __init__(self) -> None:
         self.package: Any = importlib.import_module("vit_flax")

@@ -72,7 +72,7 @@ def test_the_wheel_has_the_packages_and_the_assets_and_no_tests(wheel: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"vit_core", "vit_torch"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"vit_core", "vit_torch", "vit_flax"}
     for asset in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"):
         assert f"vit_core/assets/digits/{asset}" in names
     assert sum(name.endswith(".png") for name in names) >= 12
@@ -110,7 +110,13 @@ def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
     pins = {name.lower().replace("-", "_"): version for name, version in pins.items()}
     extras = project["optional-dependencies"]
-    for requirement in (*project["dependencies"], *extras["torch"], *extras["dev"]):
+    for requirement in (
+        *project["dependencies"],
+        *extras["torch"],
+        *extras["flax"],
+        *extras["examples"],
+        *extras["dev"],
+    ):
         match = re.fullmatch(r"([\w-]+)>=([\d.]+)(,<\d+)?", requirement)
         assert match, requirement
         pinned = pins[match[1].lower().replace("-", "_")]

@@ -75,7 +75,9 @@ def test_demanded_format(backend: Any) -> None:
 )
 def test_dtype_of_a_loaded_model(backend: Any, name: str, dtype: Any, expected: str) -> None:
     model, _ = load(backend, "ViTForImageClassification", MINI / name, dtype=dtype)
-    assert {a.dtype.name for a in backend.parameters(model).values()} == {expected}
+    found = {a.dtype.name for a in backend.parameters(model).values()}
+    wider = {"float32"} if backend.keeps_wider_parameters and name == "pt_safetensors_mixed" else set()
+    assert found == {expected} | wider
     assert model.config.dtype == expected
 
 
@@ -279,7 +281,8 @@ def test_saving_and_loading_is_the_identity(backend: Any, tmp_path: Path, config
         assert model.num_parameters() == count(config, model.parts)
         model.save_pretrained(tmp_path)
         again, report = load(backend, cls, tmp_path)
-        assert not (report.missing_keys or report.unexpected_keys or report.converted)
+        assert not (report.missing_keys or report.unexpected_keys)
+        assert report.format == model.file_format
         assert_same(backend.parameters(again), backend.parameters(model))
         saved = ViTConfig.from_pretrained(tmp_path)
         assert saved == config.copy(architectures=[cls], dtype="float32")

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, from top to bottom."""
+"""The Python of the README and the guides runs as it stands, from top to bottom."""
 
 from __future__ import annotations
 
@@ -12,24 +12,36 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def test_python_blocks(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    pytest.importorskip("torch")
+def run_blocks(document: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> list[str]:
+    """What the Python blocks of a document print, run one after another beside the assets."""
     (tmp_path / "vit_core").mkdir()
     shutil.copytree(ROOT / "vit_core" / "assets", tmp_path / "vit_core" / "assets")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 4
     names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    printed = capsys.readouterr().out.splitlines()
-    picture = re.search(r"pictures/(\d)-", blocks[0])
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
+        exec(compile(block, document, "exec"), names)
+    printed: list[str] = capsys.readouterr().out.splitlines()
+    return printed
+
+
+def test_readme(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    pytest.importorskip("torch")
+    printed = run_blocks("README.md", tmp_path, monkeypatch, capsys)
+    picture = re.search(r"pictures/(\d)-", (ROOT / "README.md").read_text())
     assert picture is not None
     assert printed[0] == picture[1]
     assert printed[1] == "[('classifier.weight', (10, 64), (2, 64)), ('classifier.bias', (10,), (2,))]"
     assert printed[2] == "[('vit.embeddings.position_embeddings', (6, 6), (8, 8), 'hf')]"
     assert f"'label': '{picture[1]}'" in printed[3]
     assert (tmp_path / "my-vit" / "model.safetensors.index.json").is_file()
+
+
+def test_jax_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    pytest.importorskip("flax")
+    printed = run_blocks("docs/jax.md", tmp_path, monkeypatch, capsys)
+    picture = re.search(r"pictures/(\d)-", (ROOT / "docs" / "jax.md").read_text())
+    assert picture is not None
+    assert printed == [f"Predicted class: {picture[1]}", "True", "632,404,480 parameters"]
 
 
 def test_links_lead_somewhere() -> None:

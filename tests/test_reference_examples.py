@@ -9,8 +9,12 @@ import pytest
 from PIL import Image
 from test_digits import DIGITS
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("vit_torch")
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
 
 
 @pytest.fixture
@@ -18,6 +22,7 @@ def image() -> Any:
     return Image.open(next(iter(sorted((DIGITS / "pictures").glob("*.png")))))
 
 
+@needs_torch
 def test_configuration() -> None:
     from vit_torch import ViTConfig, ViTModel
 
@@ -27,6 +32,7 @@ def test_configuration() -> None:
     assert configuration.hidden_size == 768
 
 
+@needs_torch
 def test_base_model(image: Any) -> None:
     from vit_torch import AutoImageProcessor, ViTModel
 
@@ -40,6 +46,7 @@ def test_base_model(image: Any) -> None:
     assert list(last_hidden_states.shape) == [1, model.config.num_patches + 1, model.config.hidden_size]
 
 
+@needs_torch
 def test_masked_image_modeling(image: Any) -> None:
     from vit_torch import AutoImageProcessor, ViTForMaskedImageModeling
 
@@ -55,6 +62,7 @@ def test_masked_image_modeling(image: Any) -> None:
     assert list(reconstructed_pixel_values.shape) == [1, 3, model.config.image_size, model.config.image_size]
 
 
+@needs_torch
 def test_image_classification(image: Any) -> None:
     from vit_torch import AutoImageProcessor, ViTForImageClassification
 
@@ -67,6 +75,7 @@ def test_image_classification(image: Any) -> None:
     assert model.config.id2label[predicted_label] == Path(image.filename).stem.split("-")[0]
 
 
+@needs_torch
 def test_attention_implementation_and_dtype() -> None:
     from vit_torch import ViTForImageClassification
 
@@ -74,6 +83,7 @@ def test_attention_implementation_and_dtype() -> None:
     assert model.dtype == torch.float16
 
 
+@needs_torch
 def test_pipeline(image: Any) -> None:
     from vit_torch import pipeline
 
@@ -81,3 +91,30 @@ def test_pipeline(image: Any) -> None:
     best = classifier(image)[0]
     assert best["label"] == Path(image.filename).stem.split("-")[0]
     assert 0.5 < best["score"] <= 1.0
+
+
+def test_flax_base_model(image: Any) -> None:
+    pytest.importorskip("flax")
+    from vit_flax import AutoImageProcessor, FlaxViTModel
+
+    image_processor = AutoImageProcessor.from_pretrained(DIGITS)
+    with pytest.warns(UserWarning, match="newly initialised: pooler"):
+        model = FlaxViTModel.from_pretrained(DIGITS)
+    inputs = image_processor(images=image, return_tensors="np")
+    outputs = model(**inputs)
+    last_hidden_states = outputs.last_hidden_state
+    assert list(last_hidden_states.shape) == [1, model.config.num_patches + 1, model.config.hidden_size]
+
+
+def test_flax_image_classification(image: Any) -> None:
+    jax = pytest.importorskip("jax")
+    pytest.importorskip("flax")
+    from vit_flax import AutoImageProcessor, FlaxViTForImageClassification
+
+    image_processor = AutoImageProcessor.from_pretrained(DIGITS)
+    model = FlaxViTForImageClassification.from_pretrained(DIGITS)
+    inputs = image_processor(images=image, return_tensors="np")
+    outputs = model(**inputs)
+    logits = outputs.logits
+    predicted_class_idx = jax.numpy.argmax(logits, axis=-1)
+    assert model.config.id2label[predicted_class_idx.item()] == Path(image.filename).stem.split("-")[0]

@@ -56,7 +56,7 @@ def _decode(kind: int, payload: bytes) -> Array:
         raise ValueError(f"an array of dtype {name!r} and shape {shape!r} is not supported")
     if len(data) != int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise ValueError(f"an array of shape {tuple(shape)} and dtype {dtype} has {len(data)} bytes")
-    return np.frombuffer(data, dtype).reshape(shape)
+    return np.frombuffer(bytearray(data), dtype).reshape(shape)  # a bytearray makes it writable
 
 
 def _leaves(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Array]]:

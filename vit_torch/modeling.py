@@ -72,8 +72,8 @@ class ViTEmbeddings(nn.Module):
             ).to(wide)
             for s, t in zip(source, target, strict=True)
         )
-        grid = table[0, 1:].to(wide).reshape(*source, -1)
-        patches = torch.einsum("ah,hwd,bw->abd", rows, grid, columns).flatten(0, 1)[None].to(table.dtype)
+        grid = (rows @ table[0, 1:].to(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
+        patches = (columns @ grid).flatten(0, 1)[None].to(table.dtype)
         return torch.cat([table[:, :1], patches], dim=1)
 
 

@@ -1,0 +1,46 @@
+"""The Vision Transformer in JAX, on Flax Linen, with the names that users of transformers import."""
+
+from functools import partial
+
+from vit_core.config import ViTConfig
+from vit_core.image_processing import AutoImageProcessor, ViTFeatureExtractor, ViTImageProcessor, ViTImageProcessorFast
+from vit_core.pipeline import pipeline as _pipeline
+from vit_flax.modeling import (
+    FlaxViTForImageClassification,
+    FlaxViTForImageClassificationModule,
+    FlaxViTForMaskedImageModeling,
+    FlaxViTForMaskedImageModelingModule,
+    FlaxViTModel,
+    FlaxViTModule,
+)
+from vit_flax.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_flax.weights import FlaxViTPreTrainedModel
+
+pipeline = partial(_pipeline, backend="flax")
+ViTModel = FlaxViTModel
+ViTForImageClassification = FlaxViTForImageClassification
+ViTForMaskedImageModeling = FlaxViTForMaskedImageModeling
+ViTPreTrainedModel = FlaxViTPreTrainedModel
+
+__all__ = [
+    "AutoImageProcessor",
+    "BaseModelOutputWithPooling",
+    "FlaxViTForImageClassification",
+    "FlaxViTForImageClassificationModule",
+    "FlaxViTForMaskedImageModeling",
+    "FlaxViTForMaskedImageModelingModule",
+    "FlaxViTModel",
+    "FlaxViTModule",
+    "FlaxViTPreTrainedModel",
+    "ImageClassifierOutput",
+    "MaskedImageModelingOutput",
+    "ViTConfig",
+    "ViTFeatureExtractor",
+    "ViTForImageClassification",
+    "ViTForMaskedImageModeling",
+    "ViTImageProcessor",
+    "ViTImageProcessorFast",
+    "ViTModel",
+    "ViTPreTrainedModel",
+    "pipeline",
+]

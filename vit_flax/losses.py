@@ -1,0 +1,48 @@
+"""The losses, each a scalar mean, computed in float32 or wider."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vit_core.calls import check_labels, check_reconstruction, problem_type
+from vit_core.config import ViTConfig, pair
+
+
+def classification_loss(logits: Array, labels: Array, config: ViTConfig) -> Array:
+    """Cross entropy, binary cross entropy or mean squared error of logits (B, K), by the problem type.
+
+    Raises ValueError for labels that do not fit. Class labels out of range are found where values are visible, that is
+    by the wrapper classes outside jit; in traced code their loss is NaN.
+    """
+    integers = not jnp.issubdtype(labels.dtype, jnp.floating)
+    problem = problem_type(config, integers)
+    check_labels(labels.shape, logits.shape, problem, integers)
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if problem == "single_label_classification":
+        labels = labels.reshape(-1)
+        kept = labels != -100
+        known = (labels >= 0) & (labels < logits.shape[1])
+        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[:, None], axis=1)[:, 0]
+        each = jnp.where(known, -picked, jnp.where(kept, jnp.nan, 0.0))
+        return each.sum() / kept.sum()
+    if problem == "multi_label_classification":
+        return (jax.nn.softplus(logits) - labels.astype(logits.dtype) * logits).mean()
+    return jnp.square(logits - labels.astype(logits.dtype).reshape(logits.shape)).mean()
+
+
+def masked_reconstruction_loss(
+    pixels: Array, reconstruction: Array, mask: Array, config: ViTConfig, channels_axis: int
+) -> Array:
+    """Mean absolute error of the masked pixels (Xie et al. 2022, SimMIM, section 3.4); mask (B, N), 1 where masked."""
+    check_reconstruction(config)
+    wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
+    ph, pw = pair(config.patch_size)
+    if channels_axis == 3:
+        pixels, reconstruction = (x.transpose(0, 3, 1, 2) for x in (pixels, reconstruction))
+    height, width = reconstruction.shape[2:]
+    grid = mask.reshape(-1, height // ph, width // pw).astype(wide)
+    pixel_mask = grid.repeat(ph, 1).repeat(pw, 2)[:, None]  # (B, 1, H, W)
+    error = jnp.abs(pixels[:, :, :height, :width].astype(wide) - reconstruction.astype(wide))
+    return (error * pixel_mask).sum() / (pixel_mask.sum() + 1e-5) / config.num_channels

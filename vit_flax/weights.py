@@ -1,0 +1,300 @@
+"""Arrays in, arrays out: initialising, loading, saving and calling the JAX models through their wrapper classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import Array
+
+from vit_core.calls import label_out_of_range, problem_type, resolve_options
+from vit_core.config import ViTConfig
+from vit_core.initialization import BOUND, draw
+from vit_core.params import FLAX, HEADS, Spec, native_name, specs
+from vit_core.pretrained import PretrainedModel
+from vit_core.safetensors_file import Tensor
+from vit_flax.attention import choose
+
+CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
+STATIC = ("train", "interpolate_pos_encoding", "output_attentions", "output_hidden_states")
+Params = dict[str, Any]
+
+
+def normal(std: float) -> Callable[..., Array]:
+    """Initialiser: a normal distribution cut at -2 and 2, absolute."""
+
+    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        if std * 6 > BOUND:
+            return jax.random.truncated_normal(key, -BOUND / std, BOUND / std, shape, dtype) * std
+        return jax.random.normal(key, shape, dtype) * std
+
+    return init
+
+
+class FlaxViTPreTrainedModel(PretrainedModel):
+    """Base of the wrapper classes: a Linen module with its parameters, callable, loadable and savable.
+
+    `module` is plain Linen; `params` is its parameter tree, that of Hugging Face's Flax ViT. With `_do_init=False` the
+    result is the tuple (model, abstract params) and nothing is computed. `seed` draws what every framework draws from
+    it. `dtype` is what is computed in. `scan_layers` compiles one layer for all, their parameters stacked along axis 0.
+    """
+
+    file_format = "flax"
+    main_input_name = "pixel_values"
+    module_class: ClassVar[Any]
+
+    def __new__(cls, *args: Any, _do_init: bool = True, **kwargs: Any) -> Any:
+        model = super().__new__(cls)
+        if _do_init:
+            return model
+        model.__init__(*args, _do_init=False, **kwargs)  # type: ignore[misc]
+        return model, model.params_shape_tree  # no instance of the class: Python leaves it as it is
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        input_shape: tuple[int, ...] | None = None,
+        seed: int = 0,
+        dtype: Any = jnp.float32,
+        _do_init: bool = True,
+        *,
+        data_format: str = "channels_first",
+        scan_layers: bool = False,
+        **model_kwargs: Any,
+    ) -> None:
+        config.validate()
+        choose(config.attn_implementation, output_attentions=False)
+        if data_format not in CHANNELS_AXIS:
+            raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
+        self.config = config
+        self.parts = self.parts_of(config, **model_kwargs)
+        self.seed, self.input_shape = seed, input_shape
+        axis = CHANNELS_AXIS[data_format]
+        dtype = jnp.dtype(dtype)
+        self._use(
+            self.module_class(
+                config.copy(), dtype, jnp.promote_types(dtype, jnp.float32) if dtype == jnp.float64 else jnp.float32,
+                channels_axis=axis, scan_layers=scan_layers, **model_kwargs,
+            )
+        )  # fmt: skip
+        self._params: Params | None = self.init_weights(seed) if _do_init else None
+
+    def _use(self, module: Any) -> None:
+        self.module = module
+        self._apply = jax.jit(partial(_apply, module), static_argnames=STATIC)
+
+    # ---- calling ---------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        pixel_values: Any = None,
+        *,
+        params: Params | None = None,
+        dropout_rng: Any = None,
+        train: bool = False,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """The module applied to `params`, by default the model's own, compiled once for each kind of call.
+
+        Takes the arguments of the module's `__call__`. Training with dropout needs `dropout_rng`, a key. Raises
+        ValueError for what does not fit.
+        """
+        config = self.config
+        options = resolve_options(config, output_attentions, output_hidden_states, return_dict)
+        if train and dropout_rng is None and (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
+            raise ValueError("train=True draws dropout: pass a key for it, such as dropout_rng=jax.random.key(0).")
+        if inputs.get("labels") is not None:
+            _check_label_values(inputs["labels"], config)
+        output = self._apply(
+            self.params if params is None else params,
+            {"pixel_values": pixel_values, **inputs},
+            dropout_rng,
+            train=train,
+            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+            output_attentions=options.output_attentions,
+            output_hidden_states=options.output_hidden_states,
+        )
+        return output if options.return_dict else output.to_tuple()
+
+    # ---- parameters ------------------------------------------------------------------------------------------
+
+    @property
+    def dtype(self) -> Any:
+        """What the model computes in."""
+        return self.module.dtype
+
+    @property
+    def params(self) -> Params:
+        """The parameter tree. Raises ValueError for a model built with `_do_init=False`."""
+        if self._params is None:
+            raise ValueError("The model was built with _do_init=False and holds no parameters: pass params=.")
+        return self._params
+
+    @params.setter
+    def params(self, params: Params) -> None:
+        given, expected = ({"/".join(k) for k in flatten_dict(t)} for t in (params, self.params_shape_tree))
+        if given != expected:
+            raise ValueError(
+                f"params must have the tree of the model: missing {sorted(expected - given)}, unknown "
+                f"{sorted(given - expected)}."
+            )
+        self._params = params
+
+    @property
+    def params_shape_tree(self) -> Params:
+        """The tree with a jax.ShapeDtypeStruct for each array."""
+        dtype = self.module.param_dtype
+        table = {n: jax.ShapeDtypeStruct(_native_shape(s), dtype) for n, s in self.specs().items()}
+        return self._tree(table, lambda leaves: jax.ShapeDtypeStruct((len(leaves), *leaves[0].shape), dtype))
+
+    def specs(self) -> dict[str, Spec]:
+        """The table's entries of this model's parameters, by their paths in the tree, joined by dots."""
+        prefixed = bool(self.parts & set(HEADS))
+        return {native_name(s, FLAX, prefixed): s for s in specs(self.config, self.parts).values()}
+
+    def num_parameters(self) -> int:
+        """Number of parameters."""
+        return sum(spec.size for spec in self.specs().values())
+
+    def init_weights(
+        self, rng: Any, input_shape: tuple[int, ...] | None = None, params: Params | None = None
+    ) -> Params:
+        """A parameter tree drawn from a seed or a key; what `params` has already is kept, abstract leaves aside."""
+        seed = rng if isinstance(rng, int) else int(jax.random.bits(rng))
+        given = {} if params is None else self._flat(params)
+        arrays: dict[str, Any] = {}
+        for name, spec in self.specs().items():
+            kept = given.get(name)
+            if kept is None or isinstance(kept, jax.ShapeDtypeStruct):
+                kept = _native(draw(spec, self.config, seed), spec).astype(self.module.param_dtype)
+            arrays[name] = kept
+        return jax.tree.map(jnp.asarray, self._tree(arrays, np.stack))
+
+    def _tree(self, flat: Mapping[str, Any], stack: Callable[[list[Any]], Any]) -> Params:
+        """The nested tree of arrays by dotted path; with `scan_layers`, those of all layers stacked."""
+        paths = {tuple(name.split(".")): leaf for name, leaf in flat.items()}
+        if self.module.scan_layers:
+            layers: dict[tuple[str, ...], list[Any]] = {}
+            for path in list(paths):
+                if "layer" in path:
+                    i = path.index("layer")
+                    layers.setdefault((*path[: i + 1], *path[i + 2 :]), []).append(paths.pop(path))
+            paths.update({path: stack(leaves) for path, leaves in layers.items()})
+        tree: Params = unflatten_dict(paths)
+        return tree
+
+    def _flat(self, tree: Params) -> dict[str, Any]:
+        """Arrays by dotted path, layers apart; the inverse of `_tree`."""
+        flat: dict[str, Any] = {}
+        for path, leaf in flatten_dict(tree).items():
+            if self.module.scan_layers and "layer" in path:
+                i = path.index("layer") + 1
+                flat.update({".".join((*path[:i], str(n), *path[i:])): leaf[n] for n in range(len(leaf))})
+            else:
+                flat[".".join(path)] = leaf
+        return flat
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: ViTConfig,
+        tensors: Mapping[str, Tensor],
+        seed: int | None,
+        *,
+        _do_init: bool = True,
+        **model_kwargs: Any,
+    ) -> Any:
+        """A model that computes in `config.dtype`; parameters are kept in the wider of that and their stored dtype.
+
+        With `_do_init=False` the tuple (model, params), in which what is missing is abstract.
+        """
+        dtype = jnp.dtype(config.dtype or "float32")
+        built: Any = cls(config, dtype=dtype, _do_init=False, **model_kwargs)  # a tuple, see __new__
+        model: Self = built[0]
+        arrays: dict[str, Any] = {}
+        for name, spec in model.specs().items():
+            if spec.name in tensors:
+                stored = tensors[spec.name]
+                arrays[name] = np.array(_native(stored.read(), spec), jnp.promote_types(stored.dtype, dtype), order="C")
+                stored.release()
+        given = model._tree(arrays, np.stack)
+        if _do_init:
+            model._params = model.init_weights(seed or 0, params=given)
+            return model
+        whole = flatten_dict(model.params_shape_tree)
+        return model, unflatten_dict({**whole, **flatten_dict(given)})
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Every parameter by canonical name, copied to the host when it is read."""
+        flat, found = self._flat(self.params), {}
+        for name, spec in self.specs().items():
+            array = flat[name]
+            tensor = Tensor(array.shape, np.dtype(array.dtype), partial(np.asarray, array), name)
+            axes = FLAX.permutation(spec.kind, spec.leaf)
+            found[spec.name] = tensor.transposed(None if axes is None else tuple(int(i) for i in np.argsort(axes)))
+        return found
+
+    def to_bf16(self, params: Params, mask: Any = None) -> Params:
+        """The floating-point parameters cast to bfloat16, only where `mask`, a tree of booleans, is true if given."""
+        return _cast(params, jnp.bfloat16, mask)
+
+    def to_fp16(self, params: Params, mask: Any = None) -> Params:
+        """The floating-point parameters cast to float16; see `to_bf16`."""
+        return _cast(params, jnp.float16, mask)
+
+    def to_fp32(self, params: Params, mask: Any = None) -> Params:
+        """The floating-point parameters cast to float32; see `to_bf16`."""
+        return _cast(params, jnp.float32, mask)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each layer in the backward pass (`nn.remat`)."""
+        self._use(self.module.clone(remat=True))
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep every layer's activations again."""
+        self._use(self.module.clone(remat=False))
+
+
+def _apply(module: nn.Module, params: Params, inputs: dict[str, Any], dropout_rng: Any, **options: Any) -> Any:
+    rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
+    return module.apply({"params": params}, **inputs, **options, return_dict=True, rngs=rngs)
+
+
+def _check_label_values(labels: Any, config: ViTConfig) -> None:
+    """Raises ValueError for class labels out of range, where values are visible: not while tracing."""
+    if isinstance(labels, jax.core.Tracer):
+        return
+    values = np.asarray(labels)
+    integers = values.dtype.kind in "iub"
+    if integers and problem_type(config, integers) == "single_label_classification":
+        kept = values[values != -100]
+        if kept.size and not 0 <= kept.min() <= kept.max() < config.num_labels:
+            raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.num_labels))
+
+
+def _native(array: np.ndarray[Any, Any], spec: Spec) -> np.ndarray[Any, Any]:
+    axes = FLAX.permutation(spec.kind, spec.leaf)
+    return array if axes is None else array.transpose(axes)
+
+
+def _native_shape(spec: Spec) -> tuple[int, ...]:
+    axes = FLAX.permutation(spec.kind, spec.leaf)
+    return spec.shape if axes is None else tuple(spec.shape[i] for i in axes)
+
+
+def _cast(params: Params, dtype: Any, mask: Any) -> Params:
+    def cast(leaf: Any, chosen: bool = True) -> Any:
+        return leaf.astype(dtype) if chosen and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    result: Params = jax.tree.map(cast, params) if mask is None else jax.tree.map(cast, params, mask)
+    return result
