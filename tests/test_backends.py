@@ -1,0 +1,78 @@
+"""The command and the pipeline give the same answers through every backend."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_digits import DIGITS, ROOT
+
+from vit_core.attention_maps import rollout
+from vit_core.backends import BACKENDS, backend_of, first_installed
+from vit_core.cli import main
+from vit_core.image_processing import ViTImageProcessor
+
+PICTURES = sorted((DIGITS / "pictures").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def logits(backend: Any) -> np.ndarray:
+    pixels = ViTImageProcessor.from_pretrained(DIGITS)(PICTURES, return_tensors="np").pixel_values
+    model = backend.load("ViTForImageClassification", DIGITS)
+    assert backend_of(model) == backend.name
+    values: np.ndarray = backend.call(model, pixel_values=pixels).logits
+    return values
+
+
+def test_classify(backend: Any, logits: np.ndarray, capsys: Any) -> None:
+    assert main(["classify", str(DIGITS / "pictures"), "--backend", backend.name, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["backend"] == backend.name
+    scores = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for image, path, row in zip(document["images"], PICTURES, scores, strict=True):
+        best = image["predictions"][0]
+        assert best["label"] == path.name[0]
+        assert best["score"] == pytest.approx(row.max(), rel=1e-5)
+
+
+def test_pipeline_of_the_package(backend: Any) -> None:
+    best = backend.package.pipeline("image-classification", model=str(DIGITS))(PICTURES[0])[0]
+    assert best["label"] == PICTURES[0].name[0]
+
+
+def test_attend(backend: Any, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "attention.png"
+    arguments = ["attend", str(PICTURES[0]), "--out", str(out), "--backend", backend.name, "--json"]
+    assert main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    pixels = ViTImageProcessor.from_pretrained(DIGITS)(PICTURES[0], return_tensors="np").pixel_values
+    model = backend.load("ViTForImageClassification", DIGITS)
+    attentions = backend.call(model, pixel_values=pixels, output_attentions=True).attentions
+    expected = rollout([attention[0] for attention in attentions])[0, 1:].reshape(6, 6)
+    np.testing.assert_allclose(document["rollout"], expected, rtol=1e-4)
+    assert out.stat().st_size > 10_000
+
+
+def test_inspect_reads_what_a_backend_saved(backend: Any, tmp_path: Path, capsys: Any) -> None:
+    backend.load("ViTForImageClassification", DIGITS).save_pretrained(tmp_path)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["format"] == backend.package.ViTPreTrainedModel.file_format
+    assert document["missing"] == document["unexpected"] == []
+
+
+def test_side_by_side() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "side_by_side.py")], capture_output=True, text=True, check=True
+    )
+    last = done.stdout.splitlines()[-1]
+    names = [name for name, modules in BACKENDS.items() if all(map(importlib.util.find_spec, modules))]
+    assert last.startswith(" and ".join(names))
+    assert first_installed() == names[0]
+    assert float(last.split()[-1].rstrip(".")) < 1e-5
