@@ -121,6 +121,26 @@ def check_attention_mask(shape: Shape | None, tokens: Any) -> None:
         )
 
 
+def check_inputs(
+    config: ViTConfig,
+    *,
+    pixel_values: Shape | None,
+    bool_masked_pos: Shape | None,
+    head_mask: Shape | None,
+    attention_mask: Shape | None,
+    interpolate: bool,
+    has_mask_token: bool,
+    channels_axis: int = 1,
+) -> None:
+    """Check the shapes of a call's inputs, None for those that are not given. Raises ValueError."""
+    check_pixel_values(pixel_values, config, interpolate, channels_axis)
+    assert pixel_values is not None
+    patches = num_patches(pixel_values[2:] if channels_axis == 1 else pixel_values[1:3], config)
+    check_bool_masked_pos(bool_masked_pos, patches, has_mask_token)
+    check_head_mask(head_mask, config)
+    check_attention_mask(attention_mask, patches + 1)
+
+
 def check_reconstruction(config: ViTConfig) -> None:
     """Raises ValueError unless the decoder's output has the size of the input, as the masked loss needs."""
     if pair(config.patch_size) != pair(config.encoder_stride):

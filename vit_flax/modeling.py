@@ -272,16 +272,19 @@ class FlaxViTModule(ViTModule):
     ) -> Any:
         """As `FlaxViTModel`; pure, for `module.apply({"params": params}, ...)`."""
         options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
-        interpolate = bool(interpolate_pos_encoding)
-        calls.check_pixel_values(shape(pixel_values), self.config, interpolate, self.channels_axis)
+        calls.check_inputs(
+            self.config,
+            pixel_values=shape(pixel_values),
+            bool_masked_pos=shape(bool_masked_pos),
+            head_mask=shape(head_mask),
+            attention_mask=shape(attention_mask),
+            interpolate=bool(interpolate_pos_encoding),
+            has_mask_token=self.use_mask_token,
+            channels_axis=self.channels_axis,
+        )
         assert pixel_values is not None
-        size = self.size_of(pixel_values)
-        patches = calls.num_patches(size, self.config)
-        calls.check_bool_masked_pos(shape(bool_masked_pos), patches, self.use_mask_token)
-        calls.check_head_mask(shape(head_mask), self.config)
-        calls.check_attention_mask(shape(attention_mask), patches + 1)
 
-        x = self.embeddings(pixel_values, bool_masked_pos, interpolate, train)
+        x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding), train)
         bias = additive_bias(attention_mask, x.dtype)
         x, hidden_states, attentions = self.encoder(x, bias, head_mask, train, options)
         x = self.layernorm(x)

@@ -194,9 +194,8 @@ class ViTModel(ViTPreTrainedModel):
         self.embeddings = ViTEmbeddings(config, use_mask_token)
         self.encoder = ViTEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.pooler = (
-            ViTDense(config.hidden_size, config.pooler_size, act=config.pooler_act) if add_pooling_layer else None
-        )
+        width, act = config.pooler_size, config.pooler_act
+        self.pooler = ViTDense(config.hidden_size, width, act=act) if add_pooling_layer else None
         self.init_weights(seed)
 
     def forward(
@@ -217,16 +216,17 @@ class ViTModel(ViTPreTrainedModel):
         configuration's. Raises ValueError for what does not fit.
         """
         options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
-        interpolate = bool(interpolate_pos_encoding)
-        calls.check_pixel_values(shape(pixel_values), self.config, interpolate)
-        assert pixel_values is not None
-        has_mask_token = self.embeddings.mask_token is not None
-        patches = calls.num_patches(pixel_values.shape[2:], self.config)
-        calls.check_bool_masked_pos(shape(bool_masked_pos), patches, has_mask_token)
-        calls.check_head_mask(shape(head_mask), self.config)
-        calls.check_attention_mask(shape(attention_mask), patches + 1)
+        calls.check_inputs(
+            self.config,
+            pixel_values=shape(pixel_values),
+            bool_masked_pos=shape(bool_masked_pos),
+            head_mask=shape(head_mask),
+            attention_mask=shape(attention_mask),
+            interpolate=bool(interpolate_pos_encoding),
+            has_mask_token=self.embeddings.mask_token is not None,
+        )
 
-        x = self.embeddings(pixel_values, bool_masked_pos, interpolate)
+        x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding))
         bias = additive_bias(attention_mask, x.dtype)
         x, hidden_states, attentions = self.encoder(x, bias, head_mask, options)
         x = self.layernorm(x)
