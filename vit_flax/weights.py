@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import jax
@@ -75,19 +76,29 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         self.config = config
         self.parts = self.parts_of(config, **model_kwargs)
         self.seed, self.input_shape = seed, input_shape
-        axis = CHANNELS_AXIS[data_format]
         dtype = jnp.dtype(dtype)
         self._use(
             self.module_class(
-                config.copy(), dtype, jnp.promote_types(dtype, jnp.float32) if dtype == jnp.float64 else jnp.float32,
-                channels_axis=axis, scan_layers=scan_layers, **model_kwargs,
+                config.copy(),
+                dtype,
+                jnp.promote_types(dtype, jnp.float32),
+                channels_axis=CHANNELS_AXIS[data_format],
+                scan_layers=scan_layers,
+                **model_kwargs,
             )
-        )  # fmt: skip
+        )
         self._params: Params | None = self.init_weights(seed) if _do_init else None
 
     def _use(self, module: Any) -> None:
         self.module = module
         self._apply = jax.jit(partial(_apply, module), static_argnames=STATIC)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled code is not pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._use(self.module)
 
     # ---- calling ---------------------------------------------------------------------------------------------
 
@@ -142,12 +153,17 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     @params.setter
     def params(self, params: Params) -> None:
-        given, expected = ({"/".join(k) for k in flatten_dict(t)} for t in (params, self.params_shape_tree))
+        given, expected = (
+            {"/".join(path): leaf.shape for path, leaf in flatten_dict(tree).items()}
+            for tree in (params, self.params_shape_tree)
+        )
         if given != expected:
-            raise ValueError(
-                f"params must have the tree of the model: missing {sorted(expected - given)}, unknown "
-                f"{sorted(given - expected)}."
-            )
+            wrong = [
+                f"{n}: {given.get(n, 'missing')}, expected {expected.get(n, 'nothing')}"
+                for n in sorted(given.keys() | expected.keys())
+                if given.get(n) != expected.get(n)
+            ]
+            raise ValueError("params must have the tree of the model:\n  " + "\n  ".join(wrong))
         self._params = params
 
     @property
@@ -170,7 +186,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         self, rng: Any, input_shape: tuple[int, ...] | None = None, params: Params | None = None
     ) -> Params:
         """A parameter tree drawn from a seed or a key; what `params` has already is kept, abstract leaves aside."""
-        seed = rng if isinstance(rng, int) else int(jax.random.bits(rng))
+        seed = int(rng) if isinstance(rng, Integral) else int(jax.random.bits(rng))
         given = {} if params is None else self._flat(params)
         arrays: dict[str, Any] = {}
         for name, spec in self.specs().items():

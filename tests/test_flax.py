@@ -1,0 +1,675 @@
+"""What JAX users expect of the Flax models, beyond what every backend does."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import re
+import resource
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tolerances
+from conftest import CHECKPOINTS, relative_error
+from test_models import BAD_CALLS, TINY
+
+from vit_core.config import ViTConfig
+
+jax = pytest.importorskip("jax")
+flax = pytest.importorskip("flax")
+vit_flax = pytest.importorskip("vit_flax")
+jnp = jax.numpy
+jax.config.update("jax_enable_x64", True)  # as tests/backends.py does, in whatever order the tests run
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ViTConfig(**TINY)
+MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
+SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
+VALUES_ONLY = ("label range", "negative label")  # bad calls that only values show, not shapes
+
+
+def build(cls: str = "ViTForImageClassification", options: dict[str, Any] | None = None, **changes: Any) -> Any:
+    return getattr(vit_flax, f"Flax{cls}")(CONFIG.copy(**changes), **{"seed": 0, **(options or {})})
+
+
+def pixels(batch: int = 2, size: tuple[int, int] = (16, 16)) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((batch, 3, *size)).astype(np.float32)
+
+
+def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
+    """A call with a loss, where the model has one."""
+    call: dict[str, Any] = {"pixel_values": pixels(batch)}
+    if cls == "ViTForImageClassification":
+        call["labels"] = np.arange(batch, dtype=np.int32) % 3
+    if cls == "ViTForMaskedImageModeling":
+        call["bool_masked_pos"] = (np.arange(batch * 16).reshape(batch, 16) % 3) == 0
+    return call
+
+
+def loss_of(model: Any, cls: str, **options: Any) -> Any:
+    """A function of the parameters: the loss, or the mean square of the states of a model that has none."""
+    call = {**call_of(cls), **options}
+
+    def loss(params: Any) -> Any:
+        output = model.module.apply({"params": params}, **call)
+        return jnp.square(output.last_hidden_state).mean() if cls == "ViTModel" else output.loss
+
+    return loss
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = tolerances.GOLDEN_FLOAT32) -> None:
+    """Trees of equal structure, each leaf within the tolerance relative to the largest value of the whole tree."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    largest = max(float(np.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), jax.tree_util.keystr(path)
+        assert np.abs(np.subtract(a, b)).max() <= tolerance * largest, jax.tree_util.keystr(path)
+
+
+def paths(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by path."""
+    return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def run_on_eight_devices(code: str) -> None:
+    """Run a program whose processor plays eight devices."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- transformations ---------------------------------------------------------------------------------------------
+
+CALLS = {
+    "plain": {},
+    "options": {"output_hidden_states": True, "output_attentions": True},
+    "head mask": {"head_mask": np.array([1.0, 0.0, 1.0, 0.5], np.float32)},
+    "attention mask": {"attention_mask": (np.arange(34).reshape(2, 17) % 4) != 1},
+    "interpolation": {"pixel_values": pixels(size=(24, 20)), "interpolate_pos_encoding": True},
+    "tuple": {"return_dict": False, "output_hidden_states": True, "output_attentions": True},
+}
+# The trunk is the same under every head: one model takes all calls, the others those that reach their heads.
+CLASSES_AND_CALLS = [("ViTModel", name) for name in CALLS] + [(c, n) for c in MODELS[1:] for n in ("plain", "tuple")]
+
+
+@pytest.mark.parametrize(("cls", "name"), CLASSES_AND_CALLS)
+def test_apply_under_jit_equals_apply_and_the_wrapper(cls: str, name: str) -> None:
+    model, call = build(cls), {**call_of(cls), **CALLS[name]}
+    if name == "interpolation":
+        call.pop("bool_masked_pos", None)
+    static = {k: call.pop(k) for k in list(call) if not isinstance(call[k], np.ndarray)}
+    jitted = jax.jit(lambda params, call: model.module.apply({"params": params}, **call, **static))
+    expected = jitted(model.params, call)
+    assert_close(model(**call, **static), expected)
+    if name == "plain":  # op by op JAX is slow
+        assert_close(model.module.apply({"params": model.params}, **call), expected)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_gradients_agree_with_finite_differences(cls: str) -> None:
+    from jax.test_util import check_grads
+
+    model = build(cls, {"dtype": jnp.float64}, num_hidden_layers=1)
+    call = {**call_of(cls), "pixel_values": pixels(size=(8, 24)).astype(np.float64), "interpolate_pos_encoding": True}
+    if "bool_masked_pos" in call:
+        call["bool_masked_pos"] = call["bool_masked_pos"][:, :12]
+    loss = jax.jit(loss_of(model, cls, **call))
+    check_grads(loss, (model.params,), order=1, modes=["rev"], eps=1e-5, rtol=1e-6, atol=1e-8)
+
+
+def test_wrapper_inside_transformations() -> None:
+    """`model(pixels, params=params)` is differentiated and compiled like the module."""
+    model, call = build(), call_of("ViTForImageClassification")
+
+    def loss(params: Any, call: Any) -> Any:
+        return model(**call, params=params).loss
+
+    expected = jax.jit(jax.value_and_grad(loss_of(model, "ViTForImageClassification")))(model.params)
+    assert_close(jax.value_and_grad(loss)(model.params, call), expected)
+    assert_close(jax.jit(jax.value_and_grad(loss))(model.params, call), expected)
+    assert_close(model(**call, params=flax.core.freeze(model.params)).loss, expected[0])
+
+
+def test_vmap_gives_per_sample_gradients() -> None:
+    model, call = build(), call_of("ViTForImageClassification", 3)
+
+    def loss(params: Any, x: Any, label: Any) -> Any:
+        return model.module.apply({"params": params}, x[None], labels=label[None]).loss
+
+    gradient = jax.jit(jax.grad(loss))
+    each = jax.jit(jax.vmap(gradient, (None, 0, 0)))(model.params, call["pixel_values"], call["labels"])
+    for i in range(3):
+        alone = gradient(model.params, call["pixel_values"][i], call["labels"][i])
+        assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], each), alone)
+
+
+def test_vmap_over_parameters_runs_an_ensemble() -> None:
+    models = [build(options={"seed": seed}) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(m.params for m in models))
+    outputs = jax.jit(jax.vmap(lambda params: models[0](pixels(), params=params)))(stacked)
+    assert type(outputs) is vit_flax.ImageClassifierOutput
+    assert_close(outputs.logits, jnp.stack([models[0](pixels(), params=m.params).logits for m in models]))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_checkpoint_of_the_whole_call(cls: str) -> None:
+    model = build(cls)
+    loss = loss_of(model, cls)
+    expected = jax.jit(jax.grad(loss))(model.params)
+    assert_close(jax.jit(jax.grad(jax.checkpoint(loss)))(model.params), expected)
+
+
+@pytest.mark.slow
+def test_pmap_and_sharded_jit_equal_one_device() -> None:
+    run_on_eight_devices(
+        """
+import jax, jax.numpy as jnp, numpy as np
+from functools import partial
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from vit_flax import FlaxViTForImageClassification, ViTConfig
+from vit_flax.sharding import partition_specs
+
+config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=16,
+                   patch_size=4, num_labels=3, initializer_range=0.3)
+x = np.random.default_rng(0).standard_normal((16, 3, 16, 16)).astype(np.float32)
+labels = np.arange(16, dtype=np.int32) % 3
+
+def assert_close(a, b):
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-6)
+
+for scan in (False, True):
+    model = FlaxViTForImageClassification(config, scan_layers=scan)
+    def loss(params, x, labels):
+        output = model.module.apply({"params": params}, x, labels=labels)
+        return output.loss, output
+    step = jax.value_and_grad(loss, has_aux=True)
+    (value, output), gradients = jax.jit(step)(model.params, x, labels)
+
+    mesh = Mesh(np.reshape(jax.devices(), (2, 4)), ("data", "model"))
+    specs = partition_specs(model, axis="model")
+    params = jax.device_put(model.params, jax.tree.map(partial(NamedSharding, mesh), specs))
+    put = jax.device_put((x, labels), NamedSharding(mesh, P("data")))
+    assert_close(jax.jit(step)(params, *put), ((value, output), gradients))
+    layers = params["vit"]["encoder"]["layer"]
+    kernel = (layers if scan else layers["0"])["intermediate"]["dense"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape[-1] == 24 // 4
+
+parallel = jax.pmap(step, in_axes=(None, 0, 0))
+(values, outputs), pieces = parallel(model.params, x.reshape(8, 2, 3, 16, 16), labels.reshape(8, 2))
+assert type(outputs) is type(output)
+assert_close(outputs.logits.reshape(16, 3), output.logits)
+assert_close((values.mean(), jax.tree.map(lambda g: g.mean(0), pieces)), (value, gradients))
+"""
+    )
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_export_with_a_symbolic_batch(cls: str, tmp_path: Path) -> None:
+    from jax import export
+
+    pytest.importorskip("flatbuffers")  # which JAX serialises with
+    model = build(cls)
+
+    def predict(params: Any, x: Any) -> Any:
+        return model.module.apply({"params": params}, x, output_attentions=True)
+
+    batch = export.symbolic_shape("batch, 3, 16, 16")
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), model.params)
+    exported = export.export(jax.jit(predict))(abstract, jax.ShapeDtypeStruct(batch, jnp.float32))
+    (tmp_path / "vit").write_bytes(exported.serialize(vjp_order=1))
+    again = export.deserialize((tmp_path / "vit").read_bytes())
+    for size in (1, 5):
+        expected = predict(model.params, pixels(size))
+        assert type(again.call(model.params, pixels(size))) is type(expected)
+        assert_close(again.call(model.params, pixels(size)), expected)
+        assert [a.shape for a in expected.attentions] == [(size, 4, 17, 17)] * 2
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_eval_shape_of_a_huge_model_takes_no_memory(cls: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model, params = getattr(vit_flax, cls)(ViTConfig.variant("H/14"), _do_init=False)
+    x = jax.ShapeDtypeStruct((8, 3, 224, 224), jnp.float32)
+    output = jax.eval_shape(lambda p, x: model.module.apply({"params": p}, x, output_hidden_states=True), params, x)
+    assert [h.shape for h in output.hidden_states] == [(8, 257, 1280)] * 33
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == model.num_parameters() > 630e6
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 200_000  # KiB; the parameters would take 2.5 GB
+
+
+# ---- outputs, options, errors ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_outputs_are_pytrees(cls: str) -> None:
+    output = build(cls)(pixels(), output_attentions=True)
+    doubled = jax.tree.map(lambda leaf: leaf * 2, output)
+    assert type(doubled) is type(output)
+    assert doubled.hidden_states is None
+    np.testing.assert_array_equal(doubled.attentions[1], output.attentions[1] * 2)
+    assert len(jax.tree.leaves(output)) == len(output.to_tuple()) - 1 + len(output.attentions)
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_tuples_keep_their_states(scan_layers: bool) -> None:
+    model = build(options={"scan_layers": scan_layers})
+    loss, logits, states, attentions = model.module.apply(
+        {"params": model.params},
+        **call_of("ViTForImageClassification"),
+        output_hidden_states=True,
+        output_attentions=True,
+        return_dict=False,
+    )
+    assert (loss.shape, logits.shape) == ((), (2, 3))
+    assert [s.shape for s in states] == [(2, 17, 16)] * 3
+    assert [a.shape for a in attentions] == [(2, 4, 17, 17)] * 2
+
+
+@pytest.mark.parametrize("name", [n for n in BAD_CALLS if n not in VALUES_ONLY])
+def test_errors_under_jit_have_the_same_words(name: str) -> None:
+    cls, call, words = BAD_CALLS[name]
+    model = build(cls)
+    given = {"pixel_values": pixels(), **call}
+    static = {k: given.pop(k) for k in list(given) if not isinstance(given[k], np.ndarray)}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        jax.jit(lambda params, given: model.module.apply({"params": params}, **given, **static))(model.params, given)
+
+
+def test_wrong_size_and_channels_under_jit() -> None:
+    apply = jax.jit(build().module.apply)
+    with pytest.raises(ValueError, match=r"Input image size \(24\*20\) doesn't match model \(16\*16\)\."):
+        apply({"params": build().params}, pixels(size=(24, 20)))
+    with pytest.raises(ValueError, match="Expected 3 but got 1"):
+        apply({"params": build().params}, pixels()[:, :1])
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_out_of_range_are_nan_under_jit(label: int) -> None:
+    model = build()
+    loss = jax.jit(lambda labels: model(pixels(), labels=labels).loss)
+    assert np.isnan(loss(np.array([0, label])))
+    assert np.isfinite(loss(np.array([0, -100])))
+
+
+def test_compiled_function_is_reused() -> None:
+    """Repeated calls trace nothing, whatever the parameters and values; a call of another kind does, once."""
+    traces = []
+
+    def act(x: Any) -> Any:
+        traces.append(x.shape)
+        return jax.nn.gelu(x, approximate=False)
+
+    model = build(hidden_act=act)
+
+    def traced(*args: Any, **kwargs: Any) -> bool:
+        traces.clear()
+        model(*args, **kwargs)
+        return bool(traces)
+
+    others = jax.tree.map(lambda leaf: leaf * 2, model.params)
+    assert traced(pixels())
+    assert not traced(pixels())
+    assert not traced(jnp.asarray(pixels()) + 1, params=others, return_dict=False)
+    for kind in ({"output_attentions": True}, {"labels": np.array([0, 1])}, {"train": True}):
+        assert (traced(pixels(), **kind), traced(pixels(), **kind)) == (True, False)
+    assert (traced(pixels(3)), traced(pixels(3))) == (True, False)
+    assert not traced(pixels())
+
+
+# ---- dropout -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_dropout_is_explicit(scan_layers: bool) -> None:
+    rates = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+    key = partial(jax.random.key, impl="rbg")  # the one that compiles fast
+    model = build(options={"scan_layers": scan_layers}, **rates)
+    quiet = model(pixels()).logits
+    np.testing.assert_array_equal(quiet, model(pixels(), dropout_rng=key(0)).logits)
+    with pytest.raises(ValueError, match=r"train=True draws dropout: pass a key for it.* dropout_rng=jax\.random\.key"):
+        model(pixels(), train=True)
+    first, same, other = (
+        model(pixels(), train=True, dropout_rng=key(seed), output_attentions=True) for seed in (0, 0, 1)
+    )
+    assert_close(first, same, 0.0)
+    assert not np.array_equal(first.logits, other.logits)
+    assert not np.array_equal(first.logits, quiet)
+    dropped = [np.asarray(a) == 0 for a in first.attentions]
+    assert all(0.2 < d.mean() < 0.4 for d in dropped)
+    assert not np.array_equal(*dropped)  # each layer draws its own
+
+
+def test_dropout_takes_keys_of_either_kind() -> None:
+    model = build(hidden_dropout_prob=0.3, num_hidden_layers=1)
+    kinds = (jax.random.key(0), jax.random.PRNGKey(0))
+    new, old = (model(pixels(), train=True, dropout_rng=key).logits for key in kinds)
+    np.testing.assert_array_equal(new, old)
+
+
+def test_training_without_dropout_needs_no_key() -> None:
+    np.testing.assert_array_equal(build()(pixels(), train=True).logits, build()(pixels()).logits)
+
+
+# ---- gradient checkpointing and the scan over layers ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_gradient_checkpointing_changes_nothing_but_memory(cls: str, scan_layers: bool) -> None:
+    options = {"scan_layers": scan_layers}
+    plain, frugal = (build(cls, options, hidden_dropout_prob=0.1, num_hidden_layers=3) for _ in range(2))
+    frugal.enable_gradient_checkpointing()
+    found, saved = [], []
+    for model in (plain, frugal):
+        loss = loss_of(model, cls, train=True, rngs={"dropout": jax.random.key(0, impl="rbg")})
+        found.append(jax.jit(jax.value_and_grad(loss))(model.params))
+        backward = jax.eval_shape(lambda params, loss=loss: jax.vjp(loss, params)[1], model.params)
+        saved.append(sum(leaf.size for leaf in jax.tree.leaves(backward)))
+    assert_close(*found, tolerances.GOLDEN_GRADIENT)
+    assert saved[1] < saved[0] / 2
+    frugal.disable_gradient_checkpointing()
+    assert not frugal.module.remat
+
+
+@pytest.mark.parametrize(("cls", "name"), CLASSES_AND_CALLS)
+def test_scan_equals_the_unrolled_model(cls: str, name: str) -> None:
+    unrolled, scanned = (build(cls, {"scan_layers": scan}, num_hidden_layers=3) for scan in (False, True))
+    call = {**call_of(cls), **CALLS[name]}
+    if name == "head mask":
+        call["head_mask"] = np.random.default_rng(0).random((3, 4)).astype(np.float32)
+    if name == "interpolation":
+        call.pop("bool_masked_pos", None)
+    assert_close(scanned(**call), unrolled(**call))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_scan_has_the_gradients_of_the_unrolled_model(cls: str) -> None:
+    unrolled, scanned = (build(cls, {"scan_layers": scan}, num_hidden_layers=3) for scan in (False, True))
+    expected, stacked = (jax.jit(jax.grad(loss_of(m, cls)))(m.params) for m in (unrolled, scanned))
+    trunk = expected if cls == "ViTModel" else expected["vit"]
+    layers = trunk["encoder"]["layer"]
+    trunk["encoder"]["layer"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[str(i)] for i in range(3)))
+    assert_close(stacked, expected, tolerances.GOLDEN_GRADIENT)
+
+
+def test_scanned_parameters_go_in_and_out_of_files(tmp_path: Path) -> None:
+    load = vit_flax.FlaxViTForImageClassification.from_pretrained
+    unrolled, scanned = load(SAFETENSORS), load(SAFETENSORS, scan_layers=True)
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    assert_close(scanned(x), unrolled(x))
+    for name, model in (("unrolled", unrolled), ("scanned", scanned)):
+        model.save_pretrained(tmp_path / name)
+    files = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("unrolled", "scanned")]
+    assert files[0] == files[1]
+    for file in files[0]:
+        assert (tmp_path / "unrolled" / file).read_bytes() == (tmp_path / "scanned" / file).read_bytes()
+    abstract, params = load(SAFETENSORS, scan_layers=True, _do_init=False)
+    assert_close(params, scanned.params, 0.0)
+    assert paths(abstract.params_shape_tree) == paths(params)
+
+
+def test_scanned_program_does_not_grow_with_depth() -> None:
+    def lines(layers: int, scan: bool) -> list[int]:
+        model, params = vit_flax.FlaxViTForImageClassification(
+            CONFIG.copy(num_hidden_layers=layers), scan_layers=scan, _do_init=False
+        )
+        loss = loss_of(model, "ViTForImageClassification")
+        return [jax.jit(f).lower(params).as_text().count("\n") for f in (loss, jax.value_and_grad(loss))]
+
+    assert lines(2, scan=True) == lines(12, scan=True)
+    assert lines(12, scan=False)[0] > 3 * lines(2, scan=False)[0]
+
+
+# ---- channels last -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("name", ["plain", "options", "interpolation"])
+def test_channels_last_equals_channels_first(cls: str, name: str) -> None:
+    first, last = (build(cls, {"data_format": f"channels_{which}"}) for which in ("first", "last"))
+    call = {**call_of(cls), **CALLS[name]}
+    if name == "interpolation" and cls == "ViTForMaskedImageModeling":
+        call["bool_masked_pos"] = np.arange(60).reshape(2, 30) % 3 == 0
+    expected = first(**call)
+    actual = last(**{**call, "pixel_values": call["pixel_values"].transpose(0, 2, 3, 1)})
+    if cls == "ViTForMaskedImageModeling":
+        assert expected.loss is not None
+        actual.reconstruction = actual.reconstruction.transpose(0, 3, 1, 2)
+    assert_close(actual, expected)
+
+
+def test_channels_last_errors() -> None:
+    model = build(options={"data_format": "channels_last"})
+    with pytest.raises(ValueError, match="Expected 3 but got 16"):
+        model(pixels())
+    with pytest.raises(ValueError, match=r"4 dimensions, \(batch, height, width, channels\)"):
+        model(pixels()[0])
+    with pytest.raises(ValueError, match="data_format must be one of channels_first, channels_last, got 'NHWC'"):
+        build(options={"data_format": "NHWC"})
+
+
+# ---- parameters --------------------------------------------------------------------------------------------------
+
+VARIANTS = {
+    "plain": {},
+    "scanned": {"scan_layers": True},
+    "no qkv bias": {"qkv_bias": False},
+    "wide pooler": {"pooler_output_size": 5},
+    "no classes": {"num_labels": 0},
+    "not square": {"image_size": (8, 24), "patch_size": (4, 2), "encoder_stride": (4, 2)},
+    "bfloat16": {"dtype": jnp.bfloat16},
+    "float64": {"dtype": jnp.float64},
+}
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_table_gives_the_tree_that_linen_initialises(cls: str, name: str) -> None:
+    changes = dict(VARIANTS[name])
+    options = {k: changes.pop(k) for k in ("scan_layers", "dtype") if k in changes}
+    model, params = getattr(vit_flax, cls)(CONFIG.copy(**changes), **options, _do_init=False)
+    height, width = changes.get("image_size", (16, 16))
+    x = jax.ShapeDtypeStruct((1, 3, height, width), jnp.float32)
+    drawn = jax.eval_shape(model.module.init, jax.random.key(0), x)["params"]
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), drawn) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), params
+    )
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_linen_initialises_as_the_table_says(cls: str) -> None:
+    """The same distribution from `module.init`: normal, std initializer_range; zeros and ones where they belong."""
+    model = build(cls, hidden_size=64, intermediate_size=128, initializer_range=0.02)
+    drawn = jax.jit(model.module.init)(jax.random.key(0), pixels())["params"]
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(drawn), jax.tree.leaves(model.params), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        if b.std() == 0:
+            np.testing.assert_array_equal(a, b)
+        elif a.size > 500:
+            assert a.std() == pytest.approx(b.std(), rel=0.15), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("folder", sorted(CHECKPOINTS.glob("*/flax_msgpack")), ids=lambda p: p.parent.name)
+def test_parameters_have_the_tree_of_the_flax_models_of_transformers(folder: Path) -> None:
+    msgpack = pytest.importorskip("msgpack")
+
+    def decode(kind: int, payload: bytes) -> np.ndarray:
+        shape, dtype, data = msgpack.unpackb(payload, raw=True)
+        return np.frombuffer(data, dtype.decode()).reshape(shape)
+
+    theirs = msgpack.unpackb((folder / "flax_model.msgpack").read_bytes(), ext_hook=decode)
+    source = folder.parent / "pt_safetensors"
+    cls = getattr(vit_flax, f"Flax{ViTConfig.from_pretrained(source).architectures[0]}")
+    options = {} if cls is not vit_flax.FlaxViTModel else {"add_pooling_layer": "pooler" in theirs}
+    ours = cls.from_pretrained(source, output_loading_info=True, **options)[0].params
+    assert paths(ours) == paths(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_without_initialisation() -> None:
+    model, params = vit_flax.FlaxViTModel(CONFIG, _do_init=False)
+    assert isinstance(model, vit_flax.FlaxViTModel)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
+    assert paths(params) == paths(vit_flax.FlaxViTModel(CONFIG).params)
+    for use in (lambda: model.params, lambda: model(pixels())):
+        with pytest.raises(ValueError, match="_do_init=False and holds no parameters: pass params="):
+            use()
+    filled = model.init_weights(0, params=params)
+    assert_close(model(pixels(), params=filled), vit_flax.FlaxViTModel(CONFIG)(pixels()), 0.0)
+
+
+def test_loading_without_initialisation() -> None:
+    """What the file lacks stays abstract, for `init_weights` to fill."""
+    (model, params), report = vit_flax.FlaxViTModel.from_pretrained(
+        SAFETENSORS, _do_init=False, output_loading_info=True
+    )
+    assert sorted(report.missing_keys) == ["pooler.dense.bias", "pooler.dense.weight"]
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params["pooler"]))
+    whole = model.init_weights(jax.random.key(1), params=params)
+    assert isinstance(whole["pooler"]["dense"]["kernel"], jax.Array)
+    del params["pooler"], whole["pooler"]
+    assert_close(whole, params, 0.0)
+
+
+def test_init_weights_takes_a_seed_or_a_key_and_fills_only_what_is_missing() -> None:
+    model = build("ViTModel")
+    assert_close(model.init_weights(0), model.params, 0.0)
+    one, same, legacy, other = (
+        model.init_weights(k, (1, 3, 16, 16))
+        for k in (jax.random.key(5), jax.random.key(5), jax.random.PRNGKey(5), jax.random.key(6))
+    )
+    assert_close(one, same, 0.0)
+    assert_close(one, legacy, 0.0)
+    given = copy.deepcopy(one)
+    del given["pooler"], given["encoder"]["layer"]["1"]["output"]["dense"]["kernel"]
+    filled = model.init_weights(jax.random.key(6), params=given)
+    assert paths(filled) == paths(one)
+    assert_close(filled["pooler"], other["pooler"], 0.0)
+    assert_close(filled["encoder"]["layer"]["0"], one["encoder"]["layer"]["0"], 0.0)
+    last = [p["encoder"]["layer"]["1"]["output"]["dense"]["kernel"] for p in (filled, other)]
+    assert_close(*last, 0.0)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16", "fp32"])
+def test_casting_parameters_with_a_mask(name: str) -> None:
+    model = build()
+    dtype = {"bf16": jnp.bfloat16, "fp16": jnp.float16, "fp32": jnp.float32}[name]
+    before = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.params)
+    cast = getattr(model, f"to_{name}")
+    assert {leaf.dtype for leaf in jax.tree.leaves(cast(before))} == {jnp.dtype(dtype)}
+    assert {leaf.dtype for leaf in jax.tree.leaves(before)} == {jnp.dtype(jnp.float64)}
+    mask = jax.tree_util.tree_map_with_path(lambda path, _: "layernorm" not in jax.tree_util.keystr(path), before)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(cast(before, mask)):
+        assert leaf.dtype == (jnp.float64 if "layernorm" in jax.tree_util.keystr(path) else dtype)
+    counted = cast({"kernel": jnp.ones(2), "step": jnp.zeros((), jnp.int32)})
+    assert counted["step"].dtype == jnp.int32
+
+
+def test_another_tree_is_refused() -> None:
+    model = build()
+    doubled = jax.tree.map(lambda leaf: leaf * 2, model.params)
+    model.params = doubled
+    assert model.params is doubled
+    with pytest.raises(
+        ValueError,
+        match=r"head/kernel: \(1,\), expected nothing\n(.*\n)*.*vit/layernorm/bias: missing, expected \(16,\)",
+    ):
+        model.params = {"classifier": doubled["classifier"], "head": {"kernel": jnp.ones(1)}}
+    assert model.params is doubled
+
+
+def test_deepcopy_and_pickle() -> None:
+    model = build()
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        np.testing.assert_array_equal(again(pixels()).logits, model(pixels()).logits)
+
+
+# ---- dtypes ------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_parameters() -> None:
+    model = vit_flax.FlaxViTForImageClassification.from_pretrained(SAFETENSORS, dtype=jnp.bfloat16)
+    x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    output = model(x, labels=np.array([0, 1]), output_hidden_states=True)
+    assert model.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(jnp.float32)}
+    assert {leaf.dtype for leaf in (output.logits, *output.hidden_states)} == {jnp.dtype(jnp.bfloat16)}
+    assert output.loss.dtype == jnp.float32
+    wide = vit_flax.FlaxViTForImageClassification.from_pretrained(SAFETENSORS)
+    assert_close(model.params, wide.params, 0.0)
+    half = wide.to_bf16(wide.params)
+    assert relative_error(np.float32(model(x, params=half).logits), np.asarray(wide(x).logits)) < 3e-2
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_x64_from_end_to_end(cls: str, scan_layers: bool) -> None:
+    model = build(cls, {"dtype": jnp.float64, "scan_layers": scan_layers})
+    call = {**call_of(cls), "pixel_values": pixels().astype(np.float64), "output_attentions": True}
+    output = model(**call, output_hidden_states=True)
+    assert {leaf.dtype for leaf in jax.tree.leaves((output, model.params))} == {jnp.dtype(jnp.float64)}
+    jaxpr = str(jax.make_jaxpr(partial(model.module.apply, **call))({"params": model.params}))
+    assert "f32" not in jaxpr
+    assert "bf16" not in jaxpr
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def test_it_learns() -> None:
+    """A few steps of optax bring the loss of a fixed batch near zero."""
+    optax = pytest.importorskip("optax")
+    model = build(hidden_dropout_prob=0.01)
+    call, optimizer = call_of("ViTForImageClassification", 6), optax.adamw(3e-3)
+
+    @jax.jit
+    def step(params: Any, state: Any, key: Any) -> Any:
+        def loss_of_batch(params: Any) -> Any:
+            return model.module.apply({"params": params}, **call, train=True, rngs={"dropout": key}).loss
+
+        loss, gradients = jax.value_and_grad(loss_of_batch)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    params, state = model.params, optimizer.init(model.params)
+    for key in jax.random.split(jax.random.key(0), 60):
+        params, state, loss = step(params, state, key)
+    assert loss < 0.02
+
+
+# ---- sharding ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_partition_specs(cls: str, scan_layers: bool) -> None:
+    from vit_flax.sharding import partition_specs
+
+    model, params = getattr(vit_flax, cls)(CONFIG, scan_layers=scan_layers, _do_init=False)
+    specs = partition_specs(model, axis="tensor")
+    assert jax.tree.structure(specs) == jax.tree.structure(params)
+    split = {
+        "query/kernel": (None, "tensor"),
+        "key/kernel": (None, "tensor"),
+        "value/kernel": (None, "tensor"),
+        "query/bias": ("tensor",),
+        "key/bias": ("tensor",),
+        "value/bias": ("tensor",),
+        "intermediate/dense/kernel": (None, "tensor"),
+        "intermediate/dense/bias": ("tensor",),
+        "output/dense/kernel": ("tensor", None),
+    }
+    found = 0
+    for path, spec in jax.tree_util.tree_leaves_with_path(specs):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        expected = next((parts for end, parts in split.items() if name.endswith(end)), ())
+        found += bool(expected)
+        assert tuple(spec) == ((None, *expected) if scan_layers and "/layer/" in name else expected), name
+    assert found == (10 if scan_layers else 20)

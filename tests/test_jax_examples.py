@@ -1,0 +1,102 @@
+"""The JAX training scripts of examples/, run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_digits import REQUIRED_ACCURACY, ROOT, held_out  # noqa: F401  # a fixture
+
+from vit_core.image_processing import ViTImageProcessor
+
+for name in ("jax", "flax", "optax", "orbax.checkpoint", "sklearn"):
+    pytest.importorskip(name)
+
+SAME_LOSS = 1e-6  # relative, of one step on eight devices against one
+
+
+def start(script: str, *arguments: Any) -> subprocess.Popen[str]:
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / script), *map(str, arguments)]
+    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def run(script: str, *arguments: Any) -> str:
+    process = start(script, *arguments)
+    out, err = process.communicate(timeout=900)
+    assert process.returncode == 0, err
+    return out
+
+
+def killed_after_a_checkpoint(folder: Path, *arguments: Any) -> int:
+    """Start a training, kill it as soon as its first checkpoint is whole, and return the checkpoint's number."""
+    process = start("jax_train.py", "--out", folder, *arguments)
+    try:
+        while not (whole := [p.name for p in folder.glob("checkpoints/*") if p.name.isdigit()]):
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    return max(map(int, whole))
+
+
+@pytest.mark.slow
+def test_a_killed_training_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    arguments = ("--epochs", 3, "--batch", 128)
+    run("jax_train.py", "--out", tmp_path / "whole", *arguments)
+    done = killed_after_a_checkpoint(tmp_path / "killed", *arguments)
+    assert 1 <= done < 3
+    resumed = re.search(r"Resumed after epoch (\d)", run("jax_train.py", "--out", tmp_path / "killed", *arguments))
+    assert resumed is not None and done <= int(resumed[1]) < 3
+    expected, actual = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    for key, array in expected.items():
+        np.testing.assert_array_equal(actual[key], array, err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    print(run("jax_train.py", "--out", folder))
+    return folder
+
+
+@pytest.mark.slow
+def test_trained_to_the_end(backend: Any, trained: Path, held_out: Any) -> None:  # noqa: F811
+    processor = ViTImageProcessor.from_pretrained(trained)
+    model = backend.load("ViTForImageClassification", trained)
+    pixels = processor(held_out.images(), return_tensors="np").pixel_values
+    right = backend.call(model, pixel_values=pixels).logits.argmax(-1) == held_out.labels
+    assert right.mean() >= REQUIRED_ACCURACY
+
+
+def losses(output: str) -> np.ndarray:
+    return np.array([float(value) for value in re.findall(r"^step \d+: loss (\S+)$", output, re.MULTILINE)])
+
+
+@pytest.mark.slow
+def test_eight_devices_have_the_losses_of_one() -> None:
+    steps = ("--steps", 5)
+    expected = losses(run("jax_pmap.py", "--devices", 1, *steps))
+    assert len(expected) == 5
+    np.testing.assert_allclose(losses(run("jax_pmap.py", "--devices", 8, *steps)), expected, rtol=SAME_LOSS)
+    sharded = run("jax_sharded.py", "--data", 4, "--tensor", 2, *steps)
+    assert "Each device holds (64, 64) of an MLP kernel of (64, 128)" in sharded
+    np.testing.assert_allclose(losses(sharded), expected, rtol=SAME_LOSS)
+
+
+def test_devices_that_do_not_divide_the_batch() -> None:
+    process = start("jax_pmap.py", "--devices", 8, "--batch", 60)
+    error = re.sub(r"[│\s]+", " ", process.communicate()[1])
+    assert "--devices 8: give at most 8, and a divisor of --batch 60." in error
+    assert process.returncode == 2
