@@ -21,14 +21,14 @@ RESULTS, README = HERE / "results.json", HERE / "README.md"
 # Memory that is freed stays with the process: else how often it goes back to the system, and by what accident, is
 # measured as well. The other benchmarks are measured as users have it.
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "30000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-NAMES = ("fresh_process", "image_processing", "inference", "training")
+NAMES = ("fresh_process", "image_processing", "inference", "training", "flax_vit")
 QUOTED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
 
 def run(name: str) -> dict[str, Any]:
     """The results of one benchmark, run in a process of its own."""
     command = [sys.executable, str(HERE / f"{name}.py"), "--json"]
-    memory = STEADY_MEMORY if name in ("inference", "training") else {}
+    memory = STEADY_MEMORY if name in ("inference", "training", "flax_vit") else {}
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), **memory}
     found = json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
     compared = {case: row for case, row in found.items() if "transformers" in row.get("median_ms", "transformers")}

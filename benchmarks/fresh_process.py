@@ -1,7 +1,8 @@
 """A fresh process that imports, loads a ViT-B/16 from a folder and classifies one picture, as each library documents.
 
-Wall time and peak memory (resident set) of the whole process, this package against transformers, taken in turn. The
-folder is made once, so that both find the weights in the system's file cache.
+Wall time and peak memory (resident set) of the whole process, this package against transformers, taken in turn, in
+PyTorch and in JAX. The folder is made once, so that both find the weights in the system's file cache. transformers is
+told to import the framework in question only: by itself it imports every one that is installed, and takes longer.
 
 python benchmarks/fresh_process.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
 """
@@ -21,7 +22,7 @@ from harness import OURS, THEIRS, arguments, interleaved, ratio, report
 MAKE = """
 import sys, numpy as np
 from PIL import Image
-from vit_torch import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from {module} import ViTConfig, ViTForImageClassification, ViTImageProcessor
 config = ViTConfig.variant("B/16", num_labels=1000)
 ViTForImageClassification(config, seed=0).save_pretrained(sys.argv[1])
 ViTImageProcessor(do_convert_rgb=True).save_pretrained(sys.argv[1])
@@ -40,19 +41,32 @@ with torch.no_grad():
 print(model.config.id2label[logits.argmax(-1).item()])
 """
 
+CLASSIFY_FLAX = """
+import sys
+from PIL import Image
+from {module} import AutoImageProcessor, FlaxViTForImageClassification
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+model = FlaxViTForImageClassification.from_pretrained(sys.argv[1])
+inputs = processor(Image.open(sys.argv[1] + "/picture.png"), return_tensors="np")
+logits = model(**inputs).logits
+print(model.config.id2label[logits.argmax(-1).item()])
+"""
+PROGRAMS = {"vit_torch": CLASSIFY, "vit_flax": CLASSIFY_FLAX}
+OTHER_FRAMEWORKS = {"vit_torch": {"USE_FLAX": "0"}, "vit_flax": {"USE_TORCH": "0"}}  # what transformers leaves alone
+
 
 def python(code: str, folder: str) -> list[str]:
     """The command that runs this code with the folder as its argument."""
     return [sys.executable, "-W", "ignore", "-c", code, folder]
 
 
-def time_and_peak(command: list[str]) -> tuple[float, float]:
+def time_and_peak(command: list[str], settings: dict[str, str]) -> tuple[float, float]:
     """Seconds from start to end of a process, and the largest memory it held, in MiB.
 
     This process must stay small: what it holds is counted as the child's until the child has loaded its program.
     """
     quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    environment = {**os.environ, **quiet, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = {**os.environ, **quiet, **settings, "PYTHONPATH": str(Path(__file__).parent.parent)}
     start = time.perf_counter()
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(child.pid, 0)
@@ -62,24 +76,32 @@ def time_and_peak(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - start, usage.ru_maxrss / 1024
 
 
-def main() -> None:
-    given = arguments(__doc__, rounds=12, seconds=10.0)
+def measure(backend: str, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """The ratios of one backend: of wall times and of peaks."""
     with TemporaryDirectory() as folder:
-        time_and_peak(python(MAKE, folder))
+        time_and_peak(python(MAKE.format(module=backend), folder), {})
         commands = {
-            name: python(CLASSIFY.format(module=module), folder)
-            for name, module in ((OURS, "vit_torch"), (THEIRS, "transformers"))
+            name: python(PROGRAMS[backend].format(module=module), folder)
+            for name, module in ((OURS, backend), (THEIRS, "transformers"))
         }
         measured = interleaved(
-            {name: partial(time_and_peak, command) for name, command in commands.items()},
-            min_rounds=given.rounds,
-            min_seconds=given.seconds,
+            {name: partial(time_and_peak, command, OTHER_FRAMEWORKS[backend]) for name, command in commands.items()},
+            min_rounds=rounds,
+            min_seconds=seconds,
             measure=lambda call: call(),
         )
-    results = {
-        f"fresh process, {quantity}": ratio(measured[OURS][:, i], measured[THEIRS][:, i])
+    prefix = "" if backend == "vit_torch" else f"{backend.removeprefix('vit_')}, "
+    return {
+        f"{prefix}fresh process, {quantity}": ratio(measured[OURS][:, i], measured[THEIRS][:, i])
         for i, quantity in enumerate(("wall time", "peak memory"))
     }
+
+
+def main() -> None:
+    given = arguments(__doc__, rounds=12, seconds=10.0)
+    results: dict[str, dict[str, float]] = {}
+    for backend in PROGRAMS:
+        results.update(measure(backend, given.rounds, given.seconds))
     report("This package as a fraction of transformers", results, given.json)
 
 

@@ -29,7 +29,7 @@ def eager(
 
     Batched products of matrices (S, d): on CPUs XLA runs these at the speed of its matmul, einsums over (S, h, d) not.
     """
-    scores = q @ k.swapaxes(-1, -2) * q.shape[-1] ** -0.5  # (B, h, S, S)
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, h, S, S)
     if bias is not None:
         scores = scores + bias
     probs = jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), axis=-1).astype(v.dtype)

@@ -23,6 +23,7 @@ from vit_core.config import ViTConfig, pair
 from vit_core.position import resize_matrix
 from vit_flax.activations import Activation, activation
 from vit_flax.attention import additive_bias, choose
+from vit_flax.layer_norm import LayerNorm
 from vit_flax.losses import classification_loss, masked_reconstruction_loss
 from vit_flax.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
 from vit_flax.weights import FlaxViTPreTrainedModel, normal
@@ -56,10 +57,9 @@ class ViTModule(nn.Module):
         init = normal(self.config.initializer_range)
         return nn.Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init)
 
-    def layer_norm(self) -> nn.LayerNorm:
-        """A LayerNorm with the configuration's epsilon and the two-pass variance."""
-        eps = self.config.layer_norm_eps
-        return nn.LayerNorm(eps, dtype=self.dtype, param_dtype=self.param_dtype, use_fast_variance=False)
+    def layer_norm(self) -> LayerNorm:
+        """A LayerNorm with the configuration's epsilon."""
+        return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype)
 
 
 class ViTPatchProjection(ViTModule):

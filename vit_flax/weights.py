@@ -241,7 +241,8 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         for name, spec in model.specs().items():
             if spec.name in tensors:
                 stored = tensors[spec.name]
-                arrays[name] = np.array(_native(stored.read(), spec), jnp.promote_types(stored.dtype, dtype), order="C")
+                array = np.array(_native(stored.read(), spec), jnp.promote_types(stored.dtype, dtype), order="C")
+                arrays[name] = array if model.module.scan_layers else jnp.asarray(array)  # one copy at a time
                 stored.release()
         given = model._tree(arrays, np.stack)
         if _do_init:

@@ -1,0 +1,137 @@
+"""The backends agree with each other on random models in float64: outputs, losses, gradients, masks, interpolation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tolerances
+from backends import BACKENDS
+from conftest import relative_error
+from hypothesis import given, settings
+
+from vit_core.config import ViTConfig
+from vit_core.params import PARTS, specs
+from vit_core.safetensors_file import Tensor
+
+torch = pytest.importorskip("torch")
+jax = pytest.importorskip("jax")
+pytest.importorskip("flax")
+LOSSES = ("single_label_classification", "multi_label_classification", "regression")
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ViTConfig:
+    """Tiny models, of any aspect."""
+    heads, patch = draw(st.integers(1, 3)), draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    return ViTConfig(
+        hidden_size=heads * 4,
+        num_hidden_layers=draw(st.integers(1, 2)),
+        num_attention_heads=heads,
+        intermediate_size=draw(st.integers(1, 9)),
+        hidden_act=draw(st.sampled_from(["gelu", "gelu_new", "relu", "silu"])),
+        layer_norm_eps=draw(st.sampled_from([1e-12, 1e-3])),
+        image_size=tuple(p * draw(st.integers(1, 3)) for p in patch),
+        patch_size=patch,
+        encoder_stride=patch,
+        num_channels=draw(st.integers(1, 3)),
+        qkv_bias=draw(st.booleans()),
+        num_labels=draw(st.integers(1, 3)),
+        problem_type=draw(st.sampled_from(LOSSES)),
+        dtype="float64",
+    )
+
+
+@st.composite
+def calls(draw: st.DrawFn, config: ViTConfig, cls: str) -> dict[str, Any]:
+    """NumPy arguments of a call of a model, with its labels or mask where it has a loss."""
+    rng, flags = np.random.default_rng(draw(st.integers(0, 99))), st.booleans()
+    grid = tuple(draw(st.integers(1, 4)) for _ in range(2)) if (interpolate := draw(flags)) else config.grid
+    ph, pw = config.patch_size
+    tokens, heads = grid[0] * grid[1] + 1, config.num_attention_heads
+    call: dict[str, Any] = {
+        "pixel_values": rng.standard_normal((2, config.num_channels, grid[0] * ph, grid[1] * pw)),
+        "interpolate_pos_encoding": interpolate,
+        "output_hidden_states": True,
+        "output_attentions": True,
+    }
+    if draw(flags):
+        call["head_mask"] = rng.integers(0, 3, (config.num_hidden_layers, heads)) / 2
+    if draw(flags):
+        call["attention_mask"] = np.arange(2 * tokens).reshape(2, tokens) % 3 != 1
+    if cls == "ViTForImageClassification":
+        labels = rng.integers(0, 2, (2, config.num_labels))
+        single = config.problem_type == "single_label_classification"
+        call["labels"] = labels[:, 0] % config.num_labels if single else labels.astype(float)
+    if cls == "ViTForMaskedImageModeling":
+        call["bool_masked_pos"] = rng.random((2, tokens - 1)) < 0.5
+    return call
+
+
+def tensors(config: ViTConfig, cls: str, seed: int = 0) -> dict[str, Tensor]:
+    """Random weights, biases and norms by canonical name."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name, spec in specs(config, PARTS[cls]).items():
+        array = rng.standard_normal(spec.shape) * 0.3 + (spec.init == "norm" and spec.leaf == "weight")
+        found[name] = Tensor(spec.shape, array.dtype, partial(np.copy, array), name)
+    return found
+
+
+def objective(output: Any) -> Any:
+    """The loss of an output, or the mean square of the states of a model that has none."""
+    return output.loss if "loss" in output else (output.last_hidden_state**2).mean() + (output.pooler_output**3).sum()
+
+
+def torch_step(model: Any, call: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
+    """The output of a call, and the gradient of its objective by canonical name."""
+    given = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in call.items()}
+    output = model(**given)
+    objective(output).backward()
+    gradients = {s.name: model.get_parameter(n).grad for n, s in model.specs().items()}
+    return output, {n: np.zeros(()) if g is None else g.numpy() for n, g in gradients.items()}
+
+
+def flax_step(model: Any, call: dict[str, Any]) -> tuple[Any, dict[str, np.ndarray]]:
+    """The same of a Flax model."""
+
+    def loss(params: Any) -> Any:
+        output = model.module.apply({"params": params}, **call)
+        return objective(output), output
+
+    gradients, output = jax.jit(jax.grad(loss, has_aux=True))(model.params)
+    model.params = gradients
+    return output, {name: tensor.read() for name, tensor in model.to_tensors().items()}
+
+
+def arrays(output: Any) -> dict[str, np.ndarray]:
+    """Every array of an output by its field, numbered where the field is a tuple."""
+    found: dict[str, np.ndarray] = {}
+    for field, value in output.items():
+        for i, item in enumerate(value if isinstance(value, tuple) else (value,)):
+            found[f"{field}[{i}]"] = item.detach().numpy() if isinstance(item, torch.Tensor) else np.asarray(item)
+    return found
+
+
+@pytest.mark.parametrize("cls", PARTS)
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_torch_and_flax_agree(cls: str, data: st.DataObject) -> None:
+    config = data.draw(configs())
+    call = data.draw(calls(config, cls))
+    backends = (BACKENDS[name]() for name in ("torch", "flax"))
+    ours, theirs = (
+        getattr(b.package, f"{b.prefix}{cls}").from_tensors(config.copy(), tensors(config, cls), 0) for b in backends
+    )
+    (expected, expected_gradients), (actual, gradients) = torch_step(ours, call), flax_step(theirs, call)
+    expected, actual = arrays(expected), arrays(actual)
+    assert actual.keys() == expected.keys()
+    for name, array in expected.items():
+        assert array.dtype == actual[name].dtype == np.float64, name
+        assert relative_error(actual[name], array) <= tolerances.SAME_FUNCTION_FLOAT64, name
+    largest = max(np.abs(gradient).max() for gradient in expected_gradients.values())
+    for name, gradient in expected_gradients.items():
+        assert np.abs(gradients[name] - gradient).max() <= tolerances.SAME_FUNCTION_FLOAT64 * largest, name
