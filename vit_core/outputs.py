@@ -83,7 +83,7 @@ class MaskedImageModelingOutput(ModelOutput):
 
     @property
     def logits(self) -> Any:
-        """The name `reconstruction` had before transformers 4.28."""
+        """The older name of `reconstruction` in transformers."""
         return self.reconstruction
 
 
