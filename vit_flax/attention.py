@@ -1,7 +1,8 @@
-"""Scaled dot-product attention, and the names it goes by (ViT paper, appendix A; Vaswani et al. 2017).
+"""Scaled dot-product attention two ways, and which of them a call runs (ViT paper, appendix A; Vaswani et al. 2017).
 
 It takes queries, keys and values (B, h, S, d), a bias (B, 1, 1 or S, S) that is added to the scores or None, and
-returns the context (B, h, S, d) with the probabilities (B, h, S, S).
+returns the context (B, h, S, d) with the probabilities (B, h, S, S), or None where they are never normalised. Both are
+batched products of matrices (S, d): on CPUs XLA runs these at the speed of its matmul, einsums over (S, h, d) not.
 """
 
 from __future__ import annotations
@@ -19,35 +20,50 @@ Dropout = Callable[[Array], Array]
 class Attention(Protocol):
     def __call__(
         self, q: Array, k: Array, v: Array, bias: Array | None, head_mask: Array | None, dropout: Dropout | None
-    ) -> tuple[Array, Array]: ...
+    ) -> tuple[Array, Array | None]: ...
 
 
 def eager(
     q: Array, k: Array, v: Array, bias: Array | None, head_mask: Array | None, dropout: Dropout | None
 ) -> tuple[Array, Array]:
-    """The explicit path: the softmax in float32 or wider, dropout, then the head mask.
-
-    Batched products of matrices (S, d): on CPUs XLA runs these at the speed of its matmul, einsums over (S, h, d) not.
-    """
-    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, h, S, S)
-    if bias is not None:
-        scores = scores + bias
-    probs = jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)), axis=-1).astype(v.dtype)
+    """The explicit path: the softmax in float32 or wider, dropout, then the head mask."""
+    probs = jax.nn.softmax(_scores(q, k, bias), axis=-1).astype(v.dtype)  # (B, h, S, S)
     probs = probs if dropout is None else dropout(probs)
     if head_mask is not None:
         probs = probs * head_mask[:, None, None].astype(probs.dtype)
     return probs @ v, probs
 
 
-ATTENTIONS: dict[str, Attention] = {"eager": eager, "sdpa": eager}  # XLA fuses the one form there is
+def sdpa(
+    q: Array, k: Array, v: Array, bias: Array | None, head_mask: Array | None, dropout: Dropout | None
+) -> tuple[Array, None]:
+    """The context alone: the softmax's denominator and a head's mask divide and scale it, not the probabilities."""
+    scores = _scores(q, k, bias)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))  # (B, h, S, S)
+    total = weights.sum(-1, keepdims=True)
+    weights = weights.astype(v.dtype)
+    context = (weights if dropout is None else dropout(weights)) @ v / total.astype(v.dtype)
+    return context if head_mask is None else context * head_mask[:, None, None].astype(v.dtype), None
+
+
+def _scores(q: Array, k: Array, bias: Array | None) -> Array:
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, h, S, S)
+    scores = scores if bias is None else scores + bias
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+
+
+ATTENTIONS: dict[str, Attention] = {"sdpa": sdpa, "eager": eager}
 
 
 def choose(name: str | None, output_attentions: bool) -> Attention:
-    """The implementation of a name; always one that gives the probabilities. Raises ValueError for an unknown name."""
-    known = "eager" if name is None else name
+    """The implementation of a name, sdpa by default; the explicit one where the probabilities are asked for.
+
+    Raises ValueError for an unknown name.
+    """
+    known = "sdpa" if name is None else name
     if known not in ATTENTIONS:
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTIONS)}, got {name!r}.")
-    return ATTENTIONS[known]
+    return eager if output_attentions else ATTENTIONS[known]
 
 
 def additive_bias(mask: Array | None, dtype: jnp.dtype) -> Array | None:

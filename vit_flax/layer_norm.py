@@ -1,7 +1,8 @@
 """LayerNorm with the two-pass variance and a derivative of its own (Ba et al. 2016, section 3).
 
-Left to itself, XLA on CPUs recomputes the backward pass of every later LayerNorm in each layer's, so that a training
-step grows with the square of the depth; the rule given here is computed once.
+The derivative is the plain one, except that it divides by the deviation instead of multiplying by its inverse: XLA never
+computes a division twice, while sums and products it recomputes for every use. On CPUs it would otherwise add up the
+residual stream's gradient from the last layer on anew in each layer.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from jax import Array
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * (_inverse_deviation(centred, eps) * scale) + bias
+    return _normal(x, eps)[0] * scale + bias
 
 
 @layer_norm.defjvp
 def _layer_norm_jvp(eps: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, scale, bias), (dx, dscale, dbias) = primals, tangents
-    centred = x - x.mean(-1, keepdims=True)
-    inverse = _inverse_deviation(centred, eps)
-    normal, d = centred * inverse, dx - dx.mean(-1, keepdims=True)
-    tangent = (d - normal * (normal * d).mean(-1, keepdims=True)) * (inverse * scale) + normal * dscale + dbias
+    normal, deviation = _normal(x, eps)
+    d = dx / deviation
+    d = d - d.mean(-1, keepdims=True)
+    tangent = (d - normal * (normal * d).mean(-1, keepdims=True)) * scale + normal * dscale + dbias
     return normal * scale + bias, tangent
 
 
-def _inverse_deviation(centred: Array, eps: float) -> Array:
-    return jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+def _normal(x: Array, eps: float) -> tuple[Array, Array]:
+    centred = x - x.mean(-1, keepdims=True)
+    deviation = jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return centred / deviation, deviation
 
 
 class LayerNorm(nn.Module):
