@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
-EXTRAS ?= torch,flax,examples
+EXTRAS ?= torch,tf,flax,examples
 DEMO ?= out/demo
 PICTURES = vit_core/assets/digits/pictures
 

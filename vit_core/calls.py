@@ -45,7 +45,9 @@ def grid(size: Sequence[Any], config: ViTConfig) -> tuple[Any, Any]:
 
 
 def num_patches(size: Sequence[Any], config: ViTConfig) -> Any:
-    """N, the number of patches of an image of `size`."""
+    """N, the number of patches of an image of `size`; None where that is not known."""
+    if None in size:
+        return None
     rows, columns = grid(size, config)
     return rows * columns
 
@@ -138,7 +140,7 @@ def check_inputs(
     patches = num_patches(pixel_values[2:] if channels_axis == 1 else pixel_values[1:3], config)
     check_bool_masked_pos(bool_masked_pos, patches, has_mask_token)
     check_head_mask(head_mask, config)
-    check_attention_mask(attention_mask, patches + 1)
+    check_attention_mask(attention_mask, None if patches is None else patches + 1)
 
 
 def check_reconstruction(config: ViTConfig) -> None:

@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from vit_core.config import ViTConfig, pair
 
@@ -157,6 +159,11 @@ class Dialect:
         """Axes that take PyTorch's array to the native one; None where nothing moves."""
         return self.axes.get(kind) if leaf == "weight" else None
 
+    def inverse(self, kind: str, leaf: str) -> tuple[int, ...] | None:
+        """Axes that take the native array to PyTorch's; None where nothing moves."""
+        axes = self.permutation(kind, leaf)
+        return None if axes is None else tuple(int(i) for i in np.argsort(axes))
+
 
 _KERNELS = {("linear", "weight"): "kernel", ("conv", "weight"): "kernel"}
 _KERNEL_AXES = {"linear": (1, 0), "conv": (2, 3, 1, 0)}
@@ -203,6 +210,11 @@ def native_name(spec: Spec, dialect: Dialect, prefixed: bool) -> str:
     return f"{PREFIX}{dialect.separator}{name}"
 
 
+def to_native(array: npt.NDArray[Any], spec: Spec, dialect: Dialect) -> npt.NDArray[Any]:
+    """PyTorch's array in the layout of a dialect: a view."""
+    return array.transpose(dialect.permutation(spec.kind, spec.leaf) or range(array.ndim))
+
+
 _ROWS = {row.name: row for row in TABLE}
 
 
@@ -232,6 +244,5 @@ def parse_name(native: str, *dialects: Dialect) -> Parsed | None:
             match = pattern.fullmatch(native)
             if match:
                 name = row.name.format(*match.groups()) + (f".{leaf}" if leaf else "")
-                axes = dialect.permutation(row.kind, leaf)
-                return Parsed(name, None if axes is None else tuple(int(i) for i in np.argsort(axes)))
+                return Parsed(name, dialect.inverse(row.kind, leaf))
     return None

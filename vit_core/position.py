@@ -30,19 +30,20 @@ def cubic(distance: Any, a: float, near: bool) -> Any:
     return ((a + 2) * d - (a + 3)) * d * d + 1 if near else ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
 
 
-def bicubic_matrix(rows: Any, columns: Any, scale: float) -> Any:
+def bicubic_matrix(rows: Any, columns: Any, scale: Any, xp: Any = np) -> Any:
     """The "hf" kernel: weights (m, n) for resizing n samples to m.
 
-    `rows` and `columns` are 0..m-1 and 0..n-1 as floating-point arrays of NumPy, PyTorch or JAX, in which the result
-    is computed: m may thus be unknown until a traced function runs. `scale` is n / m.
+    `rows` and `columns` are 0..m-1 and 0..n-1 as floating-point arrays of `xp`, a namespace with `clip` and `where`
+    such as numpy, torch or keras.ops, in which the result is computed: m may thus be unknown until a traced function
+    runs. `scale` is n / m.
     """
     x = (rows + 0.5) * scale - 0.5
     base = x // 1
     weights: Any = 0.0
     for tap in (-1, 0, 1, 2):
-        index = (base + tap).clip(0, columns.shape[0] - 1)
+        index = xp.clip(base + tap, 0, columns.shape[0] - 1)
         weight = cubic(abs(x - base - tap), -0.75, near=tap in (0, 1))
-        weights = weights + weight[:, None] * (index[:, None] == columns[None, :])
+        weights = weights + xp.where(index[:, None] == columns[None, :], weight[:, None], 0.0)
     return weights
 
 

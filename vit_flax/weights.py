@@ -17,7 +17,7 @@ from jax import Array
 from vit_core.calls import label_out_of_range, problem_type, resolve_options
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
-from vit_core.params import FLAX, HEADS, Spec, native_name, specs
+from vit_core.params import FLAX, HEADS, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_core.safetensors_file import Tensor
 from vit_flax.attention import choose
@@ -192,7 +192,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         for name, spec in self.specs().items():
             kept = given.get(name)
             if kept is None or isinstance(kept, jax.ShapeDtypeStruct):
-                kept = _native(draw(spec, self.config, seed), spec).astype(self.module.param_dtype)
+                kept = to_native(draw(spec, self.config, seed), spec, FLAX).astype(self.module.param_dtype)
             arrays[name] = kept
         return jax.tree.map(jnp.asarray, self._tree(arrays, np.stack))
 
@@ -241,7 +241,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         for name, spec in model.specs().items():
             if spec.name in tensors:
                 stored = tensors[spec.name]
-                array = np.array(_native(stored.read(), spec), jnp.promote_types(stored.dtype, dtype), order="C")
+                array = np.array(to_native(stored.read(), spec, FLAX), jnp.promote_types(stored.dtype, dtype), order="C")
                 arrays[name] = array if model.module.scan_layers else jnp.asarray(array)  # one copy at a time
                 stored.release()
         given = model._tree(arrays, np.stack)
@@ -257,8 +257,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         for name, spec in self.specs().items():
             array = flat[name]
             tensor = Tensor(array.shape, np.dtype(array.dtype), partial(np.asarray, array), name)
-            axes = FLAX.permutation(spec.kind, spec.leaf)
-            found[spec.name] = tensor.transposed(None if axes is None else tuple(int(i) for i in np.argsort(axes)))
+            found[spec.name] = tensor.transposed(FLAX.inverse(spec.kind, spec.leaf))
         return found
 
     def to_bf16(self, params: Params, mask: Any = None) -> Params:
@@ -297,11 +296,6 @@ def _check_label_values(labels: Any, config: ViTConfig) -> None:
         kept = values[values != -100]
         if kept.size and not 0 <= kept.min() <= kept.max() < config.num_labels:
             raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.num_labels))
-
-
-def _native(array: np.ndarray[Any, Any], spec: Spec) -> np.ndarray[Any, Any]:
-    axes = FLAX.permutation(spec.kind, spec.leaf)
-    return array if axes is None else array.transpose(axes)
 
 
 def _native_shape(spec: Spec) -> tuple[int, ...]:

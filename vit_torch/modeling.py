@@ -69,6 +69,7 @@ class ViTEmbeddings(nn.Module):
                 torch.arange(t, dtype=torch.float64, device=table.device),
                 torch.arange(s, dtype=torch.float64, device=table.device),
                 s / t,
+                torch,
             ).to(wide)
             for s, t in zip(source, target, strict=True)
         )

@@ -1,0 +1,44 @@
+"""The Vision Transformer in TensorFlow, on Keras 3, with the names that users of transformers import."""
+
+from functools import partial
+
+import keras
+
+if keras.config.backend() != "tensorflow":
+    raise ImportError(
+        f"vit_tf needs Keras on TensorFlow, but Keras runs on {keras.config.backend()!r}: set the environment variable "
+        "KERAS_BACKEND=tensorflow before Keras is first imported, or use vit_torch or vit_flax."
+    )
+
+from vit_core.config import ViTConfig
+from vit_core.image_processing import AutoImageProcessor, ViTFeatureExtractor, ViTImageProcessor, ViTImageProcessorFast
+from vit_core.pipeline import pipeline as _pipeline
+from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+from vit_tf.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_tf.weights import TFViTPreTrainedModel
+
+pipeline = partial(_pipeline, backend="tf")
+ViTModel = TFViTModel
+ViTForImageClassification = TFViTForImageClassification
+ViTForMaskedImageModeling = TFViTForMaskedImageModeling
+ViTPreTrainedModel = TFViTPreTrainedModel
+
+__all__ = [
+    "AutoImageProcessor",
+    "BaseModelOutputWithPooling",
+    "ImageClassifierOutput",
+    "MaskedImageModelingOutput",
+    "TFViTForImageClassification",
+    "TFViTForMaskedImageModeling",
+    "TFViTModel",
+    "TFViTPreTrainedModel",
+    "ViTConfig",
+    "ViTFeatureExtractor",
+    "ViTForImageClassification",
+    "ViTForMaskedImageModeling",
+    "ViTImageProcessor",
+    "ViTImageProcessorFast",
+    "ViTModel",
+    "ViTPreTrainedModel",
+    "pipeline",
+]

@@ -1,0 +1,62 @@
+"""The losses, each a scalar mean, computed in float32 or wider."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+from tensorflow import Tensor
+
+from vit_core.calls import check_labels, check_reconstruction, problem_type
+from vit_core.config import ViTConfig, pair
+
+
+def wide(dtype: tf.DType) -> tf.DType:
+    """float64 for float64, float32 for every narrower dtype."""
+    return tf.float64 if dtype == tf.float64 else tf.float32
+
+
+def classification_loss(
+    logits: Tensor, labels: Tensor, config: ViTConfig, sample_weight: Tensor | None = None
+) -> Tensor:
+    """Cross entropy, binary cross entropy or mean squared error of logits (B, K), by the problem type.
+
+    `sample_weight` (B,) scales each image's loss, as Keras does, before the mean. Raises ValueError for labels that do
+    not fit. Class labels out of range are found where values are visible, that is in eager calls; in a graph their loss
+    is NaN.
+    """
+    integers = not labels.dtype.is_floating
+    problem = problem_type(config, integers)
+    check_labels(tuple(labels.shape), tuple(logits.shape), problem, integers)
+    logits = tf.cast(logits, wide(logits.dtype))
+    divisor = tf.cast(tf.shape(logits)[0], logits.dtype)
+    if problem == "single_label_classification":
+        labels = tf.cast(tf.reshape(labels, [-1]), tf.int64)
+        kept = labels != -100
+        known = (labels >= 0) & (labels < logits.shape[1])
+        each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(known, labels, 0), logits)
+        each = tf.where(known, each, tf.where(kept, tf.cast(float("nan"), each.dtype), 0.0))
+        divisor = tf.reduce_sum(tf.cast(kept, logits.dtype))
+    elif problem == "multi_label_classification":
+        each = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
+    else:
+        each = tf.square(logits - tf.reshape(tf.cast(labels, logits.dtype), tf.shape(logits)))
+    if each.shape.rank == 2:
+        each = tf.reduce_mean(each, axis=1)
+    if sample_weight is not None:
+        each = each * tf.cast(tf.reshape(sample_weight, [-1]), each.dtype)
+    return tf.reduce_sum(each) / divisor
+
+
+def masked_reconstruction_loss(
+    pixels: Tensor, reconstruction: Tensor, mask: Tensor, config: ViTConfig, channels_axis: int
+) -> Tensor:
+    """Mean absolute error of the masked pixels (Xie et al. 2022, SimMIM, section 3.4); mask (B, N), 1 where masked."""
+    check_reconstruction(config)
+    dtype = wide(reconstruction.dtype)
+    ph, pw = pair(config.patch_size)
+    if channels_axis == 1:
+        pixels, reconstruction = (tf.transpose(x, (0, 2, 3, 1)) for x in (pixels, reconstruction))  # (B, H, W, C)
+    height, width = tf.shape(reconstruction)[1], tf.shape(reconstruction)[2]
+    grid = tf.reshape(tf.cast(mask, dtype), (-1, height // ph, width // pw))
+    pixel_mask = tf.repeat(tf.repeat(grid, ph, axis=1), pw, axis=2)[..., None]  # (B, H, W, 1)
+    error = tf.abs(tf.cast(pixels[:, :height, :width], dtype) - tf.cast(reconstruction, dtype))
+    return tf.reduce_sum(error * pixel_mask) / (tf.reduce_sum(pixel_mask) + 1e-5) / config.num_channels

@@ -1,0 +1,85 @@
+"""What Keras asks of a model that returns output classes: its own loss, metrics on the main output, serving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import tensorflow as tf
+from keras import export
+from tensorflow import Tensor
+
+from vit_core.config import ViTConfig, pair
+from vit_core.outputs import ModelOutput
+from vit_tf.losses import classification_loss
+
+
+class Training:
+    """Mixed into the models: how `fit`, `evaluate`, `predict` and `export` see their outputs.
+
+    A loss and metrics given to `compile` are applied to the main output: the logits, the reconstruction, or the last
+    hidden state. Without a loss the model's own is trained, and labels may ride in the input dict.
+    """
+
+    config: ViTConfig
+    main_output_name: ClassVar[str]
+
+    def main_output(self, output: Any) -> Tensor:
+        """What a user's loss and metrics are applied to; in a tuple, the first field but the loss."""
+        if isinstance(output, ModelOutput):
+            return getattr(output, self.main_output_name)
+        return next(field for field in output if field.shape.rank != 0)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        """The compiled loss, or the model's own: of the labels where it has classes, else what the call returned.
+
+        Raises ValueError for a model that has none.
+        """
+        labels, output = _labels(x, y), self.main_output(y_pred)
+        if self.loss is not None:
+            return super().compute_loss(x, labels, output, sample_weight, training)
+        if self.main_output_name == "logits" and labels is not None:
+            loss = classification_loss(output, labels, self.config, sample_weight)
+        elif isinstance(y_pred, ModelOutput) and y_pred.get("loss") is not None:
+            loss = y_pred["loss"]
+        else:
+            raise ValueError(
+                f"There is no loss to compute: pass one to compile(), or the inputs of {type(self).__name__}'s own."
+            )
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        return (loss + sum(self.losses)) / replicas
+
+    def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
+        """The compiled metrics of the labels and the main output."""
+        return super().compute_metrics(x, _labels(x, y), self.main_output(y_pred), sample_weight)
+
+    def predict_step(self, data: Any) -> Any:
+        """The output of one batch; labels among its inputs are left aside."""
+        x = data[0] if isinstance(data, tuple) else data
+        return self({k: v for k, v in x.items() if k != "labels"} if isinstance(x, Mapping) else x, training=False)
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> None:
+        """A SavedModel whose endpoint `serve` takes pixels, any number of images, and returns a dict of outputs.
+
+        It needs nothing but TensorFlow to be served. Other formats are left to Keras.
+        """
+        if format != "tf_saved_model":
+            super().export(filepath, format=format, **kwargs)
+            return
+        height, width = pair(self.config.image_size)
+        channels = self.config.num_channels
+        size = (channels, height, width) if self.data_format == "channels_first" else (height, width, channels)
+        archive = export.ExportArchive()
+        archive.track(self)
+        archive.add_endpoint(
+            "serve",
+            lambda pixel_values: dict(self(pixel_values, training=False, return_dict=True).items()),
+            [tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")],
+        )
+        archive.write_out(filepath)
+
+
+def _labels(x: Any, y: Any) -> Any:
+    return x.get("labels") if y is None and isinstance(x, Mapping) else y

@@ -1,0 +1,295 @@
+"""Arrays in, arrays out: building, initialising, loading, saving and calling the Keras models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers, ops
+from tensorflow import Tensor
+
+from vit_core import calls
+from vit_core.config import ViTConfig
+from vit_core.initialization import BOUND, draw
+from vit_core.params import HEADS, PREFIX, TF, Spec, native_name, specs, to_native
+from vit_core.pretrained import PretrainedModel
+from vit_core.safetensors_file import Tensor as StoredTensor
+from vit_tf.attention import choose
+from vit_tf.layer_norm import LayerNorm
+from vit_tf.training import Training
+
+CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
+TENSORS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask", "labels")
+_loading: ContextVar[bool] = ContextVar("_loading", default=False)
+
+
+class Normal(keras.initializers.Initializer):
+    """A normal distribution of standard deviation `std`, cut at -2 and 2, absolute; zeros while a model is loaded."""
+
+    def __init__(self, std: float) -> None:
+        self.std = std
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
+        if _loading.get() or not self.std:
+            return tf.zeros(shape, dtype)
+        seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+        if self.std * 6 > BOUND:
+            limits = {"minvals": -BOUND, "maxvals": BOUND}
+            values = tf.random.stateless_parameterized_truncated_normal(shape, seed, 0.0, self.std, **limits)
+        else:
+            values = tf.random.stateless_normal(shape, seed, stddev=self.std)
+        return tf.cast(values, dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """For Keras: the arguments."""
+        return {"std": self.std}
+
+
+class Builder:
+    """How layers and models make the layers inside them, each with its variables, when they are built."""
+
+    config: ViTConfig
+    channels_axis: int
+    dtype_policy: Any
+
+    def child(self, cls: type[Any], name: str, **kwargs: Any) -> Any:
+        """A ViTModule with the same configuration, pixel layout and dtype policy."""
+        layer = cls(
+            config=self.config, channels_axis=self.channels_axis, dtype=self.dtype_policy, name=name, **kwargs
+        )
+        layer.build()
+        return layer
+
+    def normal(self) -> Normal:
+        """The configuration's initialiser."""
+        return Normal(self.config.initializer_range)
+
+    def linear(self, inputs: int, outputs: int, name: str, use_bias: bool = True) -> layers.Dense:
+        """A linear layer."""
+        options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
+        return _built(layers.Dense(outputs, use_bias=use_bias, **options), (None, inputs))
+
+    def conv(self, inputs: int, outputs: int, kernel: tuple[int, int], name: str) -> layers.Conv2D:
+        """A convolution with strides of the kernel's size, channels last."""
+        options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
+        conv = layers.Conv2D(outputs, kernel, strides=kernel, data_format="channels_last", **options)
+        return _built(conv, (None, None, None, inputs))
+
+    def layer_norm(self, name: str) -> LayerNorm:
+        """A LayerNorm with the configuration's epsilon."""
+        norm = LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name)
+        return _built(norm, (None, self.config.hidden_size))
+
+    def dropout_layer(self, rate: float) -> layers.Dropout:
+        """Dropout."""
+        return layers.Dropout(rate, dtype=self.dtype_policy, name="dropout")
+
+    def size_of(self, pixel_values: Any) -> tuple[Any, ...]:
+        """(height, width) of pixels: ints where they are known while tracing, else tensors."""
+        shape = ops.shape(pixel_values)
+        return shape[2:] if self.channels_axis == 1 else shape[1:3]
+
+
+def _built(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
+    layer.build(input_shape)
+    return layer
+
+
+class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
+    """Base of the models: Keras models that are built at once, loadable and savable.
+
+    The first argument of a call is the pixels, or a list or dict of inputs. `data_format` is channels_first or
+    channels_last; `seed` draws what every framework draws from it; `dtype` is a Keras dtype policy, by default the
+    global one.
+    """
+
+    file_format = "tf"
+    main_input_name = "pixel_values"
+    main_output_name: ClassVar[str]
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        seed: int | None = None,
+        data_format: str = "channels_first",
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        **model_kwargs: Any,
+    ) -> None:
+        config.validate()
+        choose(config.attn_implementation, output_attentions=False)
+        if data_format not in CHANNELS_AXIS:
+            raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
+        super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
+        self.config = config
+        self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
+        self.model_kwargs = model_kwargs
+        self.parts = self.parts_of(config, **model_kwargs)
+        self.build()
+        if seed is not None:
+            self.init_weights(seed)
+
+    # ---- calling ---------------------------------------------------------------------------------------------
+
+    @tf.autograph.experimental.do_not_convert  # which would wrap errors in words of its own
+    def __call__(self, pixel_values: Any = None, **inputs: Any) -> Any:
+        """The model's output; see `call`. Raises ValueError for what does not fit."""
+        inputs = self._named(pixel_values, inputs)
+        self._check(inputs)
+        return super().__call__(**inputs)
+
+    def _named(self, first: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Every input by name, arrays as tensors, from the first argument, a tensor, list or dict, and keywords."""
+        known = list(inspect.signature(self.call).parameters)
+        if isinstance(first, list | tuple):
+            if len(first) > len(known):
+                raise ValueError(f"Got a list of {len(first)} inputs, but there are only {', '.join(known)}.")
+            first = dict(zip(known, first, strict=False))
+        given = {**first, **inputs} if isinstance(first, Mapping) else {"pixel_values": first, **inputs}
+        unknown = sorted(given.keys() - known)
+        if unknown:
+            raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}: it takes {', '.join(known)}.")
+        return {n: _as_tensor(v) if n in TENSORS else v for n, v in given.items() if v is not None}
+
+    def _check(self, inputs: Mapping[str, Any]) -> None:
+        """Raises ValueError for inputs that do not fit, before Keras adds words of its own to what it passes on."""
+        masked, labels = inputs.get("bool_masked_pos"), inputs.get("labels")
+        calls.check_inputs(
+            self.config,
+            **{name: shape(inputs.get(name)) for name in TENSORS[:4]},
+            interpolate=bool(inputs.get("interpolate_pos_encoding")),
+            has_mask_token="mask_token" in self.parts,
+            channels_axis=self.channels_axis,
+        )
+        if "decoder" in self.parts and masked is not None:
+            calls.check_reconstruction(self.config)
+        if labels is not None:
+            self._check_labels(labels, inputs["pixel_values"].shape[0])
+
+    def _check_labels(self, labels: Any, batch: int | None) -> None:
+        integers = not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
+        problem, count = calls.problem_type(self.config, integers), self.config.num_labels
+        calls.check_labels(tuple(labels.shape), (batch, count), problem, integers)
+        if problem == "single_label_classification" and tf.is_tensor(labels) and not tf.is_symbolic_tensor(labels):
+            kept = labels.numpy()[labels.numpy() != -100]
+            if kept.size and not 0 <= kept.min() <= kept.max() < count:
+                raise ValueError(calls.label_out_of_range(int(kept.min()), int(kept.max()), count))
+
+    # ---- parameters ------------------------------------------------------------------------------------------
+
+    def specs(self) -> dict[str, Spec]:
+        """The table's entries of this model's parameters, by the paths of its variables below the model's own."""
+        prefixed = bool(self.parts & set(HEADS))
+        names = {native_name(s, TF, prefixed).removesuffix(TF.suffix): s for s in specs(self.config, self.parts).values()}
+        return names if prefixed else {n.removeprefix(f"{PREFIX}{TF.separator}"): s for n, s in names.items()}
+
+    def variables_by_path(self) -> dict[str, keras.Variable]:
+        """The model's variables by the keys of `specs`."""
+        return {v.path.removeprefix(f"{self.path}/"): v for v in self.weights}
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of parameters, or of those that are trained."""
+        variables = self.variables_by_path()
+        return sum(s.size for n, s in self.specs().items() if variables[n].trainable or not only_trainable)
+
+    def init_weights(self, seed: int | None = None) -> None:
+        """Draw every parameter anew: from TensorFlow's generator, or from `seed` what every framework draws from it."""
+        variables = self.variables_by_path()
+        for name, spec in self.specs().items():
+            variables[name].assign(initial(spec, self.config, seed))
+
+    @classmethod
+    def from_tensors(
+        cls, config: ViTConfig, tensors: Mapping[str, StoredTensor], seed: int | None, **model_kwargs: Any
+    ) -> Self:
+        """A model of stored tensors; a dtype of float32 leaves the dtype policy to Keras's global one."""
+        token = _loading.set(True)
+        try:
+            model = cls(config, dtype=None if config.dtype in (None, "float32") else config.dtype, **model_kwargs)
+        finally:
+            _loading.reset(token)
+        variables = model.variables_by_path()
+        for name, spec in model.specs().items():
+            if spec.name in tensors:
+                stored, variable = tensors[spec.name], variables[name]
+                variable.assign(np.array(to_native(stored.read(), spec, TF), variable.dtype, order="C"))
+                stored.release()
+            else:
+                variables[name].assign(initial(spec, config, seed))
+        return model
+
+    def to_tensors(self) -> dict[str, StoredTensor]:
+        """Every parameter by canonical name, copied to the host when it is read."""
+        variables, found = self.variables_by_path(), {}
+        for name, spec in self.specs().items():
+            variable = variables[name]
+            tensor = StoredTensor(
+                tuple(variable.shape), np.dtype(variable.dtype), partial(ops.convert_to_numpy, variable.value), name
+            )
+            found[spec.name] = tensor.transposed(TF.inverse(spec.kind, spec.leaf))
+        return found
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute each layer in the backward pass; call it before the model is compiled for training."""
+        self._trunk.encoder.checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep every layer's activations again."""
+        self._trunk.encoder.checkpointing = False
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass."""
+        return bool(self._trunk.encoder.checkpointing)
+
+    @property
+    def _trunk(self) -> Any:
+        return self.vit if self.parts & set(HEADS) else self
+
+    # ---- Keras's own files -----------------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """For `model.save`: what `from_config` builds the model from."""
+        return {
+            **super().get_config(),
+            "config": self.config.to_dict(),
+            "data_format": self.data_format,
+            **self.model_kwargs,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
+        """A model from `get_config`, its weights not yet loaded."""
+        return cls(ViTConfig.from_dict(config["config"]), **{k: v for k, v in config.items() if k != "config"})
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """For Keras: nothing is left to build."""
+
+
+def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:
+    """The initial array of a parameter, in Keras's layout: the core's for this seed, or drawn by TensorFlow."""
+    if seed is None and spec.init == "normal" and spec.leaf != "bias":
+        axes = TF.permutation(spec.kind, spec.leaf) or range(len(spec.shape))
+        return Normal(config.initializer_range)([spec.shape[i] for i in axes], tf.float32)
+    return to_native(draw(spec, config, seed or 0), spec, TF)
+
+
+def shape(tensor: Any) -> tuple[int | None, ...] | None:
+    """The shape of a tensor, None where a dimension is unknown while tracing; None of None."""
+    return None if tensor is None else tuple(tensor.shape)
+
+
+def _as_tensor(value: Any) -> Any:
+    if not keras.backend.is_keras_tensor(value):
+        value = tf.convert_to_tensor(value)
+        if value.shape.rank is None:
+            value = tf.ensure_shape(value, [None] * 4)
+    return value
