@@ -57,6 +57,54 @@ class TorchBackend:
         return value
 
 
+class TfBackend:
+    """vit_tf: Keras models called eagerly, gradients by GradientTape."""
+
+    name = "tf"
+    prefix = "TF"
+    keeps_wider_parameters = False
+
+    def __init__(self) -> None:
+        self.package: Any = importlib.import_module("vit_tf")
+        self.tf: Any = importlib.import_module("tensorflow")
+
+    def load(self, cls: str, path: Any, **kwargs: Any) -> Any:
+        """A pretrained model, without the warnings about what was initialised anew."""
+        return getattr(self.package, cls).from_pretrained(path, output_loading_info=True, **kwargs)[0]
+
+    def build(self, cls: str, config: Any, dtype: str = "float32", **kwargs: Any) -> Any:
+        """A new model whose variables and computation have this dtype."""
+        return getattr(self.package, cls)(config, dtype=dtype, **kwargs)
+
+    def call(self, model: Any, **inputs: Any) -> Any:
+        """The output of a call with NumPy inputs, every tensor in it a NumPy array."""
+        return self._to_numpy(model(**inputs))
+
+    def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss and its gradients by canonical name."""
+        variables, specs = model.variables_by_path(), model.specs()
+        with self.tf.GradientTape() as tape:
+            loss = model(**inputs).loss
+        found = tape.gradient(loss, [variables[path].value for path in specs])
+        holder = type(model)(model.config, dtype=model.dtype_policy, **model.model_kwargs)
+        for path, gradient in zip(specs, found, strict=True):
+            holder.variables_by_path()[path].assign(gradient)
+        return float(loss), self.parameters(holder)
+
+    def parameters(self, model: Any) -> dict[str, np.ndarray]:
+        """Every parameter by canonical name, in PyTorch's layout."""
+        return {name: tensor.read() for name, tensor in model.to_tensors().items()}
+
+    def _to_numpy(self, value: Any) -> Any:
+        if self.tf.is_tensor(value):
+            return (self.tf.cast(value, "float32") if value.dtype == "bfloat16" else value).numpy()
+        if isinstance(value, tuple):
+            return tuple(self._to_numpy(item) for item in value)
+        if hasattr(value, "to_tuple"):
+            return type(value)(**{name: self._to_numpy(item) for name, item in value.items()})
+        return value
+
+
 class FlaxBackend:
     """vit_flax: the wrapper classes, gradients by jax.grad of the module."""
 
@@ -109,4 +157,4 @@ class FlaxBackend:
         return value
 
 
-BACKENDS = {"torch": TorchBackend, "flax": FlaxBackend}
+BACKENDS = {"torch": TorchBackend, "tf": TfBackend, "flax": FlaxBackend}

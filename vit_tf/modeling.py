@@ -25,7 +25,7 @@ from vit_tf.attention import additive_bias, choose
 from vit_tf.losses import classification_loss, masked_reconstruction_loss, wide
 from vit_tf.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
 from vit_tf.remat import rematerialized
-from vit_tf.weights import Builder, TFViTPreTrainedModel
+from vit_tf.weights import Builder, TFViTPreTrainedModel, compiled
 
 
 class ViTModule(Builder, layers.Layer):
@@ -118,11 +118,11 @@ class ViTDense(ViTModule):
         self.act = activation(act)
 
     def build(self, input_shape: Any = None) -> None:
-        self.dense = self.linear(self.inputs, self.outputs, "dense")
+        self.dense = self.linear(self.inputs, self.outputs, "dense", act=self.act)
         self.dropout = self.dropout_layer(self.rate)
 
     def call(self, x: Tensor, training: bool = False) -> Tensor:
-        return self.dropout(self.act(self.dense(x)), training=training)
+        return self.dropout(self.dense(x), training=training)
 
 
 class ViTSelfAttention(ViTModule):
@@ -256,6 +256,7 @@ class TFViTModel(TFViTPreTrainedModel):
         if "pooler" in self.parts:
             self.pooler = self.child(ViTDense, "pooler", inputs=width, outputs=pooled, act=act)
 
+    @compiled
     def call(
         self,
         pixel_values: Tensor | None = None,
@@ -308,6 +309,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         if self.config.num_labels:
             self.classifier = self.linear(self.config.hidden_size, self.config.num_labels, "classifier")
 
+    @compiled
     def call(
         self,
         pixel_values: Tensor | None = None,
@@ -366,6 +368,7 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
         self.vit = TFViTModel(self.config, add_pooling_layer=False, use_mask_token=True, **options)
         self.decoder = self.child(ViTDecoder, "decoder")
 
+    @compiled
     def call(
         self,
         pixel_values: Tensor | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import tensorflow as tf
@@ -25,29 +26,28 @@ class Training:
     main_output_name: ClassVar[str]
 
     def main_output(self, output: Any) -> Tensor:
-        """What a user's loss and metrics are applied to; in a tuple, the first field but the loss."""
-        if isinstance(output, ModelOutput):
-            return getattr(output, self.main_output_name)
-        return next(field for field in output if field.shape.rank != 0)
+        """What a user's loss and metrics are applied to: the first field but the loss."""
+        return output[0 if _loss_of(output) is None else 1]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """The compiled loss, or the model's own: of the labels where it has classes, else what the call returned.
 
-        Raises ValueError for a model that has none.
+        Raises ValueError for a model that has none, and for sample weights that its own can't apply.
         """
         labels, output = _labels(x, y), self.main_output(y_pred)
         if self.loss is not None:
             return super().compute_loss(x, labels, output, sample_weight, training)
+        loss = _loss_of(y_pred)
         if self.main_output_name == "logits" and labels is not None:
-            loss = classification_loss(output, labels, self.config, sample_weight)
-        elif isinstance(y_pred, ModelOutput) and y_pred.get("loss") is not None:
-            loss = y_pred["loss"]
-        else:
+            loss = classification_loss(output, tf.convert_to_tensor(labels), self.config, sample_weight)
+        elif loss is None:
             raise ValueError(
                 f"There is no loss to compute: pass one to compile(), or the inputs of {type(self).__name__}'s own."
             )
+        elif sample_weight is not None:
+            raise ValueError(f"{type(self).__name__}'s own loss takes no sample weights: pass a loss to compile().")
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return (loss + sum(self.losses)) / replicas
 
@@ -56,30 +56,46 @@ class Training:
         return super().compute_metrics(x, _labels(x, y), self.main_output(y_pred), sample_weight)
 
     def predict_step(self, data: Any) -> Any:
-        """The output of one batch; labels among its inputs are left aside."""
+        """The output of one batch, whose labels are left aside, without a loss: batches of scalars make no array."""
         x = data[0] if isinstance(data, tuple) else data
-        return self({k: v for k, v in x.items() if k != "labels"} if isinstance(x, Mapping) else x, training=False)
+        output = self({k: v for k, v in x.items() if k != "labels"} if isinstance(x, Mapping) else x, training=False)
+        if _loss_of(output) is None:
+            return output
+        return replace(output, loss=None) if isinstance(output, ModelOutput) else output[1:]
 
-    def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> None:
+    def export(
+        self,
+        filepath: Any,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """A SavedModel whose endpoint `serve` takes pixels, any number of images, and returns a dict of outputs.
 
-        It needs nothing but TensorFlow to be served. Other formats are left to Keras.
+        It needs nothing but TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of
+        pixels of the model's own size and dtype. Other formats are left to Keras.
         """
         if format != "tf_saved_model":
-            super().export(filepath, format=format, **kwargs)
+            super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
             return
         height, width = pair(self.config.image_size)
         channels = self.config.num_channels
         size = (channels, height, width) if self.data_format == "channels_first" else (height, width, channels)
+        own = [tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")]
         archive = export.ExportArchive()
         archive.track(self)
         archive.add_endpoint(
             "serve",
             lambda pixel_values: dict(self(pixel_values, training=False, return_dict=True).items()),
-            [tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")],
+            input_signature or own,
         )
-        archive.write_out(filepath)
+        archive.write_out(filepath, verbose=verbose is not False, **kwargs)
 
 
 def _labels(x: Any, y: Any) -> Any:
     return x.get("labels") if y is None and isinstance(x, Mapping) else y
+
+
+def _loss_of(output: Any) -> Any:
+    return output[0] if output[0].shape.rank == 0 else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from functools import partial
+from dataclasses import asdict, fields
+from functools import partial, wraps
 from typing import Any, ClassVar, Self
 
 import keras
@@ -21,12 +22,31 @@ from vit_core.params import HEADS, PREFIX, TF, Spec, native_name, specs, to_nati
 from vit_core.pretrained import PretrainedModel
 from vit_core.safetensors_file import Tensor as StoredTensor
 from vit_tf.attention import choose
-from vit_tf.layer_norm import LayerNorm
+from vit_tf.layers import Dense, LayerNorm
 from vit_tf.training import Training
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
 TENSORS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask", "labels")
 _loading: ContextVar[bool] = ContextVar("_loading", default=False)
+
+
+def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's `call`, run as a tf.function where Keras calls it eagerly: it is traced once for each kind of call.
+
+    Not where the model is to `run_eagerly`, where a distribution strategy runs it, or where its variables stand for
+    other values (`stateless_call`).
+    """
+
+    @wraps(call)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stored = isinstance(self._trunk.embeddings.position_embeddings.value, tf.Variable)
+        if not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
+            return call(self, *args, **kwargs)
+        if self._function is None:
+            self._function = tf.function(partial(call, self), reduce_retracing=True, autograph=False)
+        return self._function(*args, **kwargs)
+
+    return run
 
 
 class Normal(keras.initializers.Initializer):
@@ -70,10 +90,10 @@ class Builder:
         """The configuration's initialiser."""
         return Normal(self.config.initializer_range)
 
-    def linear(self, inputs: int, outputs: int, name: str, use_bias: bool = True) -> layers.Dense:
-        """A linear layer."""
+    def linear(self, inputs: int, outputs: int, name: str, use_bias: bool = True, act: Any = None) -> Dense:
+        """A linear layer, and an activation function."""
         options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
-        return _built(layers.Dense(outputs, use_bias=use_bias, **options), (None, inputs))
+        return _built(Dense(outputs, act, use_bias, **options), (None, inputs))
 
     def conv(self, inputs: int, outputs: int, kernel: tuple[int, int], name: str) -> layers.Conv2D:
         """A convolution with strides of the kernel's size, channels last."""
@@ -133,6 +153,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
         self.model_kwargs = model_kwargs
         self.parts = self.parts_of(config, **model_kwargs)
+        self._function: Any = None  # of `compiled`
         self.build()
         if seed is not None:
             self.init_weights(seed)
@@ -144,7 +165,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         """The model's output; see `call`. Raises ValueError for what does not fit."""
         inputs = self._named(pixel_values, inputs)
         self._check(inputs)
-        return super().__call__(**inputs)
+        asked = [inputs.get(f.name) for f in fields(calls.Options)]
+        return super().__call__(**{**inputs, **asdict(calls.resolve_options(self.config, *asked))})
 
     def _named(self, first: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Every input by name, arrays as tensors, from the first argument, a tensor, list or dict, and keywords."""
@@ -231,19 +253,17 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         variables, found = self.variables_by_path(), {}
         for name, spec in self.specs().items():
             variable = variables[name]
-            tensor = StoredTensor(
-                tuple(variable.shape), np.dtype(variable.dtype), partial(ops.convert_to_numpy, variable.value), name
-            )
+            tensor = StoredTensor(tuple(variable.shape), np.dtype(variable.dtype), variable.value.numpy, name)
             found[spec.name] = tensor.transposed(TF.inverse(spec.kind, spec.leaf))
         return found
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each layer in the backward pass; call it before the model is compiled for training."""
-        self._trunk.encoder.checkpointing = True
+        self._trunk.encoder.checkpointing, self._function = True, None
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep every layer's activations again."""
-        self._trunk.encoder.checkpointing = False
+        self._trunk.encoder.checkpointing, self._function = False, None
 
     @property
     def is_gradient_checkpointing(self) -> bool:
