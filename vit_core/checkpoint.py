@@ -1,14 +1,14 @@
 """Weight files on disk <-> lazily read tensors under their canonical names.
 
-Reads and writes the safetensors files, whole or sharded, of Hugging Face's PyTorch, TensorFlow and Flax ViTs; reads
-the msgpack files of its Flax ViTs.
+Reads and writes the safetensors files, whole or sharded, of Hugging Face's PyTorch, TensorFlow and Flax ViTs and the
+HDF5 files of its TensorFlow ViTs; reads the msgpack files of its Flax ViTs.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,16 +25,50 @@ _TF_OUTER_NAMES = {
 }
 
 
-def weight_names(variant: str | None = None) -> tuple[str, str]:
-    """The names of a safetensors file and of the index of a sharded one."""
-    tag = f".{variant}" if variant else ""
-    return f"model{tag}.safetensors", f"model.safetensors.index{tag}.json"
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
+    tensors, metadata = read_safetensors(path)
+    return tensors, metadata.get("format", "pt")
 
 
-def readable_names(variant: str | None = None, prefer_flax: bool = False) -> tuple[str, ...]:
-    """The names a weights file may have, the one that wins first."""
-    flax = () if variant else ("flax_model.msgpack", "flax_model.msgpack.index.json")
-    return (*flax, *weight_names(variant)) if prefer_flax else (*weight_names(variant), *flax)
+def _h5(path: Path) -> tuple[dict[str, Tensor], str]:
+    from vit_core.h5_file import read_h5  # h5py is loaded when it is needed
+
+    return read_h5(path), "tf"
+
+
+def _msgpack(path: Path) -> tuple[dict[str, Tensor], str]:
+    return read_msgpack(path), "flax"
+
+
+@dataclass(frozen=True)
+class _Container:
+    """A kind of weights file."""
+
+    stem: str
+    format: str  # the one it is the own file of
+    read: Callable[[Path], tuple[dict[str, Tensor], str]]  # the tensors by their names in it, and the claimed format
+
+
+_CONTAINERS = {  # by suffix, the one that wins first
+    ".safetensors": _Container("model", "pt", _safetensors),
+    ".h5": _Container("tf_model", "tf", _h5),
+    ".msgpack": _Container("flax_model", "flax", _msgpack),
+}
+
+
+def weight_names(variant: str | None = None, suffix: str = ".safetensors") -> tuple[str, str]:
+    """The names of a weights file and of the index of a sharded one."""
+    stem, tag = _CONTAINERS[suffix].stem, f".{variant}" if variant else ""
+    return f"{stem}{tag}{suffix}", f"{stem}{suffix}.index{tag}.json"
+
+
+def readable_names(variant: str | None = None, formats: Collection[str] = ()) -> tuple[str, ...]:
+    """The names a weights file may have, the one that wins first: the own files of these formats before others.
+
+    Only safetensors files have variants.
+    """
+    suffixes = [".safetensors"] if variant else sorted(_CONTAINERS, key=lambda s: _CONTAINERS[s].format not in formats)
+    return tuple(name for suffix in suffixes for name in weight_names(variant, suffix))
 
 
 @dataclass(frozen=True)
@@ -74,7 +108,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if path.suffix == ".json":
         found, claimed, weight_map = _read_shards(path)
     else:
-        (found, claimed), weight_map = _read_file(path), None
+        (found, claimed), weight_map = _container(path.suffix).read(path), None
     fmt, parsed = _recognise(found, claimed)
     tensors: dict[str, Tensor] = {}
     for native, known in parsed.items():
@@ -87,12 +121,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, fmt, tensors, {name: t for name, t in found.items() if name not in parsed})
 
 
-def _read_file(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of one file by their names in it, and the format it claims to be in."""
-    if path.suffix == ".msgpack":
-        return read_msgpack(path), "flax"
-    tensors, metadata = read_safetensors(path)
-    return tensors, metadata.get("format", "pt")
+def _container(suffix: str) -> _Container:
+    return _CONTAINERS.get(suffix, _CONTAINERS[".safetensors"])
 
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
@@ -100,13 +130,14 @@ def _read_shards(index: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{index} has no weight_map from tensor names to file names: it is not an index of shards.")
     shards = set(weight_map.values())
-    check_shard_names(shards, ".msgpack" if ".msgpack." in index.name else ".safetensors", str(index))
+    suffix = next((suffix for suffix in _CONTAINERS if f"{suffix}." in index.name), ".safetensors")
+    check_shard_names(shards, suffix, str(index))
     found: dict[str, Tensor] = {}
     claimed = "pt"
     for shard in sorted(shards):
         if not (index.parent / shard).is_file():
             raise FileNotFoundError(f"{index} names the shard {shard}, which is not beside it: fetch it again.")
-        tensors, claimed = _read_file(index.parent / shard)
+        tensors, claimed = _CONTAINERS[suffix].read(index.parent / shard)
         twice = sorted(tensors.keys() & found.keys())
         if twice:
             raise ValueError(f"{index}: the tensor {twice[0]!r} is in {shard} and in another shard: save it again.")
@@ -143,10 +174,24 @@ def _check_complete(
         raise ValueError(f"{index} promises tensors that no shard holds: {', '.join(lost)}: save it again.")
 
 
-def own_patterns(variant: str | None = None) -> tuple[str, ...]:
+def own_patterns(format: str, variant: str | None = None) -> tuple[str, ...]:
     """Patterns of every file a save of this variant may write: those of an earlier one that are left over are stale."""
-    single, index = weight_names(variant)
-    return single, index, single.replace(".safetensors", "-?????-of-?????.safetensors")
+    found: list[str] = []
+    for suffix in (".safetensors", ".h5") if format == "tf" and not variant else (".safetensors",):
+        single, index = weight_names(variant, suffix)
+        found += [single, index, single.replace(suffix, f"-?????-of-?????{suffix}")]
+    return tuple(found)
+
+
+def check_serialization(safe_serialization: bool, format: str, variant: str | None) -> None:
+    """Refuse, with ValueError, to write HDF5 files that nobody would read."""
+    if not safe_serialization and format != "tf":
+        raise ValueError(
+            "safe_serialization=False writes tf_model.h5, which only vit_tf does: leave the argument out, every "
+            "framework reads safetensors files; or load the model with vit_tf and save it from there."
+        )
+    if not safe_serialization and variant:
+        raise ValueError(f"tf_model.h5 has no variants: leave out variant={variant!r} or safe_serialization=False.")
 
 
 def write_checkpoint(
@@ -158,35 +203,62 @@ def write_checkpoint(
     format: str = "pt",
     max_shard_size: int | str = "5GB",
     variant: str | None = None,
+    safe_serialization: bool = True,
 ) -> list[str]:
     """Write tensors, given by canonical name in PyTorch's layout, and return the names of the files.
 
     `max_shard_size` is in bytes, or a text such as "200MB"; beyond it the file is split and an index is written.
+    `safe_serialization=False` writes HDF5 instead, for the format "tf" alone.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory
+    check_serialization(safe_serialization, format, variant)
+    native = _native(tensors, specs, architecture, format)
+    outer = f"{_TF_OUTER_NAMES[architecture]}/" if format == "tf" else ""
+    single, index = weight_names(variant, ".safetensors" if safe_serialization else ".h5")
+    if safe_serialization:
+        files = _split(native, single, max_shard_size)
+        for file, names in files.items():
+            write_safetensors(folder / file, {name: native[name] for name in names}, {"format": format})
+    else:
+        from vit_core.h5_file import storable, write_h5
 
-    dialect = DIALECTS[format]
-    prefixed = architecture != "ViTModel"
-    native = {
-        native_name(spec, dialect, prefixed): tensors[name].transposed(dialect.permutation(spec.kind, spec.leaf))
-        for name, spec in specs.items()
-    }
-    single, index = weight_names(variant)
-    split = split_state_dict_into_shards_factory(
-        native,
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern=single.replace(".safetensors", "{suffix}.safetensors"),
-        max_shard_size=max_shard_size,
-    )
-    for file, names in split.filename_to_tensors.items():
-        write_safetensors(folder / file, {name: native[name] for name in names}, {"format": format})
-    if not split.is_sharded:
-        return list(split.filename_to_tensors)
-    outer = f"{_TF_OUTER_NAMES[architecture]}/" if dialect is DIALECTS["tf"] else ""
+        native = {name: storable(tensor) for name, tensor in native.items()}
+        files = _split(native, single, max_shard_size)
+        for file, names in files.items():
+            write_h5(folder / file, {outer + name: native[name] for name in names}, shard=len(files) > 1)
+    if len(files) == 1:
+        return list(files)
     metadata = {"total_size": sum(t.nbytes for t in native.values())}
     if format == "pt":
         metadata["total_parameters"] = sum(spec.size for spec in specs.values())
-    weight_map = {outer + name: file for name, file in split.tensor_to_filename.items()}
+    _write_index(folder / index, metadata, {outer + name: file for file, names in files.items() for name in names})
+    return [*files, index]
+
+
+def _native(
+    tensors: Mapping[str, Tensor], specs: Mapping[str, Spec], architecture: str, format: str
+) -> dict[str, Tensor]:
+    """The tensors as a file of this format names them and lays them out."""
+    dialect, prefixed = DIALECTS[format], architecture != "ViTModel"
+    return {
+        native_name(spec, dialect, prefixed): tensors[name].transposed(dialect.permutation(spec.kind, spec.leaf))
+        for name, spec in specs.items()
+    }
+
+
+def _split(tensors: Mapping[str, Tensor], single: str, max_shard_size: int | str) -> dict[str, list[str]]:
+    """The names of the tensors by the file they go to: the single one, or shards numbered after it."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    stem, _, suffix = single.rpartition(".")
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern=f"{stem}{{suffix}}.{suffix}",
+        max_shard_size=max_shard_size,
+    )
+    return dict(split.filename_to_tensors)
+
+
+def _write_index(path: Path, metadata: Mapping[str, int], weight_map: Mapping[str, str]) -> None:
     text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
-    write_atomically(folder / index, text.encode())
-    return [*split.filename_to_tensors, index]
+    write_atomically(path, text.encode())

@@ -14,7 +14,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from vit_core import hub
-from vit_core.checkpoint import Checkpoint, own_patterns, read_checkpoint, readable_names, write_checkpoint
+from vit_core.checkpoint import (
+    Checkpoint,
+    check_serialization,
+    own_patterns,
+    read_checkpoint,
+    readable_names,
+    write_checkpoint,
+)
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import replacing_files
 from vit_core.loading import fit, resolve_dtype
@@ -127,23 +134,27 @@ class PretrainedModel(ABC):
         max_shard_size: int | str = "5GB",
         dtype: Any = None,
         variant: str | None = None,
+        safe_serialization: bool = True,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **hub_options: Any,
     ) -> None:
         """Write config.json and the weights to `folder`, all or nothing: a crash leaves what was there before.
 
-        `dtype` casts what is stored; `max_shard_size`, in bytes or as "200MB", splits it. With `push_to_hub=True` the
-        folder is then uploaded to `repo_id` (by default the folder's name), with the options of `push_to_hub`.
-        Raises OSError when the files can't be written.
+        `dtype` casts what is stored; `max_shard_size`, in bytes or as "200MB", splits it. `safe_serialization=False`,
+        for vit_tf alone, writes tf_model.h5 in place of safetensors; it has no bfloat16 and stores that as float32.
+        With `push_to_hub=True` the folder is then uploaded to `repo_id` (by default the folder's name), with the
+        options of `push_to_hub`. Raises OSError when the files can't be written.
         """
+        check_serialization(safe_serialization, self.file_format, variant)
         folder = Path(folder)
         tensors = self.to_tensors()
         if dtype is not None:
             tensors = {name: t.astype(dtype_name(dtype)) for name, t in tensors.items()}
         wanted = {name: spec for name, spec in specs(self.config, ALL_PARTS).items() if name in tensors}
         _check_shapes(tensors, wanted)
-        stored = Counter(t.dtype.name for t in tensors.values()).most_common(1)[0][0]
+        patterns = own_patterns(self.file_format, variant)
+        stored = _stored_dtype(tensors, safe_serialization)
         config = self.config.copy(architectures=[self.architecture], dtype=stored)
         with replacing_files(folder) as (stage, stale):
             written = write_checkpoint(
@@ -154,11 +165,12 @@ class PretrainedModel(ABC):
                 format=self.file_format,
                 max_shard_size=max_shard_size,
                 variant=variant,
+                safe_serialization=safe_serialization,
             )
             config.save_pretrained(stage)
-            stale += sorted({p.name for pattern in own_patterns(variant) for p in folder.glob(pattern)} - set(written))
+            stale += sorted({p.name for pattern in patterns for p in folder.glob(pattern)} - set(written))
         if push_to_hub:
-            hub.upload(folder, repo_id or folder.resolve().name, delete_patterns=own_patterns(variant), **hub_options)
+            hub.upload(folder, repo_id or folder.resolve().name, delete_patterns=patterns, **hub_options)
 
     def push_to_hub(
         self,
@@ -167,6 +179,7 @@ class PretrainedModel(ABC):
         max_shard_size: int | str = "5GB",
         dtype: Any = None,
         variant: str | None = None,
+        safe_serialization: bool = True,
         **hub_options: Any,
     ) -> str:
         """Upload the model to a hub repository, made when it is not there; returns the address of the commit.
@@ -174,8 +187,21 @@ class PretrainedModel(ABC):
         `hub_options`: `token`, `private`, `revision`, `create_pr`, `commit_message`.
         """
         with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, max_shard_size=max_shard_size, dtype=dtype, variant=variant)
-            return hub.upload(folder, repo_id, delete_patterns=own_patterns(variant), **hub_options)
+            self.save_pretrained(
+                folder,
+                max_shard_size=max_shard_size,
+                dtype=dtype,
+                variant=variant,
+                safe_serialization=safe_serialization,
+            )
+            patterns = own_patterns(self.file_format, variant)
+            return hub.upload(folder, repo_id, delete_patterns=patterns, **hub_options)
+
+
+def _stored_dtype(tensors: Mapping[str, Tensor], safe_serialization: bool) -> str:
+    """The dtype that most of them have in a file."""
+    name = Counter(t.dtype.name for t in tensors.values()).most_common(1)[0][0]
+    return "float32" if name == "bfloat16" and not safe_serialization else name
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Spec]) -> None:
@@ -195,7 +221,7 @@ def _open(
     name_or_path: StrPath, variant: str | None, formats: list[str], *, subfolder: str, **options: Any
 ) -> Checkpoint:
     """The checkpoint of a folder or repository, in one of these formats when any is named."""
-    names = readable_names(variant, prefer_flax=formats == ["flax"])
+    names = readable_names(variant, formats)
     checkpoint = read_checkpoint(hub.resolve(name_or_path, names, subfolder=subfolder, **options))
     if formats and checkpoint.format not in formats:
         raise ValueError(

@@ -1,0 +1,172 @@
+"""The HDF5 container of TensorFlow's models (`tf_model.h5`), read and written with h5py alone.
+
+Agrees with what transformers 4.57 writes through tf_keras 2.21. A whole model is grouped by layer, with the
+names of its weights in attributes; a shard holds weights by their names, without the model's own name in front.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count, takewhile
+from pathlib import Path
+
+import h5py
+import ml_dtypes
+import numpy as np
+
+from vit_core.files import LFS_POINTER, atomic_file
+from vit_core.safetensors_file import Array, Tensor
+
+_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_TEXT = h5py.string_dtype("ascii")
+_TOP_LEVEL = "top_level_model_weights"  # the group of weights that belong to no layer: a ViT has none
+_KERAS = "2.21.0"  # whose layout it is; Keras takes a file that does not say for one of Keras 1
+_ATTRIBUTE_LIMIT = 64512  # bytes of names beyond which Keras splits an attribute
+
+
+def read_h5(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file by the names of their variables, without the model's own name that stands first.
+
+    An array is read when it is used; the file stays open as long as one of them is there. Nothing outside the file is
+    ever opened. Raises OSError when the file can't be opened, ValueError when it is damaged.
+    """
+    with path.open("rb") as opened:
+        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+    tensors: dict[str, Tensor] = {}
+    try:
+        file = h5py.File(path, "r")
+        for name, dataset in _weights(file):
+            if name in tensors:
+                raise ValueError(f"the name {name!r} occurs twice")
+            tensors[name] = _tensor(path, name, dataset)
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged or not a tf_model.h5 ({error}): fetch or save it again.") from error
+    return tensors
+
+
+def _weights(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    """(name, dataset) of everything the attributes list. What they do not list is no weight."""
+    layers = _names(file, "layer_names")
+    for layer in [*layers, *([_TOP_LEVEL] if _has(file, _TOP_LEVEL) else [])]:
+        found = _member(file, layer)
+        if not isinstance(found, h5py.Group):
+            yield layer, found
+            continue
+        for name in _names(found, "weight_names"):
+            yield name.partition("/")[2] or name, _member(found, name)
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    """The texts of an attribute, which stand in numbered parts where they are many."""
+    numbered = (f"{attribute}{i}" for i in count())
+    parts = [attribute] if attribute in group.attrs else list(takewhile(group.attrs.__contains__, numbered))
+    if not parts:
+        raise ValueError(f"{group.name} has no attribute {attribute}")
+    texts = [text for part in parts for text in np.ravel(group.attrs[part])]
+    if not all(isinstance(text, str | bytes) for text in texts):
+        raise ValueError(f"the attribute {attribute} of {group.name} does not hold names")
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
+
+
+def _has(group: h5py.Group, name: str) -> bool:
+    """Whether a group has a member of this name; unlike `name in group`, this follows no link."""
+    return bool(group.id.links.exists(name.encode()))
+
+
+def _member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+    """What lies at a path below a group. Raises ValueError for a link, which might lead out of the file."""
+    node = group
+    for part in path.split("/"):
+        if part in ("", ".", ".."):
+            raise ValueError(f"{path!r} is no name of a weight")
+        if not isinstance(node, h5py.Group) or not _has(node, part):
+            raise ValueError(f"it lists {path!r}, which is not there")
+        if node.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"{path!r} is a link, which is never followed")
+        node = node[part]
+    return node
+
+
+def _tensor(path: Path, name: str, dataset: h5py.Dataset) -> Tensor:
+    """A dataset as a tensor, when all its data is in the file."""
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{name!r} is no array")
+    if dataset.is_virtual or dataset.external:
+        raise ValueError(f"{name!r} has its data in another file, which is never opened")
+    dtype = dataset.dtype.newbyteorder("=")
+    if dtype.name not in _DTYPES or dataset.shape is None:
+        raise ValueError(f"{name!r} has dtype {dataset.dtype} and shape {dataset.shape}, expected an array of numbers")
+    stored, promised = dataset.id.get_storage_size(), dataset.size * dataset.id.get_type().get_size()
+    if stored < promised and (dataset.chunks is None or stored == 0):  # chunks may be compressed
+        raise ValueError(f"the data of {name!r} is not all there")
+
+    def read() -> Array:
+        try:
+            return np.asarray(dataset[()], dtype)
+        except OSError as error:
+            raise ValueError(f"{path} is damaged in {name!r} ({error}): fetch or save it again.") from error
+
+    return Tensor(dataset.shape, dtype, read, name)
+
+
+def storable(tensor: Tensor) -> Tensor:
+    """The tensor as HDF5 can hold it: it has no bfloat16, every value of which is a float32."""
+    return tensor.astype(np.float32) if tensor.dtype == ml_dtypes.bfloat16 else tensor
+
+
+def write_h5(path: Path, tensors: Mapping[str, Tensor], *, shard: bool = False) -> None:
+    """Write a whole model or one shard of it, whole or not at all, holding one tensor in memory at a time.
+
+    The names are those of the variables, the model's own name first; what is bfloat16 becomes float32. Raises
+    ValueError for a dtype that is no number's, OSError when the disk is full.
+    """
+    stored = {name: storable(tensor) for name, tensor in tensors.items()}
+    unknown = sorted(f"{name} ({t.dtype})" for name, t in stored.items() if t.dtype.name not in _DTYPES)
+    if unknown:
+        raise ValueError(f"tf_model.h5 can't hold {', '.join(unknown)}: expected one of {', '.join(_DTYPES)}.")
+    with (
+        atomic_file(path) as file,
+        os.fdopen(os.dup(file.fileno()), "r+b") as both_ways,  # HDF5 also reads what it wrote
+        h5py.File(both_ways, "w", libver="earliest") as h5,
+    ):
+        (_write_shard if shard else _write_layers)(h5, stored)
+
+
+def _write_layers(file: h5py.File, tensors: Mapping[str, Tensor]) -> None:
+    layers: dict[str, list[str]] = {}
+    for name in tensors:
+        layers.setdefault(name.split("/")[1], []).append(name)
+    _write_names(file, "layer_names", list(layers))
+    file.attrs.create("backend", "tensorflow", dtype=_TEXT)
+    file.attrs.create("keras_version", _KERAS, dtype=_TEXT)
+    for layer, names in layers.items():
+        group = file.create_group(layer)
+        _write_names(group, "weight_names", names)
+        for name in names:
+            _write(group, name, tensors[name])
+    _write_names(file.create_group(_TOP_LEVEL), "weight_names", [])
+
+
+def _write_shard(file: h5py.File, tensors: Mapping[str, Tensor]) -> None:
+    names = {name: name.partition("/")[2] for name in sorted(tensors)}
+    for name, inner in names.items():
+        _write(file, inner, tensors[name])
+    _write_names(file, "layer_names", list(names.values()))
+
+
+def _write(group: h5py.Group, name: str, tensor: Tensor) -> None:
+    group.create_dataset(name, data=tensor.read())
+    tensor.release()
+
+
+def _write_names(group: h5py.Group, attribute: str, names: Sequence[str]) -> None:
+    if not names:
+        group.attrs.create(attribute, np.zeros(0))
+        return
+    longest, parts = max(len(name.encode()) for name in names), 1
+    while -(-len(names) // parts) * longest > _ATTRIBUTE_LIMIT:
+        parts += 1
+    for i, part in enumerate(np.array_split(names, parts)):
+        group.attrs.create(attribute if parts == 1 else f"{attribute}{i}", part.tolist(), dtype=_TEXT)
