@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+
+def objective(output: Any, total: Callable[[Any], Any]) -> Any:
+    """The loss of an output, or the total of a model's states, each squared or cubed, where it has none."""
+    return output.loss if "loss" in output else total(output.last_hidden_state**2) + total(output.pooler_output**3)
 
 
 class TorchBackend:
@@ -34,11 +40,14 @@ class TorchBackend:
         with self.torch.no_grad():
             return self._to_numpy(model(**self._to_torch(inputs)))
 
-    def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss and its gradients by canonical name."""
-        loss = model(**self._to_torch(inputs)).loss
-        loss.backward()
-        return loss.item(), {spec.name: model.get_parameter(n).grad.numpy() for n, spec in model.specs().items()}
+    def step(self, model: Any, **inputs: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        """The output of a call, and the gradient of its objective by canonical name."""
+        output = model(**self._to_torch(inputs))
+        objective(output, self.torch.sum).backward()
+        found = {s.name: model.get_parameter(n) for n, s in model.specs().items()}
+        return self._to_numpy(output), {
+            n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in found.items()
+        }
 
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""
@@ -80,16 +89,17 @@ class TfBackend:
         """The output of a call with NumPy inputs, every tensor in it a NumPy array."""
         return self._to_numpy(model(**inputs))
 
-    def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss and its gradients by canonical name."""
+    def step(self, model: Any, **inputs: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        """The output of a call, and the gradient of its objective by canonical name, which the model then holds."""
         variables, specs = model.variables_by_path(), model.specs()
         with self.tf.GradientTape() as tape:
-            loss = model(**inputs).loss
-        found = tape.gradient(loss, [variables[path].value for path in specs])
-        holder = type(model)(model.config, dtype=model.dtype_policy, **model.model_kwargs)
+            output = model(**inputs)
+            target = objective(output, self.tf.reduce_sum)
+        zero = self.tf.UnconnectedGradients.ZERO
+        found = tape.gradient(target, [variables[path].value for path in specs], unconnected_gradients=zero)
         for path, gradient in zip(specs, found, strict=True):
-            holder.variables_by_path()[path].assign(gradient)
-        return float(loss), self.parameters(holder)
+            variables[path].assign(gradient)
+        return self._to_numpy(output), self.parameters(model)
 
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""
@@ -132,16 +142,15 @@ class FlaxBackend:
         """The output of a call with NumPy inputs, every array in it a NumPy array."""
         return self._to_numpy(model(**inputs))
 
-    def gradients(self, model: Any, **inputs: Any) -> tuple[float, dict[str, np.ndarray]]:
-        """The loss and its gradients by canonical name."""
+    def step(self, model: Any, **inputs: Any) -> tuple[Any, dict[str, np.ndarray]]:
+        """The output of a call, and the gradient of its objective by canonical name, which the model then holds."""
 
-        def loss(params: Any) -> Any:
-            return model.module.apply({"params": params}, **inputs).loss
+        def target(params: Any) -> Any:
+            output = model.module.apply({"params": params}, **inputs)
+            return objective(output, self.jax.numpy.sum), output
 
-        value, gradients = self.jax.jit(self.jax.value_and_grad(loss))(model.params)
-        holder = type(model)(model.config, _do_init=False)[0]
-        holder.params = gradients
-        return float(value), self.parameters(holder)
+        model.params, output = self.jax.jit(self.jax.grad(target, has_aux=True))(model.params)
+        return self._to_numpy(output), self.parameters(model)
 
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""

@@ -241,7 +241,8 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         for name, spec in model.specs().items():
             if spec.name in tensors:
                 stored = tensors[spec.name]
-                array = np.array(to_native(stored.read(), spec, FLAX), jnp.promote_types(stored.dtype, dtype), order="C")
+                kept = jnp.promote_types(stored.dtype, dtype)
+                array = np.array(to_native(stored.read(), spec, FLAX), kept, order="C")
                 arrays[name] = array if model.module.scan_layers else jnp.asarray(array)  # one copy at a time
                 stored.release()
         given = model._tree(arrays, np.stack)

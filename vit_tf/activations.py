@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import keras
 import tensorflow as tf
@@ -14,13 +13,13 @@ Activation = Callable[[Tensor], Tensor]
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The exact GELU (Hendrycks and Gimpel 2016, section 2)."""
-    return tf.nn.gelu(x, approximate=False)
+    """The exact GELU (Hendrycks and Gimpel 2016, section 2); `tf.nn.gelu` rounds its constants to float32."""
+    return 0.5 * x * (1.0 + tf.math.erf(x * math.sqrt(0.5)))
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh approximation of GELU (Hendrycks and Gimpel 2016, section 2)."""
-    return tf.nn.gelu(x, approximate=True)
+    return 0.5 * x * (1.0 + tf.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
 def gelu_fast(x: Tensor) -> Tensor:
@@ -48,6 +47,11 @@ def relu2(x: Tensor) -> Tensor:
     return tf.square(tf.nn.relu(x))
 
 
+def leaky_relu(x: Tensor) -> Tensor:
+    """ReLU with the slope 0.01 below zero; that of `tf.nn.leaky_relu` is a float32."""
+    return tf.maximum(x, 0.01 * x)
+
+
 def linear(x: Tensor) -> Tensor:
     """The identity."""
     return x
@@ -63,7 +67,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_python_tanh": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "laplace": laplace,
-    "leaky_relu": partial(tf.nn.leaky_relu, alpha=0.01),
+    "leaky_relu": leaky_relu,
     "linear": linear,
     "mish": keras.activations.mish,
     "quick_gelu": quick_gelu,

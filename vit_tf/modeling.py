@@ -169,9 +169,7 @@ class ViTAttention(ViTModule):
         training: bool = False,
         output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        context, probs = self.attention(
-            x, bias, head_mask, training=training, output_attentions=output_attentions
-        )
+        context, probs = self.attention(x, bias, head_mask, training=training, output_attentions=output_attentions)
         return self.output_(context, training=training), probs
 
 
@@ -244,9 +242,13 @@ class TFViTModel(TFViTPreTrainedModel):
     main_output_name = "last_hidden_state"
 
     def __init__(
-        self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **kwargs: Any
+        self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **options: Any
     ) -> None:
-        super().__init__(config, add_pooling_layer=add_pooling_layer, use_mask_token=use_mask_token, **kwargs)
+        super().__init__(config, self.parts_of(config, add_pooling_layer, use_mask_token), **options)
+
+    def get_config(self) -> dict[str, Any]:
+        parts = {"add_pooling_layer": "pooler" in self.parts, "use_mask_token": "mask_token" in self.parts}
+        return {**super().get_config(), **parts}
 
     def build(self, input_shape: Any = None) -> None:
         width, pooled, act = self.config.hidden_size, self.config.pooler_size, self.config.pooler_act

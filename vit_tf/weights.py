@@ -80,9 +80,7 @@ class Builder:
 
     def child(self, cls: type[Any], name: str, **kwargs: Any) -> Any:
         """A ViTModule with the same configuration, pixel layout and dtype policy."""
-        layer = cls(
-            config=self.config, channels_axis=self.channels_axis, dtype=self.dtype_policy, name=name, **kwargs
-        )
+        layer = cls(config=self.config, channels_axis=self.channels_axis, dtype=self.dtype_policy, name=name, **kwargs)
         layer.build()
         return layer
 
@@ -126,7 +124,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     The first argument of a call is the pixels, or a list or dict of inputs. `data_format` is channels_first or
     channels_last; `seed` draws what every framework draws from it; `dtype` is a Keras dtype policy, by default the
-    global one.
+    global one. `parts` are the optional parts of the table that the model has, by default those of its class.
     """
 
     file_format = "tf"
@@ -136,13 +134,13 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     def __init__(
         self,
         config: ViTConfig,
+        parts: frozenset[str] | None = None,
         *,
         seed: int | None = None,
         data_format: str = "channels_first",
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
-        **model_kwargs: Any,
     ) -> None:
         config.validate()
         choose(config.attn_implementation, output_attentions=False)
@@ -151,8 +149,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         self.config = config
         self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
-        self.model_kwargs = model_kwargs
-        self.parts = self.parts_of(config, **model_kwargs)
+        self.parts = self.parts_of(config) if parts is None else parts
         self._function: Any = None  # of `compiled`
         self.build()
         if seed is not None:
@@ -210,8 +207,9 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     def specs(self) -> dict[str, Spec]:
         """The table's entries of this model's parameters, by the paths of its variables below the model's own."""
         prefixed = bool(self.parts & set(HEADS))
-        names = {native_name(s, TF, prefixed).removesuffix(TF.suffix): s for s in specs(self.config, self.parts).values()}
-        return names if prefixed else {n.removeprefix(f"{PREFIX}{TF.separator}"): s for n, s in names.items()}
+        trunk = "" if prefixed else f"{PREFIX}{TF.separator}"
+        table = specs(self.config, self.parts).values()
+        return {native_name(s, TF, prefixed).removeprefix(trunk).removesuffix(TF.suffix): s for s in table}
 
     def variables_by_path(self) -> dict[str, keras.Variable]:
         """The model's variables by the keys of `specs`."""
@@ -278,12 +276,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """For `model.save`: what `from_config` builds the model from."""
-        return {
-            **super().get_config(),
-            "config": self.config.to_dict(),
-            "data_format": self.data_format,
-            **self.model_kwargs,
-        }
+        return {**super().get_config(), "config": self.config.to_dict(), "data_format": self.data_format}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
