@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tolerances
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -145,6 +146,20 @@ def test_a_missing_framework_is_one_line() -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("vit: The backend torch is not installed (")
     assert result.stderr.endswith(': pip install "vit-trio[torch]"\n')
+
+
+@pytest.mark.parametrize("command", [("classify", NINE), ("attend", NINE, "--out", "map.png")])
+def test_backends_agree_and_are_quiet(backend: Any, command: tuple[Any, ...], tmp_path: Path) -> None:
+    documents = []
+    for name in ("torch", backend.name):
+        result = process(VIT, *command, "--backend", name, "--json", cwd=tmp_path)
+        assert (result.returncode, result.stderr) == (0, "")
+        document = json.loads(result.stdout)
+        assert document.pop("backend") == name
+        documents.append(document.get("images", [document])[0]["predictions"])
+    expected, found = documents
+    assert [p["label"] for p in found] == [p["label"] for p in expected]
+    np.testing.assert_allclose([p["score"] for p in found], [p["score"] for p in expected], rtol=tolerances.SAME_SCORES)
 
 
 # ---- classify ---------------------------------------------------------------------------------------------------

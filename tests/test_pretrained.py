@@ -196,6 +196,25 @@ def test_unknown_arguments(backend: Any) -> None:
         load(backend, "ViTForImageClassification", CLS, add_pooling_layer=False)
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_biases_of_zeros_are_no_biases(backend: Any, tmp_path: Path, value: float) -> None:
+    from vit_core.checkpoint import read_checkpoint, write_checkpoint
+    from vit_core.params import PARTS, specs
+    from vit_core.safetensors_file import Tensor
+
+    folder = CHECKPOINTS / "cls_no_qkv_bias" / "pt_safetensors"
+    config = ViTConfig.from_pretrained(folder)
+    whole = specs(config.copy(qkv_bias=True), PARTS["ViTForImageClassification"])
+    tensors = {n: Tensor.of(np.full(s.shape, value, np.float32)) for n, s in whole.items() if s.leaf == "bias"}
+    tensors.update(read_checkpoint(folder / "model.safetensors").tensors)
+    write_checkpoint(tmp_path, tensors, whole, "ViTForImageClassification", format="tf")
+    config.save_pretrained(tmp_path)
+    _, report = load(backend, "ViTForImageClassification", tmp_path)
+    biases = [n for n in whole if n.endswith(("query.bias", "key.bias", "value.bias"))]
+    assert len(report.unexpected_keys) == (len(biases) if value else 0)
+    assert not report.missing_keys
+
+
 def test_weights_that_are_no_floats(backend: Any, tmp_path: Path) -> None:
     from vit_core.checkpoint import read_checkpoint
     from vit_core.safetensors_file import read_safetensors, write_safetensors

@@ -7,3 +7,4 @@ SAME_FUNCTION_FLOAT64 = 1e-10  # one function computed two ways: 8.4e-16 measure
 POSITION_TF = 2e-7  # TensorFlow computes its kernel in float32: 9.3e-8 measured
 HALF = {"bfloat16": 2e-2, "float16": 2e-3}  # against float32 on the golden model: 8.7e-3 and 8.2e-4 at worst
 AUTOCAST_BFLOAT16 = 0.12  # on a tiny model of large random weights: 6.0e-2 measured, 4.0e-2 for bfloat16 throughout
+SAME_SCORES = 1e-5  # probabilities of the digits model in two backends: logits differ by 1.9e-6 at worst

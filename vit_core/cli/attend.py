@@ -19,6 +19,7 @@ from vit_core.cli.common import (
     Model,
     Picture,
     Revision,
+    import_quietly,
     one_line,
     pictures,
     print_json,
@@ -95,6 +96,7 @@ def _format(out: Path, source: Picture) -> str:
 
 def _load(model: str, backend: str | None, revision: str | None) -> tuple[ImageClassificationPipeline, bool]:
     """The model, and whether it has a trained classifier; a trunk alone, which has none, attends all the same."""
+    import_quietly(backend)
     loaded, report = load(model, backend, revision=revision)
     fresh = [*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)]
     if any(not name.startswith("classifier.") for name in fresh):

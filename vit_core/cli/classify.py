@@ -22,6 +22,7 @@ from vit_core.cli.common import (
     Revision,
     complain,
     console,
+    import_quietly,
     one_line,
     pictures,
     print_json,
@@ -46,6 +47,7 @@ def classify(
 ) -> None:
     """Say what is in pictures."""
     found = pictures(images)
+    import_quietly(backend)
     classifier = pipeline(model=model, backend=backend, revision=revision, top_k=top_k, batch_size=batch_size)
     results, failures = _run(classifier, found)
     if failures and len(found) == 1:

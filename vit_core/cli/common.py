@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vit_core.backends import BACKENDS, DIGITS
+from vit_core.backends import BACKENDS, DIGITS, first_installed, import_backend
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
@@ -78,6 +78,20 @@ def _stdin() -> bytes:
     if sys.stdin.isatty():
         raise ValueError("`-` reads a picture from the standard input, which is a terminal: pipe one in.")
     return sys.stdin.buffer.read()
+
+
+def import_quietly(backend: str | None) -> None:
+    """Import a backend, by default the first installed; TensorFlow prints lines then that no setting of it stops."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        import_backend(backend or first_installed())
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def console() -> Console:
