@@ -1,8 +1,9 @@
 """A fresh process that imports, loads a ViT-B/16 from a folder and classifies one picture, as each library documents.
 
 Wall time and peak memory (resident set) of the whole process, this package against transformers, taken in turn, in
-PyTorch and in JAX. The folder is made once, so that both find the weights in the system's file cache. transformers is
-told to import the framework in question only: by itself it imports every one that is installed, and takes longer.
+PyTorch, TensorFlow and JAX. The folder is made once, so that both find the weights in the system's file cache.
+transformers is told to import the framework in question only: by itself it imports every one that is installed, and
+takes longer.
 
 python benchmarks/fresh_process.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
 """
@@ -51,8 +52,18 @@ inputs = processor(Image.open(sys.argv[1] + "/picture.png"), return_tensors="np"
 logits = model(**inputs).logits
 print(model.config.id2label[logits.argmax(-1).item()])
 """
-PROGRAMS = {"vit_torch": CLASSIFY, "vit_flax": CLASSIFY_FLAX}
-OTHER_FRAMEWORKS = {"vit_torch": {"USE_FLAX": "0"}, "vit_flax": {"USE_TORCH": "0"}}  # what transformers leaves alone
+CLASSIFY_TF = """
+import sys
+from PIL import Image
+from {module} import AutoImageProcessor, TFViTForImageClassification
+processor = AutoImageProcessor.from_pretrained(sys.argv[1])
+model = TFViTForImageClassification.from_pretrained(sys.argv[1])
+inputs = processor(Image.open(sys.argv[1] + "/picture.png"), return_tensors="tf")
+logits = model(**inputs).logits
+print(model.config.id2label[logits.numpy().argmax(-1).item()])
+"""
+PROGRAMS = {"vit_torch": CLASSIFY, "vit_tf": CLASSIFY_TF, "vit_flax": CLASSIFY_FLAX}
+SWITCHES = {"vit_torch": "USE_TORCH", "vit_tf": "USE_TF", "vit_flax": "USE_FLAX"}  # by which transformers is told
 
 
 def python(code: str, folder: str) -> list[str]:
@@ -65,7 +76,7 @@ def time_and_peak(command: list[str], settings: dict[str, str]) -> tuple[float, 
 
     This process must stay small: what it holds is counted as the child's until the child has loaded its program.
     """
-    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment = {**os.environ, **quiet, **settings, "PYTHONPATH": str(Path(__file__).parent.parent)}
     start = time.perf_counter()
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
@@ -78,6 +89,7 @@ def time_and_peak(command: list[str], settings: dict[str, str]) -> tuple[float, 
 
 def measure(backend: str, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
     """The ratios of one backend: of wall times and of peaks."""
+    others_off = {switch: "0" for name, switch in SWITCHES.items() if name != backend}
     with TemporaryDirectory() as folder:
         time_and_peak(python(MAKE.format(module=backend), folder), {})
         commands = {
@@ -85,7 +97,7 @@ def measure(backend: str, rounds: int, seconds: float) -> dict[str, dict[str, fl
             for name, module in ((OURS, backend), (THEIRS, "transformers"))
         }
         measured = interleaved(
-            {name: partial(time_and_peak, command, OTHER_FRAMEWORKS[backend]) for name, command in commands.items()},
+            {name: partial(time_and_peak, command, others_off) for name, command in commands.items()},
             min_rounds=rounds,
             min_seconds=seconds,
             measure=lambda call: call(),

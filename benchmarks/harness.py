@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-OURS, THEIRS = "vit_trio", "transformers"
+OURS, THEIRS, HUB = "vit_trio", "transformers", "keras-hub"
 Seconds = dict[str, np.ndarray]
 
 
