@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import optree
@@ -12,28 +11,24 @@ from vit_core.outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
-    ModelOutput,
 )
 
 __all__ = ["BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput"]
 
 
 def _register(output: Any) -> None:
-    def flatten(value: ModelOutput) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    def names_and_values(value: Any) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         return value.keys(), value.values()
 
-    def unflatten(_: Any, names: tuple[str, ...], values: Sequence[Any]) -> ModelOutput:
-        result: ModelOutput = output(**dict(zip(names, values, strict=True)))
-        return result
+    def values_and_names(value: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+        return value.values(), value.keys()
 
-    output.__tf_flatten__ = flatten  # what tf.nest asks of a dataclass
-    output.__tf_unflatten__ = classmethod(unflatten)
-    optree.register_pytree_node(
-        output,
-        lambda value: (value.values(), value.keys()),
-        lambda names, values: unflatten(output, names, values),
-        namespace="keras",
-    )
+    def rebuild(names: Any, values: Any) -> Any:
+        return output(**dict(zip(names, values, strict=True)))
+
+    output.__tf_flatten__ = names_and_values  # what tf.nest asks of a dataclass
+    output.__tf_unflatten__ = staticmethod(rebuild)
+    optree.register_pytree_node(output, values_and_names, rebuild, namespace="keras")
 
 
 for _output in OUTPUTS:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
+import keras
 import tensorflow as tf
 from keras import export
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig, pair
-from vit_core.outputs import ModelOutput
+from vit_core.outputs import OUTPUTS, ModelOutput
 from vit_tf.losses import classification_loss
 
 
-class Training:
-    """Mixed into the models: how `fit`, `evaluate`, `predict` and `export` see their outputs.
+class Training(keras.Model):
+    """Base of the models: how `fit`, `evaluate`, `predict` and `export` see their outputs.
 
     A loss and metrics given to `compile` are applied to the main output: the logits, the reconstruction, or the last
     hidden state. Without a loss the model's own is trained, and labels may ride in the input dict.
@@ -24,6 +24,18 @@ class Training:
 
     config: ViTConfig
     main_output_name: ClassVar[str]
+    data_format: str
+
+    @property
+    def run_eagerly(self) -> bool:
+        """Whether nothing is to be compiled; a head's trunk follows it."""
+        return bool(self._run_eagerly)
+
+    @run_eagerly.setter
+    def run_eagerly(self, value: bool) -> None:
+        self._run_eagerly = value
+        if hasattr(self, "vit"):
+            self.vit.run_eagerly = value
 
     def main_output(self, output: Any) -> Tensor:
         """What a user's loss and metrics are applied to: the first field but the loss."""
@@ -56,12 +68,24 @@ class Training:
         return super().compute_metrics(x, _labels(x, y), self.main_output(y_pred), sample_weight)
 
     def predict_step(self, data: Any) -> Any:
-        """The output of one batch, whose labels are left aside, without a loss: batches of scalars make no array."""
+        """The fields of one batch's output but the loss, whose batches make no array; labels are left aside."""
         x = data[0] if isinstance(data, tuple) else data
         output = self({k: v for k, v in x.items() if k != "labels"} if isinstance(x, Mapping) else x, training=False)
-        if _loss_of(output) is None:
-            return output
-        return replace(output, loss=None) if isinstance(output, ModelOutput) else output[1:]
+        if isinstance(output, ModelOutput):
+            return {name: value for name, value in output.items() if name != "loss"}  # distribution splits dicts only
+        return output if _loss_of(output) is None else output[1:]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `predict`; returns the output class, its fields NumPy arrays."""
+        return self._as_output(super().predict(*args, **kwargs))
+
+    def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's `predict_on_batch`; returns the output class, its fields NumPy arrays."""
+        return self._as_output(super().predict_on_batch(*args, **kwargs))
+
+    def _as_output(self, found: Any) -> Any:
+        output = next(o for o in OUTPUTS if self.main_output_name in o.__dataclass_fields__)
+        return output(**found) if isinstance(found, Mapping) else found
 
     def export(
         self,
@@ -71,10 +95,11 @@ class Training:
         input_signature: Any = None,
         **kwargs: Any,
     ) -> None:
-        """A SavedModel whose endpoint `serve` takes pixels, any number of images, and returns a dict of outputs.
+        """A SavedModel whose endpoint `serve` takes pixels, any number of images, and returns a dict of tensors.
 
-        It needs nothing but TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of
-        pixels of the model's own size and dtype. Other formats are left to Keras.
+        The states of the layers are `hidden_states_0` and so on, likewise the attentions. It needs nothing but
+        TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of pixels of the model's
+        own size and dtype. Other formats are left to Keras.
         """
         if format != "tf_saved_model":
             super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
@@ -87,7 +112,7 @@ class Training:
         archive.track(self)
         archive.add_endpoint(
             "serve",
-            lambda pixel_values: dict(self(pixel_values, training=False, return_dict=True).items()),
+            lambda pixel_values: _flat(self(pixel_values, training=False, return_dict=True)),
             input_signature or own,
         )
         archive.write_out(filepath, verbose=verbose is not False, **kwargs)
@@ -99,3 +124,11 @@ def _labels(x: Any, y: Any) -> Any:
 
 def _loss_of(output: Any) -> Any:
     return output[0] if output[0].shape.rank == 0 else None
+
+
+def _flat(output: ModelOutput) -> dict[str, Tensor]:
+    """The tensors of an output by name, those of a tuple numbered."""
+    found: dict[str, Tensor] = {}
+    for name, value in output.items():
+        found |= {f"{name}_{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
+    return found

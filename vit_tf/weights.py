@@ -39,7 +39,7 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(call)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        stored = isinstance(self._trunk.embeddings.position_embeddings.value, tf.Variable)
+        stored = isinstance(self._trunk().embeddings.position_embeddings.value, tf.Variable)
         if not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
             return call(self, *args, **kwargs)
         if self._function is None:
@@ -158,9 +158,9 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     # ---- calling ---------------------------------------------------------------------------------------------
 
     @tf.autograph.experimental.do_not_convert  # which would wrap errors in words of its own
-    def __call__(self, pixel_values: Any = None, **inputs: Any) -> Any:
+    def __call__(self, pixel_values: Any = None, *others: Any, **inputs: Any) -> Any:
         """The model's output; see `call`. Raises ValueError for what does not fit."""
-        inputs = self._named(pixel_values, inputs)
+        inputs = self._named((pixel_values, *others) if others else pixel_values, inputs)
         self._check(inputs)
         asked = [inputs.get(f.name) for f in fields(calls.Options)]
         return super().__call__(**{**inputs, **asdict(calls.resolve_options(self.config, *asked))})
@@ -257,19 +257,22 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute each layer in the backward pass; call it before the model is compiled for training."""
-        self._trunk.encoder.checkpointing, self._function = True, None
+        self._recompute(True)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep every layer's activations again."""
-        self._trunk.encoder.checkpointing, self._function = False, None
+        self._recompute(False)
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether layers are recomputed in the backward pass."""
-        return bool(self._trunk.encoder.checkpointing)
+        return bool(self._trunk().encoder.checkpointing)
 
-    @property
-    def _trunk(self) -> Any:
+    def _recompute(self, value: bool) -> None:
+        self._trunk().encoder.checkpointing = value
+        self._trunk()._function = self._function = None  # they were traced without
+
+    def _trunk(self) -> Any:  # no property: Keras loads weights into what properties return, here the model itself
         return self.vit if self.parts & set(HEADS) else self
 
     # ---- Keras's own files -----------------------------------------------------------------------------------

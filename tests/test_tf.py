@@ -1,0 +1,1017 @@
+"""What Keras and TensorFlow users expect of the Keras models, beyond what every backend does."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tolerances
+from conftest import CHECKPOINTS, relative_error
+from PIL import Image
+from test_models import BAD_CALLS, TINY
+
+from vit_core.config import ViTConfig
+
+tf = pytest.importorskip("tensorflow")
+keras = pytest.importorskip("keras")
+vit_tf = pytest.importorskip("vit_tf")
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ViTConfig(**TINY)
+MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
+SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
+VALUES_ONLY = ("label range", "negative label")  # bad calls that only values show, not shapes
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
+LABELS = np.array([0, 1, 2, 2, 1, 0])
+RATES = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+
+
+def build(cls: str = "ViTForImageClassification", options: dict[str, Any] | None = None, **changes: Any) -> Any:
+    return getattr(vit_tf, f"TF{cls}")(CONFIG.copy(**changes), **{"seed": 0, **(options or {})})
+
+
+def pixels(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 3, *size)).astype(np.float32)
+
+
+def patch_mask(batch: int = 2, patches: int = 16) -> np.ndarray:
+    return (np.arange(batch * patches).reshape(batch, patches) % 3) == 0
+
+
+def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
+    """A call with a loss, where the model has one."""
+    call: dict[str, Any] = {"pixel_values": pixels(batch)}
+    if cls == "ViTForImageClassification":
+        call["labels"] = np.arange(batch) % 3
+    if cls == "ViTForMaskedImageModeling":
+        call["bool_masked_pos"] = patch_mask(batch)
+    return call
+
+
+def value_and_gradients(model: Any, call: dict[str, Any], **options: Any) -> Any:
+    """The loss, or the mean cube of the states of a model that has none, and the gradients of what it depends on."""
+    with tf.GradientTape() as tape:
+        output = model(**call, **options)
+        loss = tf.reduce_mean(output[0] ** 3) if output[0].shape.rank else output[0]
+    gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+    return [loss, *(g for g in gradients if g is not None)]
+
+
+def arrays(tree: Any) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in tf.nest.flatten(tree)]
+
+
+def assert_close(actual: Any, expected: Any, tolerance: float = tolerances.GOLDEN_FLOAT32) -> None:
+    """Nests of equal structure, each leaf within the tolerance relative to the largest value of the whole nest."""
+    tf.nest.assert_same_structure(actual, expected)
+    largest = max(float(np.abs(leaf).max()) for leaf in arrays(expected))
+    for i, (a, b) in enumerate(zip(arrays(actual), arrays(expected), strict=True)):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), i
+        error = np.abs(a - b).max()
+        assert error <= tolerance * largest, f"leaf {i}: {error / largest}"
+
+
+def cross_entropies(logits: Any, labels: np.ndarray) -> np.ndarray:
+    """The cross entropy of each image, in float64."""
+    shifted = np.float64(logits) - np.max(logits, axis=1, keepdims=True)
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+
+
+def run_alone(code: str, *args: Any, **env: str) -> subprocess.CompletedProcess[str]:
+    """A program in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, args)]
+    return subprocess.run(command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def output_of(code: str, *args: Any, **env: str) -> str:
+    done = run_alone(code, *args, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---- fit, evaluate, predict --------------------------------------------------------------------------------------
+
+
+def train_by_hand(x: np.ndarray, y: np.ndarray, epochs: int = 2, batch: int = 3) -> tuple[dict[str, Any], Any]:
+    """The history and final variables of a plain loop of gradient descent with the call's own loss."""
+    model, optimizer = build(), keras.optimizers.SGD(0.1)
+    history: dict[str, Any] = {"loss": [], "accuracy": []}
+    for _ in range(epochs):
+        losses, right = [], []
+        for i in range(0, len(x), batch):
+            with tf.GradientTape() as tape:
+                output = model(x[i : i + batch], labels=y[i : i + batch], training=True)
+            gradients = tape.gradient(output.loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+            losses.append(float(output.loss))
+            right.extend(np.argmax(output.logits, axis=1) == y[i : i + batch])
+        history["loss"].append(np.mean(losses))
+        history["accuracy"].append(np.mean(right))
+    return history, [v.numpy() for v in model.variables]
+
+
+@pytest.fixture(scope="module")
+def by_hand() -> tuple[dict[str, Any], Any]:
+    return train_by_hand(pixels(6), LABELS)
+
+
+def fit(model: Any, x: Any, y: Any = None, **options: Any) -> dict[str, Any]:
+    """The history of `model.fit`, quiet and in the order of the data; Keras warns of a dataset it can't shuffle."""
+    history: dict[str, Any] = model.fit(x, y, **{"verbose": 0, "shuffle": False, **options}).history
+    return history
+
+
+def dataset(*parts: Any, batch: int = 3) -> Any:
+    return tf.data.Dataset.from_tensor_slices(parts if len(parts) > 1 else parts[0]).batch(batch)
+
+
+def keras_loss() -> Any:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def data(kind: str) -> dict[str, Any]:
+    """Six images and labels, as `fit` takes them."""
+    x, y = pixels(6), LABELS
+    return {
+        "arrays": {"x": x, "y": y, "batch_size": 3},
+        "dict": {"x": {"pixel_values": x}, "y": y, "batch_size": 3},
+        "dict with labels": {"x": {"pixel_values": x, "labels": y}, "batch_size": 3},
+        "dataset": {"x": dataset(x, y)},
+        "dataset with labels": {"x": dataset({"pixel_values": x, "labels": y})},
+        "dataset with weights": {"x": dataset({"pixel_values": x}, y, np.ones(6, np.float32))},
+    }[kind]
+
+
+FITS = {
+    "arrays": ("arrays", {}),
+    "arrays, loss": ("arrays", {"loss": "keras"}),
+    "dict": ("dict", {"run_eagerly": True}),
+    "dict with labels": ("dict with labels", {"run_eagerly": True}),
+    "dict with labels, loss": ("dict with labels", {"loss": "keras", "run_eagerly": True}),
+    "dataset": ("dataset", {"steps_per_execution": 2}),
+    "dataset with labels": ("dataset with labels", {}),
+    "dataset with weights": ("dataset with weights", {}),
+    "dataset with weights, loss": ("dataset with weights", {"loss": "keras"}),
+    "XLA": ("arrays", {"jit_compile": True}),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_every_way_to_fit_is_the_plain_loop(name: str, by_hand: Any) -> None:
+    kind, options = FITS[name]
+    model, history = build(), by_hand[0]
+    loss = keras_loss() if "loss" in options else None
+    model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], **{**options, "loss": loss})
+    found = fit(model, **data(kind), epochs=2)
+    np.testing.assert_allclose(found["loss"], history["loss"], rtol=tolerances.GOLDEN_GRADIENT)
+    assert found["accuracy"] == pytest.approx(history["accuracy"])
+    assert_close([v.numpy() for v in model.variables], by_hand[1], tolerances.GOLDEN_GRADIENT)
+
+
+def test_evaluate_and_predict() -> None:
+    model, x = build(), pixels(6)
+    model.compile(metrics=["accuracy"])
+    output = model(x, labels=LABELS)
+    found = model.evaluate(x, LABELS, batch_size=3, verbose=0, return_dict=True)
+    assert found["loss"] == pytest.approx(float(output.loss), rel=tolerances.GOLDEN_GRADIENT)
+    assert found["accuracy"] == pytest.approx(np.mean(np.argmax(output.logits, axis=1) == LABELS))
+    assert model.evaluate(dataset({"pixel_values": x, "labels": LABELS}), verbose=0) == pytest.approx(
+        [found["loss"], found["accuracy"]]
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_predict_gives_the_output_class_in_numpy(steps: int) -> None:
+    model, x = build(output_hidden_states=True), pixels(5)
+    model.compile(steps_per_execution=steps)
+    expected = tf.nest.map_structure(lambda t: t.numpy(), model(x))
+    for given in (x, {"pixel_values": x, "labels": LABELS[:5]}, dataset(x, LABELS[:5])):
+        found = model.predict(given, batch_size=None if isinstance(given, tf.data.Dataset) else 2, verbose=0)
+        assert type(found) is vit_tf.ImageClassifierOutput
+        assert all(type(leaf) is np.ndarray for leaf in tf.nest.flatten(found))
+        assert found.loss is None
+        assert_close(found, expected)
+    assert_close(model.predict_on_batch(x), expected)
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_masked_image_modelling_is_fitted_and_predicted(return_dict: bool) -> None:
+    model, inputs = build("ViTForMaskedImageModeling"), {"pixel_values": pixels(6), "bool_masked_pos": patch_mask(6)}
+    whole = model(**inputs)
+    model.config.return_dict = return_dict
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=not return_dict)
+    expected = [float(model(**{k: v[i : i + 3] for k, v in inputs.items()})[0]) for i in (0, 3)]
+    for given in (dataset(inputs), dataset(inputs, np.zeros(6))):
+        assert model.evaluate(given, verbose=0) == pytest.approx(np.mean(expected), rel=tolerances.GOLDEN_GRADIENT)
+    found = model.predict(inputs, batch_size=3, verbose=0)  # batches of losses make no array
+    assert type(found) is (vit_tf.MaskedImageModelingOutput if return_dict else tuple)
+    assert len(found) == 1
+    assert_close(found[0], whole.reconstruction.numpy())
+    fit(model, dataset(inputs), epochs=3)
+    assert float(model(**inputs)[0]) < float(whole.loss)
+    with pytest.raises(ValueError, match="TFViTForMaskedImageModeling's own loss takes no sample weights"):
+        fit(model, dataset(inputs, np.zeros(6), np.ones(6)))
+
+
+def test_no_loss_is_an_error() -> None:
+    for cls in MODELS:
+        model = build(cls)
+        model.compile(run_eagerly=True)
+        with pytest.raises(ValueError, match=f"There is no loss to compute: .* inputs of TF{cls}'s own"):
+            fit(model, {"pixel_values": pixels()})
+
+
+def test_the_bare_model_is_fitted_to_states() -> None:
+    """A user's loss sees the last hidden state, and the reconstruction of masked image modelling."""
+    for cls, field in (("ViTModel", "last_hidden_state"), ("ViTForMaskedImageModeling", "reconstruction")):
+        model = build(cls)
+        model.compile("sgd", loss="mse", metrics=["mae"], run_eagerly=True)
+        output = model(pixels())[field].numpy()
+        loss, error = model.test_on_batch(pixels(), output + 0.5)
+        assert (loss, error) == pytest.approx((0.25, 0.5), rel=1e-5)
+
+
+WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 0.25], np.float32)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_sample_and_class_weights(own: bool) -> None:
+    model, x = build(), pixels(6)
+    model.compile(loss=None if own else keras_loss(), run_eagerly=True, weighted_metrics=["accuracy"])
+    logits = model(x).logits.numpy()
+    each, right = cross_entropies(logits, LABELS), np.argmax(logits, axis=1) == LABELS
+    loss, accuracy = model.test_on_batch(x, LABELS, sample_weight=WEIGHTS)
+    assert loss == pytest.approx((each * WEIGHTS).mean(), rel=tolerances.GOLDEN_FLOAT32)
+    assert accuracy == pytest.approx((right * WEIGHTS).sum() / WEIGHTS.sum())
+    by_class = {0: 1.0, 1: 0.5, 2: 4.0}
+    loss = model.train_on_batch(x, LABELS, class_weight=by_class)[0]
+    expected = np.mean([e * by_class[int(label)] for e, label in zip(each, LABELS, strict=True)])
+    assert loss == pytest.approx(expected, rel=tolerances.GOLDEN_FLOAT32)
+
+
+PROBLEMS = {
+    "regression of one": ({"num_labels": 1}, np.array([0.5, -1.0], np.float32), "mean_squared_error"),
+    "regression": ({"problem_type": "regression"}, np.arange(6, dtype=np.float32).reshape(2, 3), "mean_squared_error"),
+    "multi-label": ({}, np.array([[1, 0, 1], [0, 0, 1]], np.float32), "binary_crossentropy"),
+    "multi-label integers": (
+        {"problem_type": "multi_label_classification"},
+        np.array([[1, 0, 1], [0, 0, 1]]),
+        "binary_crossentropy",
+    ),
+    "single label": ({}, np.array([2, 0]), "sparse_categorical_crossentropy"),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_problem_types(name: str) -> None:
+    """The own loss of training is that of a call, and Keras's of the same name."""
+    changes, labels, loss = PROBLEMS[name]
+    model, options = build(**changes), {} if loss == "mean_squared_error" else {"from_logits": True}
+    output = model(pixels(), labels=labels)
+    target = labels[:, None] if labels.ndim == 1 else labels
+    expected = float(tf.reduce_mean(getattr(keras.losses, loss)(target, output.logits, **options)))
+    assert float(output.loss) == pytest.approx(expected, rel=tolerances.GOLDEN_FLOAT32)
+    model.compile(keras.optimizers.SGD(1e-3), run_eagerly=True)
+    assert model.train_on_batch(pixels(), labels) == pytest.approx(expected, rel=tolerances.GOLDEN_FLOAT32)
+    assert float(model(pixels(), labels=labels).loss) < expected
+
+
+def test_regularisation_joins_the_loss() -> None:
+    model = build()
+    kernel = model.classifier.kernel
+    model.classifier.kernel_regularizer = None
+    kernel.regularizer = keras.regularizers.L2(0.1)
+    expected = float(model(pixels(), labels=LABELS[:2]).loss) + 0.1 * float(np.square(kernel.numpy()).sum())
+    model.compile(run_eagerly=True)
+    assert model.test_on_batch(pixels(), LABELS[:2]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_freezing() -> None:
+    model = build()
+    model.vit.trainable = False
+    assert model.num_parameters(only_trainable=True) == 16 * 3 + 3
+    before = {path: v.numpy() for path, v in model.variables_by_path().items()}
+    model.compile("sgd", run_eagerly=True)
+    fit(model, pixels(6), LABELS)
+    changed = {path for path, v in model.variables_by_path().items() if not np.array_equal(v.numpy(), before[path])}
+    assert changed == {"classifier/kernel", "classifier/bias"}
+    model.vit.trainable = True
+    model.vit.encoder.layer[0].trainable = False
+    model.compile("sgd", run_eagerly=True)
+    fit(model, pixels(6), LABELS)
+    for path, v in model.variables_by_path().items():
+        if path.startswith("vit/encoder/layer_._0"):
+            np.testing.assert_array_equal(v.numpy(), before[path])
+    assert not np.array_equal(model.vit.encoder.layer[1].output_.dense.kernel, before[LAYER_1])
+
+
+LAYER_1 = "vit/encoder/layer_._1/output/dense/kernel"
+
+
+def test_it_learns_by_a_schedule() -> None:
+    keras.utils.set_random_seed(0)
+    model = build(hidden_dropout_prob=0.01)
+    schedule = keras.optimizers.schedules.PolynomialDecay(1e-2, 40)
+    model.compile(keras.optimizers.AdamW(schedule), metrics=["accuracy"])
+    history = fit(model, pixels(6), LABELS, epochs=40)
+    assert history["loss"][-1] < 0.02
+    assert history["accuracy"][-1] == 1
+    assert float(model.optimizer.learning_rate) < 1e-3
+
+
+# ---- callbacks ---------------------------------------------------------------------------------------------------
+
+
+def test_callbacks(tmp_path: Path) -> None:
+    """EarlyStopping restores the best weights, which ModelCheckpoint has kept in two kinds of file."""
+    model = build()
+    model.compile(keras.optimizers.SGD(2.0), run_eagerly=True, metrics=["accuracy"])
+    weights = keras.callbacks.ModelCheckpoint(
+        tmp_path / "best.weights.h5", monitor="val_loss", save_best_only=True, save_weights_only=True
+    )
+    whole = keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", monitor="val_loss", save_best_only=True)
+    stop = keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True, start_from_epoch=0)
+    callbacks = [weights, whole, stop, keras.callbacks.CSVLogger(tmp_path / "log.csv")]
+    validation = (pixels(4, seed=1), LABELS[:4])
+    found = fit(model, pixels(6), LABELS, epochs=20, validation_data=validation, callbacks=callbacks)
+    assert {"loss", "accuracy", "val_loss", "val_accuracy"} <= found.keys()
+    best = int(np.argmin(found["val_loss"]))
+    assert len(found["loss"]) == best + 3 < 20
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == best + 4
+    other = build(options={"seed": 1})
+    other.load_weights(tmp_path / "best.weights.h5")
+    for kept in (model, other, keras.saving.load_model(tmp_path / "best.keras")):
+        loss = float(kept(validation[0], labels=validation[1]).loss)
+        assert loss == pytest.approx(found["val_loss"][best], rel=tolerances.GOLDEN_GRADIENT)
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    model = build()
+    model.compile("sgd", run_eagerly=True)
+    callback = keras.callbacks.TensorBoard(tmp_path, write_graph=True, histogram_freq=1)
+    fit(model, pixels(6), LABELS, validation_split=0.5, epochs=2, callbacks=[callback])
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))
+    assert b"epoch_loss" in written
+    assert b"position_embeddings" in written
+
+
+RESUMABLE = """
+import os, signal, sys
+import keras, numpy as np
+from vit_tf import TFViTForImageClassification, ViTConfig
+
+class Watch(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        print("epoch", epoch, flush=True)
+    def on_train_batch_end(self, batch, logs=None):
+        if sys.argv[2] == "dies" and self.model.optimizer.iterations == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+folder = sys.argv[1]
+model = TFViTForImageClassification(ViTConfig.from_json_file(f"{folder}/config.json"), seed=0)
+model.compile(keras.optimizers.Adam(1e-2))
+backup = keras.callbacks.BackupAndRestore(f"{folder}/backup")
+data = np.load(f"{folder}/data.npz")
+model.fit(data["x"], data["y"], batch_size=3, epochs=4, shuffle=False, verbose=0, callbacks=[backup, Watch()])
+np.savez(f"{folder}/weights.npz", *[v.numpy() for v in model.variables])
+"""
+
+
+@pytest.mark.slow
+def test_training_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    CONFIG.to_json_file(tmp_path / "config.json")
+    np.savez(tmp_path / "data.npz", x=pixels(6), y=LABELS)
+    killed = run_alone(RESUMABLE, tmp_path, "dies")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.stdout.split() == ["epoch", "0", "epoch", "1", "epoch", "2"]
+    assert output_of(RESUMABLE, tmp_path, "lives").split() == ["epoch", "2", "epoch", "3"]
+    model = build()
+    model.compile(keras.optimizers.Adam(1e-2))
+    fit(model, pixels(6), LABELS, batch_size=3, epochs=4)
+    found = np.load(tmp_path / "weights.npz")
+    assert_close(list(found.values()), [v.numpy() for v in model.variables], tolerances.GOLDEN_GRADIENT)
+
+
+# ---- kinds of input ----------------------------------------------------------------------------------------------
+
+
+def test_inputs_of_every_kind() -> None:
+    model, x, mask = build("ViTForMaskedImageModeling"), pixels(), patch_mask()
+    expected = model(pixel_values=x, bool_masked_pos=mask)
+    for given in ([x, mask], (x, mask), {"pixel_values": x, "bool_masked_pos": mask}):
+        assert_close(model(given), expected, 0.0)
+    assert_close(model(x, mask), expected, 0.0)
+    assert_close(model(x, bool_masked_pos=tf.constant(mask)), expected, 0.0)
+    assert_close(model({"pixel_values": x}, bool_masked_pos=mask, return_dict=False), expected.to_tuple(), 0.0)
+    with pytest.raises(TypeError, match="takes no colour, pixels: it takes pixel_values, bool_masked_pos, head_mask"):
+        model({"pixels": x}, colour=1)
+    with pytest.raises(ValueError, match="Got a list of 10 inputs"):
+        model([x] * 10)
+
+
+def test_what_a_processor_returns_is_an_input() -> None:
+    processor = vit_tf.ViTImageProcessor(size=16)
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    model = build()
+    expected = model(processor([image] * 2, return_tensors="np")["pixel_values"])
+    batch = processor([image] * 2, return_tensors="tf")
+    assert_close(model(batch), expected, 0.0)
+    assert_close(model(**batch), expected, 0.0)
+    assert_close(model.predict(dict(batch), verbose=0).logits, expected.logits.numpy())
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_outputs_are_nests(cls: str) -> None:
+    output = build(cls)(**call_of(cls), output_attentions=True)
+    for doubled in (
+        tf.nest.map_structure(lambda t: t * 2, output),
+        keras.tree.map_structure(lambda t: t * 2, output),
+        tf.function(lambda value: tf.nest.map_structure(lambda t: t * 2, value))(output),
+    ):
+        assert type(doubled) is type(output)
+        assert doubled.hidden_states is None
+        np.testing.assert_array_equal(doubled.attentions[1], output.attentions[1] * 2)
+    assert len(tf.nest.flatten(output)) == len(keras.tree.flatten(output)) == len(output) - 1 + 2
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_tuples_have_no_nones(cls: str) -> None:
+    model, call = build(cls), call_of(cls)
+    for run in (model, tf.function(model)):
+        fields = run(**call, output_hidden_states=True, return_dict=False)
+        assert type(fields) is tuple
+        assert len(fields) == 3
+        assert [s.shape for s in fields[2]] == [(2, 17, 16)] * 3
+        assert all(tf.is_tensor(leaf) for leaf in tf.nest.flatten(fields))
+
+
+# ---- graphs ------------------------------------------------------------------------------------------------------
+
+CALLS = {
+    "plain": {},
+    "options": {"output_hidden_states": True, "output_attentions": True},
+    "masks": {
+        "head_mask": np.array([1.0, 0.0, 1.0, 0.5], np.float32),
+        "attention_mask": (np.arange(34).reshape(2, 17) % 4) != 1,
+    },
+    "interpolation": {"pixel_values": pixels(size=(24, 20)), "interpolate_pos_encoding": True},
+}
+# The trunk is the same under every head: one model takes all calls, the others those that reach their heads.
+CLASSES_AND_CALLS = [("ViTModel", name) for name in CALLS] + [(cls, "plain") for cls in MODELS[1:]]
+
+
+@pytest.mark.parametrize(("cls", "name"), CLASSES_AND_CALLS)
+def test_a_compiled_function_equals_the_eager_call(cls: str, name: str) -> None:
+    model, call = build(cls), {**call_of(cls), **CALLS[name]}
+    model.run_eagerly = True
+    expected = model(**call)
+    assert_close(tf.function(model, jit_compile=True)(**call), expected)
+    model.run_eagerly = False
+    assert_close(model(**call), expected)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_dynamic_sizes(cls: str) -> None:
+    """One graph takes images of any number and size; positions and reconstruction follow."""
+    model, spec = build(cls), tf.TensorSpec([None] * 4)
+    function = tf.function(lambda x: model(x, interpolate_pos_encoding=True), input_signature=[spec])
+    for batch, size in ((2, (16, 16)), (1, (24, 20)), (3, (7, 33))):
+        x = pixels(batch, size)
+        assert_close(function(x), model(x, interpolate_pos_encoding=True))
+
+
+def test_dynamic_sizes_of_masked_image_modelling() -> None:
+    model = build("ViTForMaskedImageModeling")
+    signature = [tf.TensorSpec([None, 3, None, None]), tf.TensorSpec([None, None], tf.bool)]
+    function = tf.function(
+        lambda x, mask: model(x, mask, interpolate_pos_encoding=True).loss, input_signature=signature
+    )
+    for size, patches in (((16, 16), 16), ((24, 22), 30)):
+        call = {"pixel_values": pixels(2, size), "bool_masked_pos": patch_mask(2, patches)}
+        assert_close(function(*call.values()), model(**call, interpolate_pos_encoding=True).loss)
+
+
+def test_unknown_rank() -> None:
+    model = build()
+    function = tf.function(lambda x: model(x).logits, input_signature=[tf.TensorSpec(None)])
+    assert_close(function(pixels(3)), model(pixels(3)).logits)
+
+
+def test_a_wrong_size_known_only_to_the_graph_is_an_error_in_the_same_words() -> None:
+    model = build()
+    function = tf.function(lambda x: model(x).logits, input_signature=[tf.TensorSpec([None, 3, None, None])])
+    assert_close(function(pixels()), model(pixels()).logits)
+    words = r"Input image size \(24\*20\) doesn\\?'t match model \(16\*16\)\."
+    with pytest.raises(tf.errors.InvalidArgumentError, match=words):
+        function(pixels(size=(24, 20)))
+    with pytest.raises(ValueError, match=words):
+        model(pixels(size=(24, 20)))
+
+
+@pytest.mark.parametrize("name", [n for n in BAD_CALLS if n not in VALUES_ONLY])
+def test_errors_have_the_same_words_while_tracing(name: str) -> None:
+    cls, call, words = BAD_CALLS[name]
+    model = build(cls)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        tf.function(model)(**{"pixel_values": pixels(), **call})
+
+
+def test_errors_have_the_same_words_in_fit() -> None:
+    model = build()
+    model.compile()
+    with pytest.raises(ValueError, match=r"Input image size \(24\*20\) doesn't match model \(16\*16\)\."):
+        fit(model, pixels(size=(24, 20)), LABELS[:2])
+    with pytest.raises(ValueError, match=r"labels must be numbers from 0 to 1 of shape \(None, 3\): got floats"):
+        fit(model, pixels(), np.zeros(2, np.float32))
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_labels_out_of_range(label: int) -> None:
+    """An error where values are visible, NaN in a graph."""
+    model, labels = build(), np.array([0, label])
+    with pytest.raises(ValueError, match=r"labels must be from 0 to 2 \(num_labels=3\)"):
+        model(pixels(), labels=labels)
+    loss = tf.function(lambda labels: model(pixels(), labels=labels).loss)
+    assert np.isnan(loss(labels))
+    assert np.isfinite(loss(np.array([0, -100])))
+
+
+# ---- channels last -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("name", ["plain", "interpolation"])
+def test_channels_last_equals_channels_first(cls: str, name: str) -> None:
+    first, last = (build(cls, {"data_format": f"channels_{which}"}) for which in ("first", "last"))
+    call = {**call_of(cls), **CALLS[name]}
+    if name == "interpolation" and cls == "ViTForMaskedImageModeling":
+        call["bool_masked_pos"] = patch_mask(2, 30)
+    expected, actual = first(**call), last(**{**call, "pixel_values": call["pixel_values"].transpose(0, 2, 3, 1)})
+    if cls == "ViTForMaskedImageModeling":
+        assert expected.loss is not None
+        actual.reconstruction = tf.transpose(actual.reconstruction, (0, 3, 1, 2))
+    assert_close(actual, expected)
+
+
+def test_channels_last_errors() -> None:
+    model = build(options={"data_format": "channels_last"})
+    with pytest.raises(ValueError, match="Expected 3 but got 16"):
+        model(pixels())
+    with pytest.raises(ValueError, match=r"4 dimensions, \(batch, height, width, channels\)"):
+        model(pixels()[0])
+    with pytest.raises(ValueError, match="data_format must be one of channels_first, channels_last, got 'NHWC'"):
+        build(options={"data_format": "NHWC"})
+
+
+def test_folders_of_images_are_learnt(tmp_path: Path) -> None:
+    """Keras's own input pipeline feeds a channels_last model."""
+    draw = np.random.default_rng(0)
+    for i, colour in enumerate(((200, 30, 30), (30, 200, 30), (30, 30, 200))):
+        (tmp_path / f"class_{i}").mkdir()
+        for j in range(4):
+            image = np.clip(draw.normal(colour, 20, (16, 16, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(image).save(tmp_path / f"class_{i}" / f"{j}.png")
+    folder = keras.utils.image_dataset_from_directory(
+        tmp_path, image_size=(16, 16), batch_size=4, seed=0, verbose=False
+    )
+    images = folder.map(lambda x, y: (keras.layers.Rescaling(1 / 127.5, offset=-1)(x), y))
+    model = build(options={"data_format": "channels_last"})
+    model.compile(keras.optimizers.Adam(3e-3), metrics=["accuracy"])
+    assert fit(model, images, epochs=8)["accuracy"][-1] == 1
+    assert model.predict(images, verbose=0).logits.shape == (12, 3)
+
+
+# ---- dropout and gradient checkpointing ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_dropout_only_in_training_and_by_the_seed(graph: bool) -> None:
+    def seeded() -> Any:
+        keras.utils.set_random_seed(0)
+        return build(**RATES)
+
+    model, twin = seeded(), seeded()
+    run, again = (tf.function(m) if graph else m for m in (model, twin))
+    quiet = run(pixels()).logits
+    np.testing.assert_array_equal(quiet, run(pixels(), training=False).logits)
+    assert_close(quiet, build()(pixels()).logits)
+    first, second = (run(pixels(), training=True, output_attentions=True) for _ in range(2))
+    assert_close(again(pixels(), training=True, output_attentions=True), first, 0.0)
+    assert not np.array_equal(first.logits, second.logits)
+    assert not np.array_equal(first.logits, quiet)
+    dropped = [np.asarray(a) == 0 for a in first.attentions]
+    assert all(0.2 < d.mean() < 0.4 for d in dropped)
+    assert not np.array_equal(*dropped)  # each layer draws its own
+
+
+def test_the_seed_repeats_initialisation_and_training() -> None:
+    found = []
+    for _ in range(2):
+        keras.utils.set_random_seed(5)
+        model = build(options={"seed": None}, **RATES)
+        model.compile("sgd")
+        fit(model, pixels(6), LABELS, shuffle=True, batch_size=2)
+        found.append([v.numpy() for v in model.variables])
+    assert_close(found[0], found[1], 0.0)
+
+
+def twins(cls: str, **changes: Any) -> tuple[Any, Any]:
+    """A model and its twin with gradient checkpointing, of equal random state."""
+    models = []
+    for _ in range(2):
+        keras.utils.set_random_seed(1)
+        models.append(build(cls, **changes))
+    models[1].gradient_checkpointing_enable()
+    assert models[1].is_gradient_checkpointing and not models[0].is_gradient_checkpointing
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize(
+    ("cls", "kind"),
+    [*((cls, "eager") for cls in MODELS), (MODELS[1], "graph"), pytest.param(MODELS[0], "XLA", marks=pytest.mark.slow)],
+)
+def test_gradient_checkpointing_has_the_same_loss_and_gradients(cls: str, kind: str) -> None:
+    found = []
+    for model in twins(cls, **RATES):
+        model.run_eagerly = kind == "eager"
+
+        def step(model: Any = model) -> Any:
+            return value_and_gradients(model, call_of(cls), training=True, output_attentions=True)
+
+        run = step if kind == "eager" else tf.function(step, jit_compile=kind == "XLA", autograph=False)
+        found.append([run(), run()])  # the second with other masks
+    assert_close(found[1], found[0], tolerances.GOLDEN_GRADIENT)
+    assert float(found[0][0][0]) != float(found[0][1][0])
+
+
+def test_gradient_checkpointing_in_fit() -> None:
+    found = []
+    for model in twins("ViTForImageClassification", **RATES):
+        model.compile(keras.optimizers.SGD(0.1))
+        losses = fit(model, pixels(6), LABELS, batch_size=3, epochs=3)["loss"]
+        found.append([np.float32(losses), *(v.numpy() for v in model.trainable_variables)])
+    assert_close(found[1], found[0], tolerances.GOLDEN_GRADIENT)
+
+
+def test_gradient_checkpointing_computes_twice_and_only_in_training() -> None:
+    counts = []
+
+    def act(x: Any) -> Any:
+        counts.append(x.shape)
+        return tf.nn.relu(x)
+
+    for model in twins("ViTForImageClassification", hidden_act=act):
+        model.run_eagerly = True
+        for training in (True, False):
+            counts.append(0)
+            value_and_gradients(model, call_of("ViTForImageClassification"), training=training)
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
+    counts.append(0)
+    value_and_gradients(model, call_of("ViTForImageClassification"), training=True)
+    assert "".join("|" if count == 0 else "." for count in counts) == "|..|..|....|..|.."
+
+
+MEMORY = """
+import json
+from pathlib import Path
+import tensorflow as tf
+from vit_tf import TFViTModel, ViTConfig
+
+sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256, "image_size": 128, "patch_size": 8}
+config = ViTConfig(num_hidden_layers=12, **sizes)
+peaks = []
+def peak():  # of this program alone; what getrusage tells begins at the peak of the process that started it
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+for frugal in (True, False):
+    model = TFViTModel(config, add_pooling_layer=False)
+    if frugal:
+        model.gradient_checkpointing_enable()
+
+    @tf.function
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True).last_hidden_state))
+        return tape.gradient(loss, model.trainable_variables)
+
+    step(tf.zeros((1, 3, 128, 128)))
+    before = peak()
+    step(tf.ones((16, 3, 128, 128)))
+    peaks.append(peak() - before)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_gradient_checkpointing_saves_memory() -> None:
+    """The peak of a compiled step on 257 tokens in 12 layers: 148 and 527 MB measured."""
+    frugal, plain = json.loads(output_of(MEMORY))
+    assert frugal < plain / 2
+
+
+# ---- Keras's own files -------------------------------------------------------------------------------------------
+
+
+def functional(model: Any) -> Any:
+    """A Functional model with the model as its layer."""
+    inputs = keras.Input((3, 16, 16), name="image")
+    output = model(keras.layers.Rescaling(2.0)(inputs), output_hidden_states=True)
+    pooled = keras.layers.GlobalAveragePooling1D()(output.hidden_states[1])
+    return keras.Model(inputs, {"logits": output.logits, "pooled": keras.layers.Dense(2)(pooled)})
+
+
+def test_a_layer_of_a_functional_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = build()
+    model.summary(expand_nested=True)
+    assert f"Total params: {model.num_parameters():,}" in capsys.readouterr().out
+    inputs = keras.Input((3, 16, 16))
+    outer = keras.Model(inputs, model(inputs).logits)
+    assert outer.output_shape == (None, 3)
+    assert_close(outer(pixels()), model(pixels()).logits, 0.0)
+    outer.summary()
+    assert "TFViTForImageClassification" in capsys.readouterr().out
+    outer.compile(keras.optimizers.SGD(0.1), keras_loss(), metrics=["accuracy"])
+    fit(outer, pixels(6), LABELS, batch_size=3, epochs=2)
+    plain = build()
+    plain.compile(keras.optimizers.SGD(0.1), keras_loss())
+    fit(plain, pixels(6), LABELS, batch_size=3, epochs=2)
+    assert_close(
+        [v.numpy() for v in outer.trainable_variables],
+        [v.numpy() for v in plain.trainable_variables],
+        tolerances.GOLDEN_GRADIENT,
+    )
+    two = functional(build())
+    two.save(tmp_path / "two.keras")
+    assert_close(keras.saving.load_model(tmp_path / "two.keras")(pixels()), two(pixels()))
+
+
+def test_symbolic_inputs_by_name_and_with_options() -> None:
+    model = build("ViTForMaskedImageModeling")
+    kinds = {"pixel_values": ((3, 24, 20), "float32"), "bool_masked_pos": ((30,), "bool")}
+    inputs = {name: keras.Input(shape, dtype=dtype, name=name) for name, (shape, dtype) in kinds.items()}
+    output = model(inputs, interpolate_pos_encoding=True)
+    assert type(output) is vit_tf.MaskedImageModelingOutput
+    assert output.reconstruction.shape == (None, 3, 24, 20)
+    outer = keras.Model(inputs, {"image": output.reconstruction, "loss": output.loss})
+    call = {"pixel_values": pixels(size=(24, 20)), "bool_masked_pos": patch_mask(2, 30)}
+    expected = model(**call, interpolate_pos_encoding=True)
+    assert_close(outer(call), {"image": expected.reconstruction, "loss": expected.loss})
+    with pytest.raises(ValueError, match="doesn't match model"):
+        model(keras.Input((3, 24, 20)))
+
+
+RELOADED = """
+import sys
+import keras, numpy as np
+import vit_tf
+
+folder = sys.argv[1]
+data = np.load(f"{folder}/data.npz")
+model = keras.saving.load_model(f"{folder}/model.keras")
+before = model(data["x"]).logits.numpy()
+iterations = int(model.optimizer.iterations)
+for n in (1, 2, 3, 4, 5, 6):
+    model(data["x"][:n], labels=data["y"][:n])
+model.predict(data["x"], batch_size=4, verbose=0)
+model.evaluate(data["x"], data["y"], batch_size=4, verbose=0)
+model.fit(data["x"], data["y"], epochs=2, shuffle=False, verbose=0)
+two = keras.saving.load_model(f"{folder}/two.keras")(data["x"])
+weights = [v.numpy() for v in model.variables]
+np.savez(f"{folder}/found.npz", before, iterations, two["logits"], two["pooled"], *weights)
+"""
+
+
+@pytest.mark.slow
+def test_a_saved_model_goes_on_in_a_fresh_process(tmp_path: Path) -> None:
+    """Which has only to import vit_tf; the optimiser's state is saved with it."""
+    np.savez(tmp_path / "data.npz", x=pixels(6), y=LABELS)
+    model = build(id2label={0: "cat", 1: "dog", 2: "owl"})
+    model.compile(keras.optimizers.Adam(1e-2), metrics=["accuracy"])
+    fit(model, pixels(6), LABELS, epochs=3)
+    model.save(tmp_path / "model.keras")
+    two = functional(model)
+    two.save(tmp_path / "two.keras")
+    expected = [
+        model(pixels(6)).logits.numpy(),
+        np.array(3),
+        *(two(pixels(6))[n].numpy() for n in ("logits", "pooled")),
+    ]
+    fit(model, pixels(6), LABELS, epochs=2)
+    done = run_alone(RELOADED, tmp_path, PYTHONWARNINGS="error", TF_CPP_MIN_LOG_LEVEL="3")
+    assert done.returncode == 0, done.stderr
+    assert "WARNING:tensorflow" not in done.stderr  # it logs of repeated tracing, for one
+    assert "retracing" not in done.stderr
+    found = list(np.load(tmp_path / "found.npz").values())
+    assert_close(found, expected + [v.numpy() for v in model.variables], tolerances.GOLDEN_GRADIENT)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
+    options = {"data_format": "channels_last", "name": "mine", "dtype": "mixed_bfloat16"}
+    if cls == "ViTModel":
+        options |= {"use_mask_token": True, "add_pooling_layer": False}
+    model = build(cls, options, id2label={0: "cat", 1: "dog"}, image_size=(8, 16), hidden_act="gelu_new")
+    x = pixels(size=(8, 16)).transpose(0, 2, 3, 1)
+    model.save(tmp_path / "model.keras")
+    model.save_weights(tmp_path / "model.weights.h5")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    copies = [again, type(model).from_config(model.get_config()), keras.models.clone_model(model)]
+    copies += [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for other in copies[1:3]:
+        other.load_weights(tmp_path / "model.weights.h5")
+    for other in copies:
+        assert type(other) is type(model)
+        assert other.get_config() == model.get_config()
+        assert other.config.to_dict() == model.config.to_dict()
+        assert other.config.id2label == {0: "cat", 1: "dog"}
+        assert (other.data_format, other.name, other.dtype_policy.name) == tuple(options.values())[:3]
+        assert set(other.variables_by_path()) == set(model.variables_by_path())
+        assert_close(other(x), model(x), 0.0)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    build().save_weights(tmp_path / "model.weights.h5")
+    with pytest.raises(ValueError, match=r"could not be loaded.* name=classifier"):
+        build(num_labels=4).load_weights(tmp_path / "model.weights.h5")
+
+
+SERVED = """
+import sys
+sys.modules["vit_tf"] = sys.modules["vit_core"] = None  # not to be imported
+import numpy as np, tensorflow as tf
+
+folder = sys.argv[1]
+for name in ("first", "last"):
+    loaded = tf.saved_model.load(f"{folder}/{name}")
+    signature = loaded.signatures["serving_default"]
+    for file in (1, 5):
+        x = np.load(f"{folder}/{name}_{file}.npy")
+        served = loaded.serve(x)
+        for key, value in signature(pixel_values=tf.constant(x)).items():
+            np.testing.assert_array_equal(value, served[key])
+        np.savez(f"{folder}/{name}_{file}_found.npz", *[served[key] for key in sorted(served)])
+loaded = tf.saved_model.load(f"{folder}/any")
+any_size = loaded.serve
+np.save(f"{folder}/any_found.npy", any_size(np.load(f"{folder}/first_5.npy"))["logits"])
+try:
+    any_size(np.ones((2, 3, 24, 20), np.float32))
+except tf.errors.InvalidArgumentError as error:
+    assert "Input image size (24*20)" in str(error)
+else:
+    raise AssertionError("an image of another size was served")
+assert not [name for name, module in sys.modules.items() if name.startswith("vit_") and module is not None]
+"""
+
+
+@pytest.mark.slow
+def test_exported_models_are_served_by_tensorflow_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = {
+        "first": build(output_hidden_states=True, return_dict=False),
+        "last": build("ViTForMaskedImageModeling", {"data_format": "channels_last"}),
+    }
+    expected = {}
+    for name, model in models.items():
+        model.export(tmp_path / name, verbose=False)
+        for batch in (1, 5):
+            x = pixels(batch) if name == "first" else pixels(batch).transpose(0, 2, 3, 1)
+            np.save(tmp_path / f"{name}_{batch}.npy", x)
+            output = model(x, return_dict=True)
+            expected[name, batch] = tf.nest.flatten([v for _, v in sorted(output.items())])
+    assert capsys.readouterr().out == ""
+    any_size = build()
+    spec = tf.TensorSpec((None, 3, None, None), name="pixel_values")
+    any_size.export(tmp_path / "any", verbose=False, input_signature=[spec])
+    output_of(SERVED, tmp_path)
+    np.testing.assert_allclose(np.load(tmp_path / "any_found.npy"), expected["first", 5][-1], rtol=1e-5)
+    for (name, batch), output in expected.items():
+        found = list(np.load(tmp_path / f"{name}_{batch}_found.npz").values())
+        assert_close(found, arrays(output))
+
+
+# ---- dtypes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policy(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A global dtype policy."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+def assert_computes_in(model: Any, policy: str) -> None:
+    compute = policy.removeprefix("mixed_")
+    variable = "float32" if policy.startswith("mixed") else compute
+    output = model(pixels(), labels=LABELS[:2], output_hidden_states=True, output_attentions=True)
+    assert {v.dtype for v in model.weights} == {variable}
+    assert {t.dtype.name for t in tf.nest.flatten(output)[1:]} == {compute}
+    assert output.loss.dtype == ("float64" if compute == "float64" else "float32")
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64", "bfloat16"], indirect=True)
+def test_global_dtype_policies(policy: str) -> None:
+    model = build()
+    assert_computes_in(model, policy)
+    loaded = vit_tf.TFViTForImageClassification.from_pretrained(SAFETENSORS)
+    exact = vit_tf.TFViTForImageClassification.from_pretrained(SAFETENSORS, dtype="float64")
+    assert (loaded.dtype_policy.name, exact.dtype_policy.name) == (policy, "float64")
+    x = pixels(size=(32, 32))
+    error = relative_error(np.float64(loaded(x).logits), exact(x).logits.numpy())
+    compute = policy.removeprefix("mixed_")
+    assert error < {**tolerances.HALF, "float64": tolerances.SAME_FUNCTION_FLOAT64}[compute]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_dtype_policies_of_one_model(policy: str) -> None:
+    model = build(options={"dtype": policy})
+    assert_computes_in(model, policy)
+    model.gradient_checkpointing_enable()
+    scaled = policy == "mixed_float16"
+    model.compile(keras.optimizers.SGD(0.01), metrics=["accuracy"])
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == scaled
+    losses = fit(model, pixels(6).astype(np.float64), LABELS, epochs=6 if scaled else 3)["loss"]
+    assert losses[-1] < losses[0]
+    assert {v.dtype for v in model.weights} == {model.variable_dtype}
+
+
+# ---- processes, devices, frameworks ------------------------------------------------------------------------------
+
+MIRRORED = """
+import sys
+import numpy as np, keras, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from vit_tf import TFViTForImageClassification, ViTConfig
+
+folder = sys.argv[1]
+data = np.load(f"{folder}/data.npz")
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+assert strategy.num_replicas_in_sync == 2
+found = []
+for loss in (None, keras.losses.SparseCategoricalCrossentropy(from_logits=True)):
+    with strategy.scope():
+        model = TFViTForImageClassification(ViTConfig.from_json_file(f"{folder}/config.json"), seed=0)
+        model.compile(keras.optimizers.SGD(0.1), loss=loss, metrics=["accuracy"])
+    history = model.fit(data["x"], data["y"], batch_size=6, epochs=3, shuffle=False, verbose=0).history
+    predicted = model.predict(data["x"], batch_size=6, verbose=0).logits
+    found += [np.array([history["loss"], history["accuracy"]]), predicted]
+np.savez(f"{folder}/found.npz", *found)
+"""
+
+
+@pytest.mark.slow
+def test_two_mirrored_devices_equal_one(tmp_path: Path) -> None:
+    CONFIG.to_json_file(tmp_path / "config.json")
+    np.savez(tmp_path / "data.npz", x=pixels(6), y=LABELS)
+    model = build()
+    model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"])
+    history = fit(model, pixels(6), LABELS, batch_size=6, epochs=3)
+    expected = [np.array([history["loss"], history["accuracy"]]), model.predict(pixels(6), verbose=0).logits]
+    output_of(MIRRORED, tmp_path)
+    assert_close(list(np.load(tmp_path / "found.npz").values()), expected * 2, tolerances.GOLDEN_GRADIENT)
+
+
+def test_another_keras_backend_is_one_clear_error() -> None:
+    done = run_alone("import vit_tf", KERAS_BACKEND="jax")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(
+        "ImportError: vit_tf needs Keras on TensorFlow, but Keras runs on 'jax': set the environment"
+    )
+    assert done.stderr.count("Traceback") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [("torch", "tf"), ("tf", "torch")])
+def test_pytorch_and_tensorflow_in_one_process(names: tuple[str, str]) -> None:
+    pytest.importorskip("torch")
+    code = """
+import importlib, sys
+import numpy as np
+packages = [importlib.import_module(f"vit_{name}") for name in sys.argv[2:]]
+models = [p.ViTForImageClassification.from_pretrained(sys.argv[1], seed=0) for p in packages]
+kinds = {"vit_torch": "pt", "vit_tf": "tf"}
+found = []
+for package, model in zip(packages, models):
+    processor = package.ViTImageProcessor(size=32)
+    image = np.arange(32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
+    logits = model(**processor(image, return_tensors=kinds[package.__name__])).logits
+    found.append(logits.detach().numpy() if hasattr(logits, "detach") else logits.numpy())
+assert np.abs(found[0] - found[1]).max() < 5e-6 * np.abs(found[0]).max()
+"""
+    output_of(code, SAFETENSORS, *names)
