@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy.typing as npt
+
 from vit_core.config import ViTConfig, pair
 
 Shape = tuple[Any, ...]
@@ -190,6 +192,15 @@ def _same(shape: Shape, wanted: Shape) -> bool:
     return len(shape) == len(wanted) and all(
         a == b for a, b in zip(shape, wanted, strict=True) if _known(a) and _known(b)
     )
+
+
+def check_label_values(values: npt.NDArray[Any], config: ViTConfig) -> None:
+    """Raises ValueError for class labels out of range; other kinds of labels have no range."""
+    integers = values.dtype.kind in "iub"
+    if integers and problem_type(config, integers) == "single_label_classification":
+        kept = values[values != -100]
+        if kept.size and not 0 <= kept.min() <= kept.max() < config.num_labels:
+            raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.num_labels))
 
 
 def label_out_of_range(lowest: int, highest: int, count: int) -> str:

@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from vit_core.calls import label_out_of_range, problem_type, resolve_options
+from vit_core.calls import check_label_values, resolve_options
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
 from vit_core.params import FLAX, HEADS, Spec, native_name, specs, to_native
@@ -124,8 +124,9 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         options = resolve_options(config, output_attentions, output_hidden_states, return_dict)
         if train and dropout_rng is None and (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
             raise ValueError("train=True draws dropout: pass a key for it, such as dropout_rng=jax.random.key(0).")
-        if inputs.get("labels") is not None:
-            _check_label_values(inputs["labels"], config)
+        labels = inputs.get("labels")
+        if labels is not None and not isinstance(labels, jax.core.Tracer):  # values are visible
+            check_label_values(np.asarray(labels), config)
         output = self._apply(
             self.params if params is None else params,
             {"pixel_values": pixel_values, **inputs},
@@ -285,18 +286,6 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 def _apply(module: nn.Module, params: Params, inputs: dict[str, Any], dropout_rng: Any, **options: Any) -> Any:
     rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
     return module.apply({"params": params}, **inputs, **options, return_dict=True, rngs=rngs)
-
-
-def _check_label_values(labels: Any, config: ViTConfig) -> None:
-    """Raises ValueError for class labels out of range, where values are visible: not while tracing."""
-    if isinstance(labels, jax.core.Tracer):
-        return
-    values = np.asarray(labels)
-    integers = values.dtype.kind in "iub"
-    if integers and problem_type(config, integers) == "single_label_classification":
-        kept = values[values != -100]
-        if kept.size and not 0 <= kept.min() <= kept.max() < config.num_labels:
-            raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.num_labels))
 
 
 def _native_shape(spec: Spec) -> tuple[int, ...]:

@@ -195,12 +195,10 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def _check_labels(self, labels: Any, batch: int | None) -> None:
         integers = not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
-        problem, count = calls.problem_type(self.config, integers), self.config.num_labels
-        calls.check_labels(tuple(labels.shape), (batch, count), problem, integers)
-        if problem == "single_label_classification" and tf.is_tensor(labels) and not tf.is_symbolic_tensor(labels):
-            kept = labels.numpy()[labels.numpy() != -100]
-            if kept.size and not 0 <= kept.min() <= kept.max() < count:
-                raise ValueError(calls.label_out_of_range(int(kept.min()), int(kept.max()), count))
+        problem = calls.problem_type(self.config, integers)
+        calls.check_labels(tuple(labels.shape), (batch, self.config.num_labels), problem, integers)
+        if tf.is_tensor(labels) and not tf.is_symbolic_tensor(labels):
+            calls.check_label_values(labels.numpy(), self.config)
 
     # ---- parameters ------------------------------------------------------------------------------------------
 
