@@ -19,7 +19,7 @@ demo: $(READY)
 	$(VENV)/bin/vit attend $(firstword $(sort $(wildcard $(PICTURES)/*.png))) --out $(DEMO)/attention.png
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -32,7 +32,7 @@ def loaded_after(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "module", ["vit_core", *(f"vit_core.{p.stem}" for p in sorted((ROOT / "vit_core").glob("[a-z]*.py")))]
+    "module", ["vit_core", "conversion", *(f"vit_core.{p.stem}" for p in sorted((ROOT / "vit_core").glob("[a-z]*.py")))]
 )
 def test_the_core_loads_no_framework(module: str) -> None:
     assert not loaded_after(f"import {module}") & {*FRAMEWORKS, "requests", "httpx", "sklearn", "scipy"}
@@ -73,7 +73,8 @@ def test_the_wheel_has_the_packages_and_the_assets_and_no_tests(wheel: Path) -> 
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"vit_core", "vit_torch", "vit_tf", "vit_flax"}
+    packages = {top for top in tops if not top.endswith(".dist-info")}
+    assert packages == {"vit_core", "vit_torch", "vit_tf", "vit_flax", "conversion"}
     for asset in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md"):
         assert f"vit_core/assets/digits/{asset}" in names
     assert sum(name.endswith(".png") for name in names) >= 12
