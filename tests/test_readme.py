@@ -44,7 +44,29 @@ def test_jax_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     assert printed == [f"Predicted class: {picture[1]}", "True", "632,404,480 parameters"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
+def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    pytest.importorskip("vit_tf")
+    printed = run_blocks("docs/keras.md", tmp_path, monkeypatch, capsys)
+    picture = re.search(r"pictures/(\d)-", (ROOT / "docs" / "keras.md").read_text())
+    assert picture is not None
+    assert printed == [
+        f"Predicted class: {picture[1]}",
+        "Right: 1.0",
+        "The same loss: True",
+        "(12, 10)",
+        "(12, 10)",
+        "True",
+        "['config.json', 'tf_model.h5']",
+        "True",
+        "bfloat16 float32 bfloat16",
+        "Loss: 0.1",
+        "1.0",
+    ]
+
+
 def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/jax.md", "docs/keras.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
-            assert (ROOT / target).exists(), target
+            assert (ROOT / document).parent.joinpath(target).exists(), target
