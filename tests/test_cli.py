@@ -62,7 +62,8 @@ class Vit:
 
 
 @pytest.fixture
-def vit(capsys: pytest.CaptureFixture[str]) -> Vit:
+def vit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Vit:
+    monkeypatch.delenv("COLUMNS", raising=False)  # a user's terminal would fold the tables
     return Vit(capsys)
 
 

@@ -274,6 +274,15 @@ _ALLOWED = {
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 
 
+def _argument(opcode: pickletools.OpcodeInfo, file: BytesIO) -> Any:
+    if opcode.name == "GLOBAL":  # in which pickletools would take backslashes for escapes
+        lines = [file.readline() for _ in range(2)]
+        if not lines[1].endswith(b"\n"):
+            raise ValueError("no newline found after the name of a global")
+        return " ".join(line[:-1].decode() for line in lines)
+    return opcode.arg.reader(file) if opcode.arg else None
+
+
 class _Unpickler:
     """Interprets the opcodes that torch.save writes (pickle protocol 2, and 4 on request) and collects the storages.
 
@@ -291,7 +300,7 @@ class _Unpickler:
         self.memo: dict[int, Any] = {}
         try:
             while (opcode := self._next(file)).name != "STOP":
-                self._step(opcode.name, opcode.arg.reader(file) if opcode.arg else None)
+                self._step(opcode.name, _argument(opcode, file))
             return self.stack.pop()
         except LookupError:
             raise ValueError(f"the pickle is inconsistent at byte {file.tell() - 1}") from None

@@ -82,7 +82,7 @@ def _stdin() -> bytes:
 
 def import_quietly(backend: str | None) -> None:
     """Import a backend, by default the first installed; TensorFlow prints lines then that no setting of it stops."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # for what it prints later
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
