@@ -1015,3 +1015,15 @@ for package, model in zip(packages, models):
 assert np.abs(found[0] - found[1]).max() < 5e-6 * np.abs(found[0]).max()
 """
     output_of(code, SAFETENSORS, *names)
+
+
+def test_an_eager_call_sees_the_variables_that_lora_adds() -> None:
+    model = build()
+    before = model(pixels()).logits
+    dense = model.vit.encoder.layer[0].intermediate.dense
+    dense.enable_lora(2)
+    dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape))
+    after = model(pixels()).logits
+    model.run_eagerly = True
+    assert relative_error(before.numpy(), after.numpy()) > 1e-3
+    assert relative_error(after.numpy(), model(pixels()).logits.numpy()) < tolerances.GOLDEN_FLOAT32

@@ -1,8 +1,8 @@
 """LayerNorm with the two-pass variance and a derivative of its own (Ba et al. 2016, section 3).
 
-The derivative is the plain one, except that it divides by the deviation instead of multiplying by its inverse: XLA
-never computes a division twice, while sums and products it recomputes for every use. On CPUs it would otherwise add up
-the residual stream's gradient from the last layer on anew in each layer.
+The derivative is the plain one, except that it divides by the deviation instead of multiplying by its inverse. XLA
+recomputes chains of sums and products in each of their users, but not chains that hold a division: on CPUs it would
+otherwise add up the residual stream's gradient from the last layer on anew in each layer.
 """
 
 from __future__ import annotations

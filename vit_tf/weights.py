@@ -34,7 +34,8 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
     """A model's `call`, run as a tf.function where Keras calls it eagerly: it is traced once for each kind of call.
 
     Not where the model is to `run_eagerly`, where a distribution strategy runs it, or where its variables stand for
-    other values (`stateless_call`).
+    other values (`stateless_call`). It is traced anew when a layer gets other variables, but not when something else of
+    a layer is replaced, its activation for example.
     """
 
     @wraps(call)
@@ -42,8 +43,10 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
         stored = isinstance(self._trunk().embeddings.position_embeddings.value, tf.Variable)
         if not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
             return call(self, *args, **kwargs)
-        if self._function is None:
+        variables = tuple(map(id, self.variables))  # which LoRA and quantisation change
+        if self._function is None or self._traced != variables:
             self._function = tf.function(partial(call, self), reduce_retracing=True, autograph=False)
+            self._traced = variables
         return self._function(*args, **kwargs)
 
     return run
@@ -151,6 +154,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
         self.parts = self.parts_of(config) if parts is None else parts
         self._function: Any = None  # of `compiled`
+        self._traced: tuple[int, ...] = ()  # the variables it was traced with
         self.build()
         if seed is not None:
             self.init_weights(seed)
