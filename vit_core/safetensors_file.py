@@ -51,6 +51,7 @@ class Tensor:
     read: Callable[[], Array]
     source: str = ""  # its name in the file it comes from
     release: Callable[[], None] = lambda: None
+    changes: tuple[tuple[str, Any], ...] = ()  # what reading does to the array in the file, in order
 
     @classmethod
     def of(cls, array: Array) -> Tensor:
@@ -66,15 +67,36 @@ class Tensor:
         """The same tensor with its axes permuted; reading it gives a view."""
         if axes is None:
             return self
-        shape = tuple(self.shape[i] for i in axes)
-        return replace(self, shape=shape, read=lambda: self.read().transpose(axes))
+        return self.changed(
+            ("transpose", axes), lambda array: array.transpose(axes), shape=tuple(self.shape[i] for i in axes)
+        )
+
+    def reshaped(self, shape: tuple[int, ...]) -> Tensor:
+        """The same elements in C order under another shape."""
+        return (
+            self if shape == self.shape else self.changed(("reshape", shape), lambda a: a.reshape(shape), shape=shape)
+        )
 
     def astype(self, dtype: npt.DTypeLike) -> Tensor:
         """The same tensor cast to another dtype when it is read."""
         wanted = np.dtype(dtype)
-        if wanted == self.dtype:
-            return self
-        return replace(self, dtype=wanted, read=lambda: self.read().astype(wanted))
+        return self if wanted == self.dtype else self.changed(("cast", wanted.name), lambda a: a.astype(wanted), wanted)
+
+    def changed(
+        self,
+        change: tuple[str, Any],
+        function: Callable[[Array], Array],
+        dtype: np.dtype[Any] | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """The tensor that `function` makes of this one's array when it is read; `change` says in short how."""
+        return replace(
+            self,
+            shape=self.shape if shape is None else shape,
+            dtype=dtype or self.dtype,
+            read=lambda: function(self.read()),
+            changes=(*self.changes, change),
+        )
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
