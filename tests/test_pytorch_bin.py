@@ -25,8 +25,8 @@ from conftest import CHECKPOINTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from conversion.containers import read_pytorch_bin, read_state_dicts, write_pytorch_bin
 from vit_core.checkpoint import find_weights, read_checkpoint
+from vit_core.pytorch_file import read_pytorch_bin, read_state_dicts, write_pytorch_bin
 from vit_core.safetensors_file import Tensor, read_safetensors
 
 torch = pytest.importorskip("torch")
@@ -666,7 +666,7 @@ def test_the_package_loads_no_framework() -> None:
 @pytest.mark.parametrize("large", [1 << 30, 0])
 def test_what_is_written_torch_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int) -> None:
     """Also with every entry written as one beyond a gibibyte is."""
-    monkeypatch.setattr("conversion.containers.pytorch_bin._LARGE", large)
+    monkeypatch.setattr("vit_core.pytorch_file._LARGE", large)
     arrays: dict[str, Any] = {}
     for dtype in DTYPES:
         whole = np.arange(-12, 12).reshape(2, 3, 4).astype(getattr(ml_dtypes, dtype, dtype))
