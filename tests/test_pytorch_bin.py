@@ -328,7 +328,7 @@ BAD_PICKLES: dict[str, tuple[bytes, str]] = {
     "wrong arguments": (b"\x80\2ctorch._utils\n_rebuild_tensor_v2\n)R.", "missing 6 required"),
     "dict of pairs": (b"\x80\2ccollections\nOrderedDict\n]\x85R.", "made of something"),
     "attributes of a function": (b"\x80\2ctorch\nSize\n}b.", "sets the attributes of a _Global, .* nothing was exec"),
-    "attributes of a tensor": (b"\x80\2" + tensor() + b"}b.", "sets the attributes of a _View"),
+    "attributes of a tensor": (b"\x80\2" + tensor() + b"}b.", "sets the attributes of a View"),
     "attributes by slots": (b"\x80\2}N}\x86b.", "sets the attributes of a dict"),
     "inst": (b"\x80\2(ios\nsystem\n.", "opcode INST, .* nothing was executed"),
     "obj": (b"\x80\2(o.", "opcode OBJ"),
@@ -436,7 +436,7 @@ def test_no_global_is_imported(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})
 from pathlib import Path
-from conversion.containers import read_pytorch_bin
+from vit_core.pytorch_file import read_pytorch_bin
 try: read_pytorch_bin(Path({str(path)!r}))
 except ValueError as error: print(error)
 """
@@ -633,7 +633,7 @@ def test_any_opcodes(tmp_path: Path, pieces: list[bytes]) -> None:
 READ_ONE = """
 import resource, sys
 from pathlib import Path
-from conversion.containers import read_pytorch_bin
+from vit_core.pytorch_file import read_pytorch_bin
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tensor = read_pytorch_bin(Path(sys.argv[1]))["layer.3"]
 array = tensor.read()
