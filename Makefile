@@ -5,6 +5,7 @@ ORACLE ?= .venv-oracle
 EXTRAS ?= torch,tf,flax,examples
 DEMO ?= out/demo
 PICTURES = vit_core/assets/digits/pictures
+FAMILIES = timm==1.0.31 torchvision==0.28.0
 
 READY = $(VENV)/.installed-$(EXTRAS)
 ORACLE_READY = $(ORACLE)/.installed
@@ -43,4 +44,5 @@ $(READY): pyproject.toml constraints.txt
 $(ORACLE_READY): pyproject.toml tests/oracle/requirements.txt
 	$(PYTHON) -m venv $(ORACLE)
 	$(ORACLE)/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
+	$(ORACLE)/bin/python -m pip install --quiet --no-deps --upgrade --target $(ORACLE)/families $(FAMILIES)
 	@touch $@

@@ -1,7 +1,7 @@
 """Weight files on disk <-> lazily read tensors under their canonical names.
 
-Reads and writes the safetensors files, whole or sharded, of Hugging Face's PyTorch, TensorFlow and Flax ViTs and the
-HDF5 files of its TensorFlow ViTs; reads the msgpack files of its Flax ViTs.
+Reads and writes the files, whole or sharded, of Hugging Face's PyTorch, TensorFlow and Flax ViTs: safetensors, and the
+older kind each framework had of its own.
 """
 
 from __future__ import annotations
@@ -11,64 +11,90 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import check_shard_names, finish_save, read_json_object, write_atomically
-from vit_core.msgpack_file import read_msgpack
+from vit_core.msgpack_file import read_msgpack, write_msgpack
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
+from vit_core.pytorch_file import read_pytorch_bin, write_pytorch_bin
 from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
 
-# The component that TensorFlow's full variable names begin with; only its shard indices spell it out.
-_TF_OUTER_NAMES = {
+# The component that TensorFlow's full variable names begin with; only its HDF5 files and shard indices spell it out.
+TF_OUTER_NAMES = {
     "ViTModel": "tf_vi_t_model",
     "ViTForImageClassification": "tf_vi_t_for_image_classification",
     "ViTForMaskedImageModeling": "tf_vi_t_for_masked_image_modeling",
 }
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
+@dataclass(frozen=True)
+class Container:
+    """A kind of weights file: its name, and bytes <-> arrays by the names they have in it."""
+
+    stem: str
+    suffix: str
+    format: str  # the one whose own file it is; the one claimed where a file does not say
+    read: Callable[[Path], tuple[Mapping[str, Tensor], str]]  # the tensors, and the claimed format
+    write: Callable[[Path, Mapping[str, Tensor], str, bool], None]  # of this format, and whether it is a shard
+    storable: Callable[[Tensor], Tensor] = lambda tensor: tensor  # what it makes of a tensor it has no dtype for
+
+    def names(self, variant: str | None = None) -> tuple[str, str]:
+        """The names of a weights file and of the index of a sharded one."""
+        tag = f".{variant}" if variant else ""
+        return f"{self.stem}{tag}{self.suffix}", f"{self.stem}{self.suffix}.index{tag}.json"
+
+    def patterns(self, variant: str | None = None) -> tuple[str, ...]:
+        """Patterns of every file a save of this variant may write: those of an earlier one left over are stale."""
+        single, index = self.names(variant)
+        return single, index, single.replace(self.suffix, f"-?????-of-?????{self.suffix}")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
     tensors, metadata = read_safetensors(path)
     return tensors, metadata.get("format", "pt")
 
 
-def _h5(path: Path) -> tuple[dict[str, Tensor], str]:
+def _read_h5(path: Path) -> tuple[dict[str, Tensor], str]:
     from vit_core.h5_file import read_h5  # h5py is loaded when it is needed
 
     return read_h5(path), "tf"
 
 
-def _msgpack(path: Path) -> tuple[dict[str, Tensor], str]:
-    return read_msgpack(path), "flax"
+def _write_h5(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) -> None:
+    from vit_core.h5_file import write_h5
+
+    write_h5(path, tensors, shard=shard)
 
 
-@dataclass(frozen=True)
-class _Container:
-    """A kind of weights file."""
+def _storable_in_h5(tensor: Tensor) -> Tensor:
+    from vit_core.h5_file import storable
 
-    stem: str
-    format: str  # the one it is the own file of
-    read: Callable[[Path], tuple[dict[str, Tensor], str]]  # the tensors by their names in it, and the claimed format
+    return storable(tensor)
 
 
-_CONTAINERS = {  # by suffix, the one that wins first
-    ".safetensors": _Container("model", "pt", _safetensors),
-    ".h5": _Container("tf_model", "tf", _h5),
-    ".msgpack": _Container("flax_model", "flax", _msgpack),
-}
-
-
-def weight_names(variant: str | None = None, suffix: str = ".safetensors") -> tuple[str, str]:
-    """The names of a weights file and of the index of a sharded one."""
-    stem, tag = _CONTAINERS[suffix].stem, f".{variant}" if variant else ""
-    return f"{stem}{tag}{suffix}", f"{stem}{suffix}.index{tag}.json"
+SAFETENSORS = Container(
+    "model", ".safetensors", "pt", _read_safetensors, lambda p, t, f, _: write_safetensors(p, t, {"format": f})
+)
+PYTORCH_BIN = Container(
+    "pytorch_model", ".bin", "pt", lambda p: (read_pytorch_bin(p), "pt"), lambda p, t, *_: write_pytorch_bin(p, t)
+)
+TF_H5 = Container("tf_model", ".h5", "tf", _read_h5, _write_h5, _storable_in_h5)
+FLAX_MSGPACK = Container(
+    "flax_model", ".msgpack", "flax", lambda p: (read_msgpack(p), "flax"), lambda p, t, *_: write_msgpack(p, t)
+)
+CONTAINERS = (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK)  # the one that wins first
+OWN_CONTAINERS = {"pt": PYTORCH_BIN, "tf": TF_H5, "flax": FLAX_MSGPACK}
 
 
 def readable_names(variant: str | None = None, formats: Collection[str] = ()) -> tuple[str, ...]:
     """The names a weights file may have, the one that wins first: the own files of these formats before others.
 
-    Only safetensors files have variants.
+    Only the files PyTorch reads have variants.
     """
-    suffixes = [".safetensors"] if variant else sorted(_CONTAINERS, key=lambda s: _CONTAINERS[s].format not in formats)
-    return tuple(name for suffix in suffixes for name in weight_names(variant, suffix))
+    containers = [c for c in CONTAINERS if c.format == "pt" or not variant]
+    containers.sort(key=lambda c: c.format not in formats)
+    return tuple(name for container in containers for name in container.names(variant))
 
 
 @dataclass(frozen=True)
@@ -76,9 +102,12 @@ class Checkpoint:
     """An opened checkpoint: nothing of its tensors is read yet, and they are in PyTorch's layout."""
 
     path: Path  # the weights file, or the index of its shards
-    format: str  # pt, tf or flax
+    format: str  # pt, tf, flax, or the family it is of
     tensors: dict[str, Tensor]  # by canonical name
     unknown: dict[str, Tensor]  # by their names in the file: no parameters of a ViT
+    config: ViTConfig | None = None  # what the files beside the weights say, or the weights themselves
+    processor: dict[str, Any] | None = None  # what preprocessor_config.json says, where that is known
+    notes: tuple[str, ...] = ()  # what a user should know of how it was read
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -103,49 +132,69 @@ def find_weights(folder: Path, variant: str | None = None) -> Path:
     )
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+@dataclass(frozen=True)
+class Named:
+    """The tensors of a weights file, or of all its shards, by their names there."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    format: str  # the claimed one
+    weight_map: Mapping[str, str] | None = None  # of an index: shards by the names of their tensors
+
+
+def by_suffix(path: Path) -> Container:
+    """The container that a file's name speaks of; safetensors where it speaks of none."""
+    return next((c for c in CONTAINERS if path.suffix == c.suffix or f"{c.suffix}." in path.name), SAFETENSORS)
+
+
+def read_named(path: Path, container_of: Callable[[Path], Container] = by_suffix) -> Named:
     """Open a weights file or an index. Raises OSError for a missing file, ValueError for a damaged one."""
-    if path.suffix == ".json":
-        found, claimed, weight_map = _read_shards(path)
-    else:
-        (found, claimed), weight_map = _container(path.suffix).read(path), None
-    fmt, parsed = _recognise(found, claimed)
+    if path.suffix != ".json":
+        return Named(path, *container_of(path).read(path))
+    weight_map = read_json_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{path} has no weight_map from tensor names to file names: it is not an index of shards.")
+    shards = set(weight_map.values())
+    check_shard_names(shards, by_suffix(path).suffix, str(path))
+    found: dict[str, Tensor] = {}
+    claimed = "pt"
+    for shard in sorted(shards):
+        if not (path.parent / shard).is_file():
+            raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it: fetch it again.")
+        tensors, claimed = container_of(path.parent / shard).read(path.parent / shard)
+        twice = sorted(tensors.keys() & found.keys())
+        if twice:
+            raise ValueError(f"{path}: the tensor {twice[0]!r} is in {shard} and in another shard: save it again.")
+        found.update(tensors)
+    return Named(path, found, claimed, weight_map)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Open a file of one of the Hugging Face formats, or an index, and the configuration beside it.
+
+    Raises as `read_named` does.
+    """
+    return as_checkpoint(read_named(path))
+
+
+def as_checkpoint(named: Named) -> Checkpoint:
+    """The tensors under their canonical names, in the format in which most names make sense."""
+    path, found = named.path, named.tensors
+    fmt, parsed = recognise(found, named.format)
     tensors: dict[str, Tensor] = {}
     for native, known in parsed.items():
         if known.name in tensors:
             both = f"{tensors[known.name].source!r} and {native!r}"
             raise ValueError(f"{path} holds {known.name} twice, as {both}: remove one of them.")
         tensors[known.name] = found[native].transposed(known.axes)
-    if weight_map is not None:
-        _check_complete(path, weight_map, found, tensors, fmt)
-    return Checkpoint(path, fmt, tensors, {name: t for name, t in found.items() if name not in parsed})
+    if named.weight_map is not None:
+        _check_complete(path, named.weight_map, found, tensors, fmt)
+    unknown = {name: t for name, t in found.items() if name not in parsed}
+    config = path.parent / CONFIG_NAME
+    return Checkpoint(path, fmt, tensors, unknown, ViTConfig.from_json_file(config) if config.is_file() else None)
 
 
-def _container(suffix: str) -> _Container:
-    return _CONTAINERS.get(suffix, _CONTAINERS[".safetensors"])
-
-
-def _read_shards(index: Path) -> tuple[dict[str, Tensor], str, dict[str, str]]:
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index} has no weight_map from tensor names to file names: it is not an index of shards.")
-    shards = set(weight_map.values())
-    suffix = next((suffix for suffix in _CONTAINERS if f"{suffix}." in index.name), ".safetensors")
-    check_shard_names(shards, suffix, str(index))
-    found: dict[str, Tensor] = {}
-    claimed = "pt"
-    for shard in sorted(shards):
-        if not (index.parent / shard).is_file():
-            raise FileNotFoundError(f"{index} names the shard {shard}, which is not beside it: fetch it again.")
-        tensors, claimed = _CONTAINERS[suffix].read(index.parent / shard)
-        twice = sorted(tensors.keys() & found.keys())
-        if twice:
-            raise ValueError(f"{index}: the tensor {twice[0]!r} is in {shard} and in another shard: save it again.")
-        found.update(tensors)
-    return found, claimed, weight_map
-
-
-def _recognise(native_names: Iterable[str], claimed: str) -> tuple[str, dict[str, Parsed]]:
+def recognise(native_names: Iterable[str], claimed: str) -> tuple[str, dict[str, Parsed]]:
     """The format in which most names make sense, the claimed one when several do, and what the names stand for."""
     candidates: dict[str, dict[str, Parsed]] = {}
     for fmt, dialect in DIALECTS.items():
@@ -174,24 +223,11 @@ def _check_complete(
         raise ValueError(f"{index} promises tensors that no shard holds: {', '.join(lost)}: save it again.")
 
 
-def own_patterns(format: str, variant: str | None = None) -> tuple[str, ...]:
-    """Patterns of every file a save of this variant may write: those of an earlier one that are left over are stale."""
-    found: list[str] = []
-    for suffix in (".safetensors", ".h5") if format == "tf" and not variant else (".safetensors",):
-        single, index = weight_names(variant, suffix)
-        found += [single, index, single.replace(suffix, f"-?????-of-?????{suffix}")]
-    return tuple(found)
-
-
-def check_serialization(safe_serialization: bool, format: str, variant: str | None) -> None:
-    """Refuse, with ValueError, to write HDF5 files that nobody would read."""
-    if not safe_serialization and format != "tf":
-        raise ValueError(
-            "safe_serialization=False writes tf_model.h5, which only vit_tf does: leave the argument out, every "
-            "framework reads safetensors files; or load the model with vit_tf and save it from there."
-        )
-    if not safe_serialization and variant:
-        raise ValueError(f"tf_model.h5 has no variants: leave out variant={variant!r} or safe_serialization=False.")
+def check_container(container: Container, variant: str | None) -> None:
+    """Refuse, with ValueError, to write files that nobody would read."""
+    if variant and container.format != "pt":
+        name, _ = container.names()
+        raise ValueError(f"{name} has no variants: leave out variant={variant!r} or safe_serialization=False.")
 
 
 def write_checkpoint(
@@ -201,51 +237,61 @@ def write_checkpoint(
     architecture: str,
     *,
     format: str = "pt",
+    container: Container = SAFETENSORS,
     max_shard_size: int | str = "5GB",
     variant: str | None = None,
-    safe_serialization: bool = True,
 ) -> list[str]:
     """Write tensors, given by canonical name in PyTorch's layout, and return the names of the files.
 
     `max_shard_size` is in bytes, or a text such as "200MB"; beyond it the file is split and an index is written.
-    `safe_serialization=False` writes HDF5 instead, for the format "tf" alone.
     """
-    check_serialization(safe_serialization, format, variant)
-    native = _native(tensors, specs, architecture, format)
-    outer = f"{_TF_OUTER_NAMES[architecture]}/" if format == "tf" else ""
-    single, index = weight_names(variant, ".safetensors" if safe_serialization else ".h5")
-    if safe_serialization:
-        files = _split(native, single, max_shard_size)
-        for file, names in files.items():
-            write_safetensors(folder / file, {name: native[name] for name in names}, {"format": format})
-    else:
-        from vit_core.h5_file import storable, write_h5
-
-        native = {name: storable(tensor) for name, tensor in native.items()}
-        files = _split(native, single, max_shard_size)
-        for file, names in files.items():
-            write_h5(folder / file, {outer + name: native[name] for name in names}, shard=len(files) > 1)
-    if len(files) == 1:
-        return list(files)
-    metadata = {"total_size": sum(t.nbytes for t in native.values())}
-    if format == "pt":
-        metadata["total_parameters"] = sum(spec.size for spec in specs.values())
-    _write_index(folder / index, metadata, {outer + name: file for file, names in files.items() for name in names})
-    return [*files, index]
+    check_container(container, variant)
+    native = as_native(tensors, specs, architecture, format, container)
+    return write_native(folder, native, architecture, format, container, max_shard_size, variant)
 
 
-def _native(
-    tensors: Mapping[str, Tensor], specs: Mapping[str, Spec], architecture: str, format: str
+def as_native(
+    tensors: Mapping[str, Tensor], specs: Mapping[str, Spec], architecture: str, format: str, container: Container
 ) -> dict[str, Tensor]:
     """The tensors as a file of this format names them and lays them out."""
     dialect, prefixed = DIALECTS[format], architecture != "ViTModel"
+    outer = f"{TF_OUTER_NAMES[architecture]}/" if container is TF_H5 else ""
     return {
-        native_name(spec, dialect, prefixed): tensors[name].transposed(dialect.permutation(spec.kind, spec.leaf))
+        outer + native_name(spec, dialect, prefixed): container.storable(
+            tensors[name].transposed(dialect.permutation(spec.kind, spec.leaf))
+        )
         for name, spec in specs.items()
     }
 
 
-def _split(tensors: Mapping[str, Tensor], single: str, max_shard_size: int | str) -> dict[str, list[str]]:
+def write_native(
+    folder: Path,
+    native: Mapping[str, Tensor],
+    architecture: str,
+    format: str,
+    container: Container,
+    max_shard_size: int | str = "5GB",
+    variant: str | None = None,
+) -> list[str]:
+    """Write tensors by their names in the file, or in shards and an index, and return the names of the files."""
+    single, index = container.names(variant)
+    files = split(native, single, max_shard_size)
+    for file, names in files.items():
+        container.write(folder / file, {name: native[name] for name in names}, format, len(files) > 1)
+    if len(files) == 1:
+        return list(files)
+    outer = f"{TF_OUTER_NAMES[architecture]}/" if format == "tf" and container is SAFETENSORS else ""
+    names_in_index = {n: n.replace(".", "/") if container is FLAX_MSGPACK else outer + n for n in native}
+    metadata = {"total_size": sum(tensor.nbytes for tensor in native.values())}
+    if format == "pt":
+        metadata["total_parameters"] = sum(tensor.nbytes // tensor.dtype.itemsize for tensor in native.values())
+    weight_map = {names_in_index[name]: file for file, names in files.items() for name in names}
+    content = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
+    write_atomically(folder / index, content.encode())
+    return [*files, index]
+
+
+def split(tensors: Mapping[str, Tensor], single: str, max_shard_size: int | str) -> dict[str, list[str]]:
     """The names of the tensors by the file they go to: the single one, or shards numbered after it."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
@@ -257,8 +303,3 @@ def _split(tensors: Mapping[str, Tensor], single: str, max_shard_size: int | str
         max_shard_size=max_shard_size,
     )
     return dict(split.filename_to_tensors)
-
-
-def _write_index(path: Path, metadata: Mapping[str, int], weight_map: Mapping[str, str]) -> None:
-    text = json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, sort_keys=True) + "\n"
-    write_atomically(path, text.encode())

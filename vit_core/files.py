@@ -16,6 +16,14 @@ from typing import IO, Any
 LFS_POINTER = b"version https://git-lfs"
 
 
+def refuse_stand_in(path: Path, first: bytes) -> None:
+    """Raise ValueError when a file begins as what is often found in its place: a Git LFS pointer or a web page."""
+    if first.startswith(LFS_POINTER):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+    if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path} is an HTML page, not the file itself: fetch it again, from its download link.")
+
+
 def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For `json.loads(object_pairs_hook=...)`, which by itself silently keeps the last of two equal keys."""
     result = dict(pairs)

@@ -7,7 +7,8 @@ names of its weights in attributes; a shard holds weights by their names, withou
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count, takewhile
 from pathlib import Path
 
@@ -15,14 +16,20 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from vit_core.files import LFS_POINTER, atomic_file
+from vit_core.files import atomic_file, refuse_stand_in
 from vit_core.safetensors_file import Array, Tensor
 
-_DTYPES = ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # no number of HDF5: Keras 3 stores two bytes and says so in an attribute
+_DTYPES = (
+    *map(np.dtype, ("float64", "float32", "float16", "int64", "int32", "int16", "int8")),
+    *map(np.dtype, ("uint64", "uint32", "uint16", "uint8", "bool")),
+    _BFLOAT16,
+)
 _TEXT = h5py.string_dtype("ascii")
 _TOP_LEVEL = "top_level_model_weights"  # the group of weights that belong to no layer: a ViT has none
 _KERAS = "2.21.0"  # whose layout it is; Keras takes a file that does not say for one of Keras 1
 _ATTRIBUTE_LIMIT = 64512  # bytes of names beyond which Keras splits an attribute
+_EXPANSION = 1100  # more than deflate ever makes of a byte
 
 
 def read_h5(path: Path) -> dict[str, Tensor]:
@@ -31,31 +38,46 @@ def read_h5(path: Path) -> dict[str, Tensor]:
     An array is read when it is used; the file stays open as long as one of them is there. Nothing outside the file is
     ever opened. Raises OSError when the file can't be opened, ValueError when it is damaged.
     """
-    with path.open("rb") as opened:
-        if opened.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+    return read_datasets(path, "tf_model.h5", _weights)
+
+
+def read_datasets(
+    path: Path, kind: str, find: Callable[[h5py.File], Iterator[tuple[str, h5py.Group | h5py.Dataset]]]
+) -> dict[str, Tensor]:
+    """The datasets that `find` yields by name. `kind` is what the file should be.
+
+    Raises as `read_h5` does, and for a name that is yielded twice.
+    """
     tensors: dict[str, Tensor] = {}
-    try:
-        file = h5py.File(path, "r")
-        for name, dataset in _weights(file):
+    with opened_h5(path, kind) as file:
+        for name, dataset in find(file):
             if name in tensors:
                 raise ValueError(f"the name {name!r} occurs twice")
             tensors[name] = _tensor(path, name, dataset)
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
-        raise ValueError(f"{path} is damaged or not a tf_model.h5 ({error}): fetch or save it again.") from error
     return tensors
+
+
+@contextmanager
+def opened_h5(path: Path, kind: str) -> Iterator[h5py.File]:
+    """The open file. What goes wrong in the block is raised as ValueError that names the file and its `kind`."""
+    with path.open("rb") as opened:
+        refuse_stand_in(path, opened.read(512))
+    try:
+        yield h5py.File(path, "r")
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged or not a {kind} ({error}): fetch or save it again.") from error
 
 
 def _weights(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
     """(name, dataset) of everything the attributes list. What they do not list is no weight."""
     layers = _names(file, "layer_names")
     for layer in [*layers, *([_TOP_LEVEL] if _has(file, _TOP_LEVEL) else [])]:
-        found = _member(file, layer)
+        found = member(file, layer)
         if not isinstance(found, h5py.Group):
             yield layer, found
             continue
         for name in _names(found, "weight_names"):
-            yield name.partition("/")[2] or name, _member(found, name)
+            yield name.partition("/")[2] or name, member(found, name)
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
@@ -75,7 +97,7 @@ def _has(group: h5py.Group, name: str) -> bool:
     return bool(group.id.links.exists(name.encode()))
 
 
-def _member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
+def member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     """What lies at a path below a group. Raises ValueError for a link, which might lead out of the file."""
     node = group
     for part in path.split("/"):
@@ -84,7 +106,7 @@ def _member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
         if not isinstance(node, h5py.Group) or not _has(node, part):
             raise ValueError(f"it lists {path!r}, which is not there")
         if node.id.links.get_info(part.encode()).type != h5py.h5l.TYPE_HARD:
-            raise ValueError(f"{path!r} is a link, which is never followed")
+            raise ValueError(f"{path!r} below {group.name} is a link, which is never followed")
         node = node[part]
     return node
 
@@ -95,18 +117,20 @@ def _tensor(path: Path, name: str, dataset: h5py.Dataset) -> Tensor:
         raise ValueError(f"{name!r} is no array")
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{name!r} has its data in another file, which is never opened")
-    dtype = dataset.dtype.newbyteorder("=")
-    if dtype.name not in _DTYPES or dataset.shape is None:
+    named = dataset.dtype == "V2" and dataset.attrs.get("dtype") == _BFLOAT16.name
+    dtype = _BFLOAT16 if named else dataset.dtype.newbyteorder("=")
+    if dtype not in _DTYPES or dataset.shape is None:
         raise ValueError(f"{name!r} has dtype {dataset.dtype} and shape {dataset.shape}, expected an array of numbers")
     stored, promised = dataset.id.get_storage_size(), dataset.size * dataset.id.get_type().get_size()
-    if stored < promised and (dataset.chunks is None or stored == 0):  # chunks may be compressed
+    if stored * (_EXPANSION if dataset.chunks else 1) < promised:  # chunks may be compressed
         raise ValueError(f"the data of {name!r} is not all there")
 
     def read() -> Array:
         try:
-            return np.asarray(dataset[()], dtype)
+            array = np.asarray(dataset[()])
         except OSError as error:
             raise ValueError(f"{path} is damaged in {name!r} ({error}): fetch or save it again.") from error
+        return array.view(dtype) if named else array.astype(dtype, copy=False)
 
     return Tensor(dataset.shape, dtype, read, name)
 
@@ -123,15 +147,26 @@ def write_h5(path: Path, tensors: Mapping[str, Tensor], *, shard: bool = False) 
     ValueError for a dtype that is no number's, OSError when the disk is full.
     """
     stored = {name: storable(tensor) for name, tensor in tensors.items()}
-    unknown = sorted(f"{name} ({t.dtype})" for name, t in stored.items() if t.dtype.name not in _DTYPES)
+    with atomic_h5(path, "tf_model.h5", stored) as file:
+        (_write_shard if shard else _write_layers)(file, stored)
+
+
+@contextmanager
+def atomic_h5(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> Iterator[h5py.File]:
+    """A file to be written that appears at `path`, whole, when the block ends without an error.
+
+    Raises ValueError for a dtype of a tensor that is no number's, OSError when the disk is full.
+    """
+    unknown = sorted(f"{name} ({t.dtype})" for name, t in tensors.items() if t.dtype not in _DTYPES)
     if unknown:
-        raise ValueError(f"tf_model.h5 can't hold {', '.join(unknown)}: expected one of {', '.join(_DTYPES)}.")
+        expected = ", ".join(map(str, _DTYPES))
+        raise ValueError(f"{kind} can't hold {', '.join(unknown)}: expected one of {expected}.")
     with (
         atomic_file(path) as file,
         os.fdopen(os.dup(file.fileno()), "r+b") as both_ways,  # HDF5 also reads what it wrote
         h5py.File(both_ways, "w", libver="earliest") as h5,
     ):
-        (_write_shard if shard else _write_layers)(h5, stored)
+        yield h5
 
 
 def _write_layers(file: h5py.File, tensors: Mapping[str, Tensor]) -> None:
@@ -145,19 +180,22 @@ def _write_layers(file: h5py.File, tensors: Mapping[str, Tensor]) -> None:
         group = file.create_group(layer)
         _write_names(group, "weight_names", names)
         for name in names:
-            _write(group, name, tensors[name])
+            write_dataset(group, name, tensors[name])
     _write_names(file.create_group(_TOP_LEVEL), "weight_names", [])
 
 
 def _write_shard(file: h5py.File, tensors: Mapping[str, Tensor]) -> None:
     names = {name: name.partition("/")[2] for name in sorted(tensors)}
     for name, inner in names.items():
-        _write(file, inner, tensors[name])
+        write_dataset(file, inner, tensors[name])
     _write_names(file, "layer_names", list(names.values()))
 
 
-def _write(group: h5py.Group, name: str, tensor: Tensor) -> None:
-    group.create_dataset(name, data=tensor.read())
+def write_dataset(group: h5py.Group, name: str, tensor: Tensor) -> None:
+    """Write one tensor and release it; what is bfloat16 as Keras 3 does."""
+    dataset = group.create_dataset(name, data=tensor.read())
+    if tensor.dtype == _BFLOAT16:
+        dataset.attrs["dtype"] = _BFLOAT16.name
     tensor.release()
 
 

@@ -106,12 +106,13 @@ def fit(
             f"{checkpoint.path} does not fit the model:\n  " + "\n  ".join(wrong) + "\nPass the configuration it was "
             "saved with, or ignore_mismatched_sizes=True to initialise these anew."
         )
-    left = [t.source or n for n, t in checkpoint.tensors.items() if n not in wanted and not _no_bias(n, t, config)]
+    others = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in wanted}
+    left = [tensor.source or name for name, tensor in others.items() if not is_absent_bias(name, tensor, config)]
     report.unexpected_keys = sorted([*left, *checkpoint.unknown])
     return taken, report
 
 
-def _no_bias(name: str, tensor: Tensor, config: ViTConfig) -> bool:
+def is_absent_bias(name: str, tensor: Tensor, config: ViTConfig) -> bool:
     """Whether this is a bias of zeros, as transformers' TF ViT writes it where the configuration has qkv_bias=False."""
     if config.qkv_bias or not name.endswith(("attention.query.bias", "attention.key.bias", "attention.value.bias")):
         return False

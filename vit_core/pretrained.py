@@ -14,14 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from vit_core import hub
-from vit_core.checkpoint import (
-    Checkpoint,
-    check_serialization,
-    own_patterns,
-    read_checkpoint,
-    readable_names,
-    write_checkpoint,
-)
+from vit_core.checkpoint import OWN_CONTAINERS, SAFETENSORS, Checkpoint, Container, check_container, write_checkpoint
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import replacing_files
 from vit_core.loading import fit, resolve_dtype
@@ -48,6 +41,11 @@ class PretrainedModel(ABC):
         if not add_pooling_layer:
             parts.discard("pooler")
         return frozenset(parts | {"mask_token"} if use_mask_token else parts)
+
+    @staticmethod
+    @abstractmethod
+    def _read(source: StrPath, **options: Any) -> Checkpoint:
+        """The checkpoint of a folder or repository, in one of the `formats` where any is named: `conversion.read`."""
 
     @classmethod
     @abstractmethod
@@ -90,7 +88,7 @@ class PretrainedModel(ABC):
         A head of another size is an error, unless `id2label` or `ignore_mismatched_sizes=True` asks for a fresh one;
         another `image_size` resizes the position embeddings with `position_kernel`. `dtype` is float32 unless given;
         "auto" takes the file's. `seed` makes the initialisation of missing parameters the same in every framework.
-        `from_pt`, `from_tf` and `from_flax` demand that format; without them any is read.
+        `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read.
 
         With `output_loading_info=True`: the tuple (model, LoadReport). Raises OSError for what can't be found or
         fetched, ValueError for what is damaged or does not fit.
@@ -103,8 +101,11 @@ class PretrainedModel(ABC):
             "revision": revision,
         }
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]
-        checkpoint = _open(name_or_path, variant, formats, subfolder=subfolder, **options)
-        stored = _config_beside(checkpoint)
+        heads = overrides.get("num_attention_heads")
+        checkpoint = cls._read(
+            name_or_path, variant=variant, formats=formats, num_attention_heads=heads, subfolder=subfolder, **options
+        )
+        stored = checkpoint.config
         if isinstance(config, str | Path):
             config = ViTConfig.from_pretrained(config, **options)
         if config is None and stored is None:
@@ -141,20 +142,22 @@ class PretrainedModel(ABC):
     ) -> None:
         """Write config.json and the weights to `folder`, all or nothing: a crash leaves what was there before.
 
-        `dtype` casts what is stored; `max_shard_size`, in bytes or as "200MB", splits it. `safe_serialization=False`,
-        for vit_tf alone, writes tf_model.h5 in place of safetensors; it has no bfloat16 and stores that as float32.
+        `dtype` casts what is stored; `max_shard_size`, in bytes or as "200MB", splits it. `safe_serialization=False`
+        writes the framework's own older file in place of safetensors: pytorch_model.bin, flax_model.msgpack, or
+        tf_model.h5, which has no bfloat16 and stores that as float32.
         With `push_to_hub=True` the folder is then uploaded to `repo_id` (by default the folder's name), with the
         options of `push_to_hub`. Raises OSError when the files can't be written.
         """
-        check_serialization(safe_serialization, self.file_format, variant)
+        container = self._container(safe_serialization)
+        check_container(container, variant)
         folder = Path(folder)
         tensors = self.to_tensors()
         if dtype is not None:
             tensors = {name: t.astype(dtype_name(dtype)) for name, t in tensors.items()}
         wanted = {name: spec for name, spec in specs(self.config, ALL_PARTS).items() if name in tensors}
         _check_shapes(tensors, wanted)
-        patterns = own_patterns(self.file_format, variant)
-        stored = _stored_dtype(tensors, safe_serialization)
+        patterns = self._own_patterns(variant)
+        stored = Counter(container.storable(t).dtype.name for t in tensors.values()).most_common(1)[0][0]
         config = self.config.copy(architectures=[self.architecture], dtype=stored)
         with replacing_files(folder) as (stage, stale):
             written = write_checkpoint(
@@ -163,9 +166,9 @@ class PretrainedModel(ABC):
                 wanted,
                 self.architecture,
                 format=self.file_format,
+                container=container,
                 max_shard_size=max_shard_size,
                 variant=variant,
-                safe_serialization=safe_serialization,
             )
             config.save_pretrained(stage)
             stale += sorted({p.name for pattern in patterns for p in folder.glob(pattern)} - set(written))
@@ -194,14 +197,14 @@ class PretrainedModel(ABC):
                 variant=variant,
                 safe_serialization=safe_serialization,
             )
-            patterns = own_patterns(self.file_format, variant)
-            return hub.upload(folder, repo_id, delete_patterns=patterns, **hub_options)
+            return hub.upload(folder, repo_id, delete_patterns=self._own_patterns(variant), **hub_options)
 
+    def _container(self, safe_serialization: bool) -> Container:
+        return SAFETENSORS if safe_serialization else OWN_CONTAINERS[self.file_format]
 
-def _stored_dtype(tensors: Mapping[str, Tensor], safe_serialization: bool) -> str:
-    """The dtype that most of them have in a file."""
-    name = Counter(t.dtype.name for t in tensors.values()).most_common(1)[0][0]
-    return "float32" if name == "bfloat16" and not safe_serialization else name
+    def _own_patterns(self, variant: str | None) -> tuple[str, ...]:
+        containers = (SAFETENSORS, OWN_CONTAINERS[self.file_format])
+        return tuple(pattern for c in containers if c.format == "pt" or not variant for pattern in c.patterns(variant))
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Spec]) -> None:
@@ -215,22 +218,3 @@ def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Spec]) -> 
             "The model's parameters do not have the shapes of its configuration:\n  " + "\n  ".join(wrong) + "\nChange "
             "model.config (num_labels, for a new classifier) to what was built, then save again."
         )
-
-
-def _open(
-    name_or_path: StrPath, variant: str | None, formats: list[str], *, subfolder: str, **options: Any
-) -> Checkpoint:
-    """The checkpoint of a folder or repository, in one of these formats when any is named."""
-    names = readable_names(variant, formats)
-    checkpoint = read_checkpoint(hub.resolve(name_or_path, names, subfolder=subfolder, **options))
-    if formats and checkpoint.format not in formats:
-        raise ValueError(
-            f"from_{formats[0]}=True was given, but {checkpoint.path} has the format {checkpoint.format!r}: leave the "
-            "argument out, every format is read without it."
-        )
-    return checkpoint
-
-
-def _config_beside(checkpoint: Checkpoint) -> ViTConfig | None:
-    path = checkpoint.path.parent / CONFIG_NAME
-    return ViTConfig.from_json_file(path) if path.is_file() else None

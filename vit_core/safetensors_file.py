@@ -7,6 +7,7 @@ file, so that reading costs no memory of its own. What is written equals the lib
 from __future__ import annotations
 
 import json
+import math
 import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from vit_core.files import LFS_POINTER, atomic_file, parse_json_object
+from vit_core.files import LFS_POINTER, atomic_file, parse_json_object, refuse_stand_in
 
 Array = npt.NDArray[Any]
 
@@ -114,7 +115,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    return {name: _mapped_tensor(path, mapped, start, name, entry) for name, entry in header.items()}, metadata
+    return {name: _tensor(path, mapped, start, name, entry) for name, entry in header.items()}, metadata
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -124,8 +125,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(len(LFS_POINTER))
-        if first == LFS_POINTER:
-            raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+        refuse_stand_in(path, first)
         length = int.from_bytes(first[:8], "little")
         if size < 8 or length > min(_MAX_HEADER, size - 8):
             raise ValueError(
@@ -136,22 +136,37 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         return parse_json_object(file.read(length), f"The header of {path}"), 8 + length
 
 
-def _mapped_tensor(path: Path, mapped: mmap.mmap, start: int, name: str, entry: dict[str, Any]) -> Tensor:
+def _tensor(path: Path, mapped: mmap.mmap, start: int, name: str, entry: dict[str, Any]) -> Tensor:
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; expected one of {', '.join(_DTYPES)}.")
     dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
+    return mapped_tensor(mapped, start + entry["data_offsets"][0], shape, dtype, name)
+
+
+def mapped_tensor(mapped: mmap.mmap, begin: int, shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> Tensor:
+    """What begins at an offset of a file that is mapped with ACCESS_COPY, in C order. The caller has checked its end.
+
+    Reading gives a private, writable view of the map where the data is aligned, otherwise a copy.
+    """
+    size = math.prod(shape) * dtype.itemsize
 
     def read() -> Array:
-        array = np.frombuffer(mapped, np.uint8, end - begin, start + begin).view(dtype).reshape(shape)
+        array = np.frombuffer(mapped, np.uint8, size, begin).view(dtype).reshape(shape)
         return array if array.flags.aligned else array.copy()
 
-    def release() -> None:
-        if hasattr(mapped, "madvise") and end > begin:
-            first = (start + begin) // mmap.PAGESIZE * mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_DONTNEED, first, start + end - first)
+    return Tensor(shape, dtype, read, name, lambda: release_pages(mapped, begin, begin + size))
 
-    return Tensor(shape, dtype, read, name, release)
+
+def release_pages(mapped: mmap.mmap, begin: int, end: int) -> None:
+    """Give back the memory of a part of a mapped file, where the system can do that, and what was written to it."""
+    if hasattr(mapped, "madvise") and end > begin:
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in C order, without a copy where its array lies in that order."""
+    return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -174,5 +189,5 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
     with atomic_file(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)
+            file.write(raw_bytes(tensors[name]))
             tensors[name].release()

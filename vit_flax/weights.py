@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
+from conversion import read
 from vit_core.calls import check_label_values, resolve_options
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
@@ -47,6 +48,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
     """
 
     file_format = "flax"
+    _read = staticmethod(read)
     main_input_name = "pixel_values"
     module_class: ClassVar[Any]
 

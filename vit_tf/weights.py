@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import layers, ops
 from tensorflow import Tensor
 
+from conversion import read
 from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
@@ -131,6 +132,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     """
 
     file_format = "tf"
+    _read = staticmethod(read)
     main_input_name = "pixel_values"
     main_output_name: ClassVar[str]
 

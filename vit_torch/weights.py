@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conversion import read
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
 from vit_core.params import ALL_PARTS, HEADS, PREFIX, TORCH, TORCH_V5, Spec, native_name, parse_name, specs
@@ -41,6 +42,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     """Base of the models. Its state dict has the names of transformers <= 5.8; the names since 5.9 load as well."""
 
     file_format = "pt"
+    _read = staticmethod(read)
     main_input_name = "pixel_values"
 
     def __init__(self, config: ViTConfig, parts: frozenset[str]) -> None:

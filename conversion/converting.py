@@ -1,0 +1,248 @@
+"""Writing a checkpoint in another format: planned whole, then streamed, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.plan import Plan, cast, plan, with_qkv_biases
+from conversion.reading import StrPath, read
+from conversion.report import Entry, Report
+from conversion.rules import describe
+from conversion.side import PREPROCESSOR_NAME
+from conversion.targets import TARGETS, Target
+from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
+from vit_core.config import CONFIG_NAME
+from vit_core.files import read_json_object, replacing_files, write_atomically
+from vit_core.safetensors_file import Array, Tensor
+
+Progress = Callable[[Entry, int, int], None]
+
+
+def convert(
+    source: StrPath,
+    target: StrPath,
+    *,
+    to: str,
+    container: str | None = None,
+    dtype: Any = None,
+    max_shard_size: int | str = "5GB",
+    image_size: int | tuple[int, int] | None = None,
+    position_kernel: str = "hf",
+    num_labels: int | None = None,
+    head: str = "keep",
+    pooler: str = "keep",
+    hidden_act: str | None = None,
+    layer_norm_eps: float | None = None,
+    ignore_unknown: bool = False,
+    dry_run: bool = False,
+    verify: bool = False,
+    progress: Progress | None = None,
+    **reading: Any,
+) -> Report:
+    """Write the checkpoint `source`, of any format, to `target` in the format `to`, and report on every tensor.
+
+    `target` is a folder, which also gets the configuration and the preprocessor, or a single file with the suffix of
+    the format. `to` is one of `TARGETS`, `container` one of the kinds of file it is written in. Without a `dtype` every
+    tensor keeps its own. `image_size` (pixels) resizes the position embeddings with `position_kernel`; `num_labels`
+    gives the model a newly initialised classifier where its own has another number; `head="drop"` and `pooler="drop"`
+    leave those out; `hidden_act` and `layer_norm_eps` correct the configuration; `ignore_unknown` leaves out tensors
+    that no ViT has, which are an error otherwise. `reading` are options of `read`.
+
+    `progress` is called after each tensor with its entry, the bytes written and the bytes in all. `verify` reads the
+    target again and compares every tensor, and the outputs of both models under every backend installed.
+
+    Raises OSError for what can't be read or written, ValueError for what can't be converted; the target is then as it
+    was, as it is when the process is killed.
+    """
+    if to not in TARGETS:
+        raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}.")
+    checkpoint = read(source, head=head, **reading)
+    planned = plan(
+        checkpoint,
+        image_size=image_size,
+        position_kernel=position_kernel,
+        num_labels=num_labels,
+        head=head,
+        pooler=pooler,
+        hidden_act=hidden_act,
+        layer_norm_eps=layer_norm_eps,
+        ignore_unknown=ignore_unknown,
+    )
+    prepared = _prepare(planned, TARGETS[to], container, dtype)
+    files = _files(prepared, Path(target), max_shard_size)
+    _keep_source(checkpoint, Path(target), prepared.container)
+    report = Report(
+        source=str(checkpoint.path),
+        source_format=checkpoint.format,
+        target=str(target),
+        target_format=to,
+        files=list(files),
+        entries=[_entry(n, prepared.native[n], file) for file, names in files.items() for n in names],
+        notes=prepared.plan.notes,
+        config=prepared.plan.config.to_dict(),
+        dry_run=dry_run,
+    )
+    if dry_run:
+        return report
+    hashes = _Watch(report.entries, prepared.native, progress)
+    report.files = _write(replace(prepared, native=hashes.tensors), Path(target), files, max_shard_size)
+    report.entries = hashes.entries()
+    if verify:
+        from conversion.verification import verified
+
+        report.verification = verified(planned, prepared.plan, Path(target))
+    return report
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The plan as the target has it: dtypes, names and layouts."""
+
+    plan: Plan
+    target: Target
+    container: Container
+    native: dict[str, Tensor]
+
+
+def _prepare(planned: Plan, target: Target, container_name: str | None, dtype: Any) -> _Prepared:
+    container = target.container(container_name)
+    planned = replace(planned, tensors=cast(planned.tensors, dtype), notes=list(planned.notes))
+    family = target.family
+    if family is None:
+        native = as_native(planned.tensors, planned.specs, planned.architecture, target.format, container)
+    else:
+        if family.has_qkv_bias:
+            planned = with_qkv_biases(planned, family.title)
+        planned.notes.extend(_differs(planned, target))
+        native = family.to_native(planned.tensors, planned.config)
+    dtypes = Counter(tensor.dtype.name for tensor in native.values())
+    upcast = sorted({t.dtype.name for t in planned.tensors.values()} - set(dtypes))
+    if upcast:
+        planned.notes.append(f"{container.suffix} has no {', '.join(upcast)}: stored as float32, which loses nothing")
+    config = planned.config.copy(dtype=dtypes.most_common(1)[0][0])
+    return _Prepared(replace(planned, config=config), target, container, native)
+
+
+def _differs(planned: Plan, target: Target) -> list[str]:
+    """What the code that reads a family's files computes otherwise, where its files can't say so."""
+    family, config = target.family, planned.config
+    assert family is not None
+    notes = []
+    if config.layer_norm_eps != family.layer_norm_eps and not family.states_eps:
+        notes.append(
+            f"{family.title} computes with layer_norm_eps {family.layer_norm_eps:g}, not {config.layer_norm_eps:g}"
+        )
+    if family.fixed_act and config.hidden_act != family.hidden_act:
+        notes.append(f"{family.title} computes with hidden_act {family.hidden_act!r}, not {config.hidden_act!r}")
+    return notes
+
+
+def _files(prepared: _Prepared, target: Path, max_shard_size: int | str) -> dict[str, list[str]]:
+    """The names of the tensors by the file they go to."""
+    family, native = prepared.target.family, prepared.native
+    if _is_file(target, prepared.container):
+        if family is not None and family.files is not None:
+            raise ValueError(f"{family.title} is written as a folder, got the file {target}: pass a folder.")
+        return {target.name: list(native)}
+    if family is not None and family.files is not None:
+        return {file: list(tensors) for file, tensors in family.files(native).items()}
+    files = split(native, prepared.container.names()[0], max_shard_size)
+    if len(files) > 1 and family is not None and prepared.container.suffix not in (".safetensors", ".bin"):
+        raise ValueError(f"{family.title} has no shards, max_shard_size={max_shard_size!r} would make {len(files)}.")
+    return files
+
+
+def _is_file(target: Path, container: Container) -> bool:
+    """Whether a target is a single weights file. Raises ValueError for a file of another kind."""
+    if target.is_dir():
+        return False
+    known = (".safetensors", ".bin", ".pth", ".pt", ".h5", ".msgpack", ".npz")
+    if target.name.endswith(container.suffix) or (container.suffix == ".pth" and target.suffix == ".pt"):
+        return True
+    if target.is_file() or target.suffix in known:
+        raise ValueError(f"{target} can't be the target: expected a folder, or a file ending in {container.suffix}.")
+    return False
+
+
+def _keep_source(checkpoint: Checkpoint, target: Path, container: Container) -> None:
+    """Refuse, with ValueError, to write over what is read."""
+    if checkpoint.path.suffix == ".json":
+        names = set(read_json_object(checkpoint.path)["weight_map"].values())
+        sources = [checkpoint.path, *(checkpoint.path.parent / name for name in names)]
+    else:
+        sources = [checkpoint.path]
+    written = [target] if _is_file(target, container) else [p for n in container.patterns() for p in target.glob(n)]
+    if {path.resolve() for path in sources} & {path.resolve() for path in written}:
+        raise ValueError(f"{target} would replace the source {checkpoint.path}: choose another target.")
+
+
+def _entry(name: str, tensor: Tensor, file: str) -> Entry:
+    return Entry(name, file, tensor.source, describe(tensor), tensor.shape, tensor.dtype.name)
+
+
+class _Watch:
+    """Tensors that are hashed and reported when a writer reads them."""
+
+    def __init__(self, entries: list[Entry], native: dict[str, Tensor], progress: Progress | None) -> None:
+        self._entries = {entry.target: entry for entry in entries}
+        self._progress = progress
+        self._total = sum(tensor.nbytes for tensor in native.values())
+        self._done = 0
+        self.tensors = {name: replace(t, read=self._reading(name, t)) for name, t in native.items()}
+
+    def _reading(self, name: str, tensor: Tensor) -> Callable[[], Array]:
+        def read() -> Array:
+            array = np.ascontiguousarray(tensor.read()).reshape(tensor.shape)
+            digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+            self._entries[name] = replace(self._entries[name], sha256=digest)
+            self._done += array.nbytes
+            if self._progress is not None:
+                self._progress(self._entries[name], self._done, self._total)
+            return array
+
+        return read
+
+    def entries(self) -> list[Entry]:
+        """The entries, in the order in which they were planned."""
+        return list(self._entries.values())
+
+
+def _write(prepared: _Prepared, target: Path, files: dict[str, list[str]], max_shard_size: int | str) -> list[str]:
+    """Write everything, all or nothing, and return the names of the files."""
+    family, container, native = prepared.target.family, prepared.container, prepared.native
+    format = prepared.target.format if family is None else "pt"
+    if _is_file(target, container):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        container.write(target, native, format, False)
+        return [target.name]
+    with replacing_files(target) as (stage, stale):
+        if family is not None and family.files is not None:
+            for file, names in files.items():
+                container.write(stage / file, {name: native[name] for name in names}, format, False)
+            written = list(files)
+        else:
+            architecture = prepared.plan.architecture
+            written = write_native(stage, native, architecture, format, container, max_shard_size)
+        documents = _documents(prepared)
+        for name, document in documents.items():
+            write_atomically(stage / name, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
+        stale += sorted({p.name for pattern in container.patterns() for p in target.glob(pattern)} - set(written))
+    return [*written, *documents]
+
+
+def _documents(prepared: _Prepared) -> dict[str, Any]:
+    """The JSON documents of a folder: the family's own, else the configuration, and the preprocessor."""
+    planned, family = prepared.plan, prepared.target.family
+    own = family.write_side(planned.config, planned.architecture, planned.processor) if family else {}
+    documents: dict[str, Any] = {CONFIG_NAME: planned.config.to_diff_dict()}
+    if planned.processor is not None:
+        documents[PREPROCESSOR_NAME] = planned.processor
+    return documents | own

@@ -1,0 +1,57 @@
+"""What kind of file it is, by its content."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from conversion.formats.google import NPZ
+from conversion.formats.keras import KERAS_H5
+from vit_core.checkpoint import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS, TF_H5, Container
+from vit_core.files import LFS_POINTER
+
+_HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02"
+_MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)  # how a msgpack map begins
+
+
+def container_of(path: Path) -> Container:
+    """The container that a file's first bytes speak of.
+
+    Raises FileNotFoundError for a missing file, ValueError for a file of no kind that is known.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path}: check the path.")
+    with path.open("rb") as file:
+        first = file.read(64)
+    if first.startswith(LFS_POINTER):
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
+    if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path} is an HTML page, not the file itself: fetch it again, from its download link.")
+    if first.startswith(_HDF5):
+        from conversion.containers.keras_h5 import is_keras_h5
+
+        return KERAS_H5 if is_keras_h5(path) else TF_H5
+    if first.startswith(_ZIP):
+        return NPZ if _holds_arrays(path) else PYTORCH_BIN
+    if first.startswith(_PICKLE):
+        return PYTORCH_BIN
+    if first[8:9] == b"{" or path.suffix == SAFETENSORS.suffix:
+        return SAFETENSORS
+    if first and first[0] in _MAPS:
+        return FLAX_MSGPACK
+    known = next((c for c in (PYTORCH_BIN, TF_H5, FLAX_MSGPACK, NPZ) if path.suffix == c.suffix), None)
+    if known is None:
+        raise ValueError(
+            f"{path} is no file of weights that is known, it begins with {first[:8]!r}: expected safetensors, "
+            "PyTorch's zip or pickle, HDF5, msgpack or npz."
+        )
+    return known
+
+
+def _holds_arrays(path: Path) -> bool:
+    """Whether a zip archive is NumPy's, not PyTorch's. What can't be read is left to PyTorch's reader to refuse."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return path.suffix == NPZ.suffix

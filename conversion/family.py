@@ -1,0 +1,101 @@
+"""What a format is: a table of rules, what it can't express, and what the files beside its weights say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conversion.rules import Rule
+from vit_core.checkpoint import Container
+from vit_core.config import ViTConfig
+from vit_core.params import LAYER
+from vit_core.safetensors_file import Tensor
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass
+class Side:
+    """What the files beside the weights say: fields of a ViTConfig, of a preprocessor_config.json, and remarks."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of checkpoints: names and layouts of its arrays, and the functions that a table can't state."""
+
+    name: str
+    title: str
+    container: Container  # that is written; `container.stem` and `.suffix` make the file's name
+    rules: tuple[Rule, ...]
+    hidden_act: str = "gelu"
+    fixed_act: bool = True  # whether its code computes `hidden_act` whatever the configuration says
+    layer_norm_eps: float = 1e-6
+    states_eps: bool = False  # whether its configuration says another eps
+    has_qkv_bias: bool = True  # whether its models always have biases of queries, keys and values
+    refused: tuple[tuple[str, str], ...] = ()  # (pattern of a name, why no ViT of this package has it)
+    left_out: tuple[tuple[str, str], ...] = ()  # (pattern of a name, what it is): no part of the model
+    prefixes: tuple[str, ...] = ()  # taken off when every name has it
+    absent: Mapping[str, str] = field(default_factory=dict)  # canonical parts it can't hold, and why
+    prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors  # other spellings to those of the rules
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors  # the inverse, for writing
+    files: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None = None  # of several weights files
+    read_side: Callable[[Path], Side] = lambda path: Side()
+    write_side: Callable[[ViTConfig, str, dict[str, Any] | None], dict[str, Any]] = lambda config, arch, processor: {}
+    """JSON documents by file name, of a configuration, the model's architecture and its preprocessor."""
+
+    def match(self, tensors: Tensors) -> tuple[dict[str, tuple[Rule, str]], dict[str, str]]:
+        """The rule and the layer of every name that has one, and what is left out, with the reason."""
+        found: dict[str, tuple[Rule, str]] = {}
+        left: dict[str, str] = {}
+        for name in tensors:
+            rule = next(((r, layer) for r in self.rules if (layer := r.layer_of(name)) is not None), None)
+            if rule is not None:
+                found[name] = rule
+            elif reason := first_match(self.left_out, name):
+                left[name] = reason
+        return found, left
+
+    def peel(self, tensors: Tensors) -> Tensors:
+        """The tensors without the prefixes that wrappers put before all of their names."""
+        while True:
+            kept = [name for name in tensors if not first_match(self.left_out, name)]
+            prefix = next((p for p in self.prefixes if kept and all(name.startswith(p) for name in kept)), None)
+            if prefix is None:
+                return self.prepare(tensors)
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    def to_native(self, tensors: Tensors, config: ViTConfig) -> dict[str, Tensor]:
+        """Canonical tensors as a file of this family has them. Raises ValueError for what has no place in it."""
+        layers = {match[1] for name in tensors if (match := _LAYER.match(name))}
+        native: dict[str, Tensor] = {}
+        placed: set[str] = set()
+        for rule in self.rules:
+            for layer in sorted(layers, key=int) if "{}" in rule.canonical[0] else [""]:
+                tensor = rule.to_native(tensors, layer, config.num_attention_heads)
+                if tensor is not None:
+                    native[rule.name(layer)] = tensor
+                    placed.update(name.replace("{}", layer) for name in rule.canonical)
+        lost = [name for name in tensors if name not in placed]
+        if lost:
+            reasons = sorted({why for name in lost for part, why in self.absent.items() if name.startswith(part)})
+            raise ValueError(
+                f"{self.title} has no place for {', '.join(lost[:8])}: "
+                + ("; ".join(reasons) or "choose another format")
+                + "."
+            )
+        return self.finish(native)
+
+
+_LAYER = re.compile(re.escape(LAYER).replace(r"\{\}", "([0-9]+)"))
+
+
+def first_match(patterns: tuple[tuple[str, str], ...], name: str) -> str | None:
+    """The reason that stands beside the first pattern that a name matches."""
+    return next((reason for pattern, reason in patterns if re.search(pattern, name)), None)

@@ -1,0 +1,173 @@
+"""keras-hub's ViT: preset folders, and the `.weights.h5` of its backbone and its classifier.
+
+Agrees with keras-hub 0.32 (`keras_hub/src/models/vit`): exact GELU, and a LayerNorm eps that its configuration states.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from conversion.family import Family, Side, Tensors
+from conversion.formats.keras import KERAS_H5
+from conversion.rules import CONV, KEY, LINEAR, POSITIONS, QUERY, VALUE, Heads, NoBatch, Rule, Step, module, raw, table
+from conversion.side import json_beside, preprocessor, statistics
+from vit_core.config import ViTConfig, pair
+from vit_core.params import LAYER
+from vit_core.safetensors_file import Tensor
+
+_EMBEDDING, _ENCODER = "layers/vi_t_patching_and_embedding/", "layers/vi_t_encoder/"
+_BLOCK = _ENCODER + "encoder_layers/vi_t_encoder_block{_}/"
+_BACKBONE = "layers/vi_t_backbone/"  # before the names of the backbone in the file of a whole classifier
+_HEAD = "layers/dense/"
+TASK = "task.weights.h5"
+
+
+def _variables(native: str, canonical: str, *weight: Step, bias: tuple[Step, ...] = ()) -> tuple[Rule, ...]:
+    return module(native + "/vars", canonical, leaves=("0", "1"), join="/", weight=weight, bias=bias)
+
+
+def _projected(name: str, canonical: str) -> tuple[Rule, ...]:
+    return _variables(f"{_BLOCK}mha/{name}_dense", canonical, LINEAR, Heads(1), bias=(Heads(0),))
+
+
+_RULES = table(
+    raw(_EMBEDDING + "vars/0", "embeddings.cls_token"),
+    raw(_EMBEDDING + "position_embedding/vars/0", POSITIONS, NoBatch()),
+    _variables(_EMBEDDING + "patch_embedding", "embeddings.patch_embeddings.projection", CONV),
+    _variables(_BLOCK + "layer_norm_1", LAYER + "layernorm_before"),
+    _projected("query", QUERY),
+    _projected("key", KEY),
+    _projected("value", VALUE),
+    _variables(_BLOCK + "mha/output_dense", LAYER + "attention.output.dense", LINEAR, Heads(0)),
+    _variables(_BLOCK + "layer_norm_2", LAYER + "layernorm_after"),
+    _variables(_BLOCK + "mlp/dense_1", LAYER + "intermediate.dense", LINEAR),
+    _variables(_BLOCK + "mlp/dense_2", LAYER + "output.dense", LINEAR),
+    _variables(_ENCODER + "layer_norm", "layernorm"),
+    _variables("layers/dense", "classifier", LINEAR),
+)
+
+
+def _prepare(tensors: Tensors) -> Tensors:
+    return {name.removeprefix(_BACKBONE): tensor for name, tensor in tensors.items()}
+
+
+def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """A preset's files: the backbone's, and the head's where there is one."""
+    head = {name: tensor for name, tensor in native.items() if name.startswith(_HEAD)}
+    trunk = {name: tensor for name, tensor in native.items() if name not in head}
+    return {KERAS_H5.names()[0]: trunk} | ({TASK: head} if head else {})
+
+
+# ---- the preset's documents --------------------------------------------------------------------------------------
+
+_FIELDS = {"num_heads": "num_attention_heads", "layer_norm_epsilon": "layer_norm_eps", "dropout_rate": "hidden_dropout_prob",
+           "attention_dropout": "attention_probs_dropout_prob"}  # fmt: skip
+
+
+def _read_side(path: Path) -> Side:
+    backbone = json_beside(path, "config.json").get("config") or {}
+    task = json_beside(path, "task.json").get("config") or {}
+    if task.get("pooling", "token") != "token":
+        raise ValueError(
+            f"{path} is a classifier on the mean of the patches (pooling={task['pooling']!r} in task.json), where "
+            "ViT's head is on the class token: convert the backbone's preset."
+        )
+    side = Side({ours: backbone[theirs] for theirs, ours in _FIELDS.items() if theirs in backbone})
+    if "image_shape" in backbone:
+        height, width, _ = backbone["image_shape"]
+        side.config["image_size"] = height if height == width else (height, width)
+    converter = json_beside(path, "image_converter.json").get("config") or {}
+    if converter:
+        side.processor = _processor(converter)
+    if converter.get("crop_to_aspect_ratio"):
+        side.notes.append("keras-hub crops pictures to the aspect ratio; the preprocessor resizes the whole picture")
+    return side
+
+
+def _processor(converter: dict[str, Any]) -> dict[str, Any] | None:
+    """The mean and the deviation that a scale and an offset of pixel values 0 to 255 stand for."""
+    scale, offset = ([v] * 3 if isinstance(v, int | float) else v for v in (converter["scale"], converter["offset"]))
+    if not scale or not offset:
+        return None
+    std = [1 / (255 * s) for s in scale]
+    mean = [-o * s for o, s in zip(offset, std, strict=True)]
+    return preprocessor(converter.get("image_size"), mean, std, converter.get("interpolation", "bilinear"))
+
+
+def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
+    backbone = _object("vit_backbone", "ViTBackbone", _backbone(config))
+    converter = _object("vit_image_converter", "ViTImageConverter", _converter(config, processor))
+    documents = {"config.json": backbone, "image_converter.json": converter}
+    tasks = []
+    if architecture == "ViTForImageClassification":
+        values = {"image_converter": converter, "config_file": "preprocessor.json"}
+        documents["preprocessor.json"] = _object(
+            "vit_image_classifier_preprocessor", "ViTImageClassifierPreprocessor", values
+        )
+        documents["task.json"] = _object(
+            "vit_image_classifier",
+            "ViTImageClassifier",
+            {
+                "backbone": backbone, "preprocessor": documents["preprocessor.json"], "num_classes": config.num_labels,
+                "pooling": "token", "intermediate_dim": None, "activation": None, "dropout": 0.0,
+            },
+        )  # fmt: skip
+        tasks = ["ImageClassifier"]
+    versions = {"keras_version": "3.15.1", "keras_hub_version": "0.32.0"}  # whose documents these are
+    return {**documents, "metadata.json": {**versions, "tasks": tasks}}
+
+
+def _backbone(config: ViTConfig) -> dict[str, Any]:
+    if config.hidden_act != "gelu":
+        raise ValueError(f"keras-hub's ViT has hidden_act='gelu', this model {config.hidden_act!r}: pass hidden_act.")
+    height, width = pair(config.image_size)
+    return {
+        "name": "vi_t_backbone", "trainable": True, "image_shape": [height, width, config.num_channels],
+        "patch_size": list(pair(config.patch_size)), "num_layers": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads, "hidden_dim": config.hidden_size, "mlp_dim": config.intermediate_size,
+        "dropout_rate": config.hidden_dropout_prob, "attention_dropout": config.attention_probs_dropout_prob,
+        "layer_norm_epsilon": config.layer_norm_eps, "use_mha_bias": True, "use_mlp_bias": True,
+        "use_class_token": True, "use_patch_bias": True,
+    }  # fmt: skip
+
+
+def _converter(config: ViTConfig, processor: dict[str, Any] | None) -> dict[str, Any]:
+    mean, std, interpolation = statistics(processor)
+    return {
+        "name": "vi_t_image_converter", "trainable": True, "image_size": list(pair(config.image_size)),
+        "scale": [1 / (255 * s) for s in std], "offset": [-m / s for m, s in zip(mean, std, strict=True)],
+        "interpolation": interpolation, "antialias": True, "crop_to_aspect_ratio": False, "pad_to_aspect_ratio": False,
+    }  # fmt: skip
+
+
+def _object(module_name: str, class_name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """An object as Keras serialises it."""
+    return {
+        "module": f"keras_hub.src.models.vit.{module_name}", "class_name": class_name, "config": values,
+        "registered_name": f"keras_hub>{class_name}",
+    }  # fmt: skip
+
+
+KERAS_HUB = Family(
+    "keras-hub",
+    "keras-hub's ViT",
+    KERAS_H5,
+    _RULES,
+    states_eps=True,
+    refused=(
+        (
+            r"^layers/dense_\d+/",
+            "a layer below the head (intermediate_dim), which ViT does not have",
+        ),
+    ),
+    absent={
+        "embeddings.mask_token": "pass head='drop'",
+        "decoder": "pass head='drop'",
+        "pooler": "it has no pooler: pass pooler='drop'",
+    },
+    prepare=_prepare,
+    files=_files,
+    read_side=_read_side,
+    write_side=_write_side,
+)

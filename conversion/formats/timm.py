@@ -1,0 +1,145 @@
+"""timm's VisionTransformer, and DeiT and DINO, which have its names: query, key and value are one array.
+
+Agrees with timm 1.0.31 (`timm/models/vision_transformer.py`): LayerNorm eps 1e-6, exact GELU.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from conversion.family import Family, Side, Tensors
+from conversion.rules import ATTENTION_SCALE, KEY, MLP_SCALE, POOLED_NORM, POSITIONS, QUERY, VALUE, module, raw, table
+from conversion.side import json_beside, labels, preprocessor, statistics
+from vit_core.checkpoint import SAFETENSORS
+from vit_core.config import VARIANTS, ViTConfig, pair
+from vit_core.params import LAYER
+
+_RULES = table(
+    raw("cls_token", "embeddings.cls_token"),
+    raw("pos_embed", POSITIONS),
+    module("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    module("blocks.{}.norm1", LAYER + "layernorm_before"),
+    module("blocks.{}.attn.qkv", QUERY, KEY, VALUE),
+    module("blocks.{}.attn.proj", LAYER + "attention.output.dense"),
+    module("blocks.{}.norm2", LAYER + "layernorm_after"),
+    module("blocks.{}.mlp.fc1", LAYER + "intermediate.dense"),
+    module("blocks.{}.mlp.fc2", LAYER + "output.dense"),
+    module("norm", "layernorm"),
+    raw("blocks.{}.ls1.gamma", ATTENTION_SCALE),
+    raw("blocks.{}.ls2.gamma", MLP_SCALE),
+    module("fc_norm", POOLED_NORM),
+    module("pre_logits.fc", "pooler.dense"),
+    module("head", "classifier"),
+)
+_REFUSED = (
+    (r"^(dist_token|head_dist\.)", "a distillation token: DeiT's own class has it, ViT does not"),
+    (r"^reg_token$", "register tokens, which ViT does not have"),
+    (r"\.(q_norm|k_norm)\.", "normalised queries and keys (qk_norm), which ViT does not have"),
+    (r"^norm_pre\.", "a norm before the first layer (pre_norm, as in CLIP), which ViT does not have"),
+    (r"^attn_pool\.", "attention pooling (global_pool='map', as in SigLIP), which ViT does not have"),
+    (r"\.rope\b|^rope", "rotary position embeddings, which ViT does not have"),
+    (r"\.(w12|w3|fc1_g|fc1_x)\.", "a gated MLP, which ViT does not have"),
+)
+_LEFT_OUT = (
+    (r"(^|\.)head\.(mlp|last_layer)\.", "the projection head of DINO's training"),
+    (r"^(module\.)?linear\.", "a linear probe on several layers"),
+)
+_WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.", "base_encoder.", "momentum_encoder.")
+_OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
+_CONFIG, _ACTIVATIONS = "config.json", {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+_NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
+
+
+def _prepare(tensors: Tensors) -> Tensors:
+    """DeiT-3's own name of the layer scale becomes timm's."""
+    return {_OLD_SCALES.sub(r"\1.ls\2.gamma", name): tensor for name, tensor in tensors.items()}
+
+
+def _read_side(path: Path) -> Side:
+    stored = json_beside(path, _CONFIG)
+    if "architecture" not in stored:
+        return Side(notes=["no timm config.json beside the weights: the preprocessing of the pictures is not known"])
+    arguments, pretrained = stored.get("model_args") or {}, stored.get("pretrained_cfg") or stored
+    config = _of_architecture(stored["architecture"])
+    names = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
+    config |= {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
+    size = arguments.get("img_size") or (pretrained.get("input_size") or (None, None, None))[1:]
+    config["image_size"] = size[0] if not isinstance(size, int) and size[0] == size[1] else size
+    activation = arguments.get("act_layer", "gelu")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
+    config["hidden_act"] = _ACTIVATIONS[activation]
+    side = Side(config | labels(stored.get("label_names")))
+    side.processor = preprocessor(
+        config["image_size"], pretrained.get("mean"), pretrained.get("std"), pretrained.get("interpolation", "bicubic")
+    )
+    crop, mode = pretrained.get("crop_pct"), pretrained.get("crop_mode", "center")
+    if crop and (crop < 1 or mode != "squash"):
+        side.notes.append(f"timm crops pictures ({mode}, crop_pct {crop}); the preprocessor resizes the whole picture")
+    return side
+
+
+def _of_architecture(name: str) -> dict[str, Any]:
+    """The number of heads that timm's name of an architecture stands for, where it is a known one."""
+    match = re.match(r"(?:vit|deit3?)_(tiny|small|base|large|huge|giant|gigantic)_patch", name)
+    if not match:
+        return {}
+    letter = next(letter for letter, word in _NAMES.items() if word == match[1])
+    return {"num_attention_heads": VARIANTS[letter][3]}
+
+
+def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
+    """timm's config.json: the base architecture with every argument that makes it this model."""
+    headed = architecture == "ViTForImageClassification"
+    activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == _exact(config.hidden_act)), None)
+    if activation is None:
+        raise ValueError(f"timm's configuration can't name hidden_act={config.hidden_act!r}: pass another hidden_act.")
+    arguments: dict[str, Any] = {
+        "img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads,
+        "mlp_ratio": config.intermediate_size / config.hidden_size, "qkv_bias": config.qkv_bias,
+    }  # fmt: skip
+    if activation != "gelu":
+        arguments["act_layer"] = activation
+    mean, std, interpolation = statistics(processor)
+    height, width = pair(config.image_size)
+    return {
+        _CONFIG: {
+            "architecture": "vit_base_patch16_224",
+            "num_classes": config.num_labels if headed else 0,
+            "num_features": config.hidden_size,
+            "global_pool": "token",
+            "model_args": arguments,
+            **({"label_names": [config.id2label[i] for i in range(config.num_labels)]} if headed else {}),
+            "pretrained_cfg": {
+                "input_size": [config.num_channels, height, width], "fixed_input_size": True,
+                "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
+                "num_classes": config.num_labels if headed else 0, "pool_size": None,
+                "first_conv": "patch_embed.proj", "classifier": "head",
+            },
+        }
+    }  # fmt: skip
+
+
+def _exact(activation: Any) -> Any:
+    """One name for each function: the tanh GELU has two."""
+    return "gelu_pytorch_tanh" if activation == "gelu_new" else activation
+
+
+TIMM = Family(
+    "timm",
+    "timm's VisionTransformer (DeiT, DINO)",
+    SAFETENSORS,
+    _RULES,
+    fixed_act=False,
+    has_qkv_bias=False,
+    refused=_REFUSED,
+    left_out=_LEFT_OUT,
+    prefixes=(*_WRAPPERS, "visual.trunk."),
+    absent={"embeddings.mask_token": "pass head='drop'", "decoder": "pass head='drop'"},
+    prepare=_prepare,
+    read_side=_read_side,
+    write_side=_write_side,
+)

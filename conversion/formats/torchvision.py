@@ -1,0 +1,57 @@
+"""torchvision's VisionTransformer (vit_b_16 ... vit_h_14).
+
+Agrees with torchvision 0.28 (`torchvision/models/vision_transformer.py`): LayerNorm eps 1e-6, exact GELU. Its published
+files call the MLP's layers `linear_1` and `linear_2`; a model of today renames them when it loads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from conversion.family import Family, Side
+from conversion.rules import KEY, POSITIONS, QUERY, VALUE, module, raw, table
+from conversion.side import IMAGENET
+from vit_core.checkpoint import Container
+from vit_core.params import LAYER
+from vit_core.pytorch_file import read_pytorch_bin, write_pytorch_bin
+
+PTH = Container("vit", ".pth", "pt", lambda p: (read_pytorch_bin(p), "pt"), lambda p, t, *_: write_pytorch_bin(p, t))
+
+_BLOCK = "encoder.layers.encoder_layer_{}."
+_MLP = _BLOCK + "mlp."
+
+_RULES = table(
+    raw("class_token", "embeddings.cls_token"),
+    module("conv_proj", "embeddings.patch_embeddings.projection"),
+    raw("encoder.pos_embedding", POSITIONS),
+    module(_BLOCK + "ln_1", LAYER + "layernorm_before"),
+    module(_BLOCK + "self_attention.in_proj", QUERY, KEY, VALUE, join="_"),
+    module(_BLOCK + "self_attention.out_proj", LAYER + "attention.output.dense"),
+    module(_BLOCK + "ln_2", LAYER + "layernorm_after"),
+    module(_MLP + "0", LAYER + "intermediate.dense", also=[_MLP + "linear_1"]),
+    module(_MLP + "3", LAYER + "output.dense", also=[_MLP + "linear_2"]),
+    module("encoder.ln", "layernorm"),
+    module("heads.pre_logits", "pooler.dense"),
+    module("heads.head", "classifier"),
+)
+
+
+def _read_side(path: Path) -> Side:
+    """The preprocessing of torchvision's own weights; it stands in no file."""
+    notes = [
+        "pictures are normalised with ImageNet's mean and standard deviation, as torchvision does; it crops their "
+        "centre, the preprocessor resizes the whole picture"
+    ]
+    return Side(processor={**IMAGENET, "resample": 2}, notes=notes)
+
+
+TORCHVISION = Family(
+    "torchvision",
+    "torchvision's VisionTransformer",
+    PTH,
+    _RULES,
+    refused=((r"^conv_proj\.\D+\.", "a stem of several convolutions, where ViT has one"),),
+    prefixes=("module.", "_orig_mod."),
+    absent={"embeddings.mask_token": "pass head='drop'", "decoder": "pass head='drop'"},
+    read_side=_read_side,
+)

@@ -1,0 +1,183 @@
+"""What a conversion will write: the source's tensors with every change that was asked for, and the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from conversion.settle import architecture_of, parts_of
+from vit_core.checkpoint import Checkpoint
+from vit_core.config import ViTConfig, pair
+from vit_core.initialization import draw
+from vit_core.loading import COMPUTE_DTYPES, POSITIONS, is_absent_bias
+from vit_core.params import Spec, specs
+from vit_core.position import resize_matrix, resize_position_embeddings
+from vit_core.safetensors_file import Tensor
+from vit_core.validation import dtype_name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Tensors by canonical name, in PyTorch's layout, with the configuration and the class of their model."""
+
+    tensors: dict[str, Tensor]
+    specs: dict[str, Spec]
+    config: ViTConfig
+    architecture: str
+    processor: dict[str, Any] | None
+    notes: list[str]
+
+
+def plan(
+    checkpoint: Checkpoint,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    position_kernel: str = "hf",
+    num_labels: int | None = None,
+    head: str = "keep",
+    pooler: str = "keep",
+    hidden_act: str | None = None,
+    layer_norm_eps: float | None = None,
+    ignore_unknown: bool = False,
+) -> Plan:
+    """The source's tensors with a head, a grid and a configuration as asked for.
+
+    Raises ValueError for what can't be, or would be lost without being asked for.
+    """
+    for name, value in (("head", head), ("pooler", pooler)):
+        if value not in ("keep", "drop"):
+            raise ValueError(f'{name} must be "keep" or "drop", got {value!r}.')
+    config, notes = checkpoint.config, list(checkpoint.notes)
+    if config is None:
+        raise FileNotFoundError(
+            f"No config.json beside {checkpoint.path}: put it there, or pass config=ViTConfig(...)."
+        )
+    tensors = dict(checkpoint.tensors)
+    if checkpoint.unknown and not ignore_unknown:
+        names = sorted(checkpoint.unknown)
+        raise ValueError(
+            f"{checkpoint.path} holds {len(names)} tensors that no ViT has: {', '.join(names[:8])}. Pass "
+            "ignore_unknown=True to leave them out."
+        )
+    notes += [f"left out {name}: no tensor of a ViT" for name in sorted(checkpoint.unknown)]
+    values = {"hidden_act": hidden_act, "layer_norm_eps": layer_norm_eps}
+    config = config.copy(**{name: value for name, value in values.items() if value is not None})
+    dropped = (("classifier", "decoder", "mask_token") if head == "drop" else ()) + (
+        ("pooler",) if pooler == "drop" else ()
+    )
+    for part in dropped:
+        gone = [name for name in tensors if part in name.split(".")[:2]]
+        notes += [f"left out {name}, as asked" for name in gone]
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in gone}
+    if image_size is not None:
+        config, tensors[POSITIONS] = _resized(tensors[POSITIONS], config, image_size, position_kernel, notes)
+    if num_labels is not None:
+        config = _with_head(tensors, config, num_labels, notes)
+    return _checked(checkpoint, tensors, config, notes)
+
+
+def _resized(
+    positions: Tensor, config: ViTConfig, image_size: int | tuple[int, int], kernel: str, notes: list[str]
+) -> tuple[ViTConfig, Tensor]:
+    """Position embeddings for pictures of another size, in pixels."""
+    source, resized = config.grid, config.copy(image_size=image_size)
+    target = resized.grid
+    if source == target:
+        return resized, positions
+    resize_matrix(source[0], target[0], kernel)  # a kernel that is not there is refused before anything is written
+    notes.append(f"position embeddings are resized from {source} to {target} patches (kernel {kernel!r})")
+    shape = (1, 1 + target[0] * target[1], positions.shape[2])
+    change = ("resize", f"{source} to {target}, {kernel}")
+    return resized, positions.changed(
+        change, lambda array: resize_position_embeddings(array, source, target, kernel), shape=shape
+    )
+
+
+def _with_head(tensors: dict[str, Tensor], config: ViTConfig, num_labels: int, notes: list[str]) -> ViTConfig:
+    """A classifier of this many labels: the source's where it has as many, else one drawn as a new model's is."""
+    stored = tensors.get("classifier.weight")
+    if stored is not None and stored.shape[0] == num_labels:
+        return config
+    changed = config.copy(num_labels=num_labels)
+    like = tensors["embeddings.cls_token"].dtype
+    for name, spec in specs(changed, {"classifier"}).items():
+        if spec.part == "classifier":
+            tensors[name] = replace(Tensor.of(draw(spec, changed, seed=0)).astype(like), source="(drawn)")
+    notes.append(f"the classifier of {num_labels} labels is newly initialised (seed 0): train it before you use it")
+    return changed
+
+
+def _checked(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> Plan:
+    """The plan, when the tensors are those of one model class and have its shapes."""
+    parts = parts_of(tensors)
+    architecture = architecture_of(parts)
+    if {"pooler", "classifier"} <= parts or {"pooler", "decoder"} <= parts or {"classifier", "decoder"} <= parts:
+        raise ValueError(
+            f"{checkpoint.path} has {' and '.join(sorted(parts - {'mask_token'}))}, which no model class has together: "
+            "pass head='drop' or pooler='drop'."
+        )
+    wanted = specs(config, parts)
+    absent = [name for name, tensor in tensors.items() if is_absent_bias(name, tensor, config)]
+    if absent:
+        notes.append(f"left out {len(absent)} biases of zeros that the configuration has not (qkv_bias=False)")
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in absent}
+    wrong = [
+        *(f"{name}: missing" for name in wanted if name not in tensors),
+        *(f"{name}: not in a model of this configuration" for name in tensors if name not in wanted),
+        *(
+            f"{name}: {tensors[name].shape} in the file, {spec.shape} by the configuration"
+            for name, spec in wanted.items()
+            if name in tensors and tensors[name].shape != spec.shape
+        ),
+    ]
+    if wrong:
+        raise ValueError(
+            f"{checkpoint.path} does not fit its configuration:\n  "
+            + "\n  ".join(wrong[:12])
+            + "\nMend the config.json "
+            "beside it, or pass the options that say what it is."
+        )
+    config = config.copy(architectures=[architecture])
+    ordered = {name: tensors[name] for name in wanted}
+    return Plan(ordered, wanted, config, architecture, _for_size(checkpoint.processor, config), notes)
+
+
+def _for_size(processor: dict[str, Any] | None, config: ViTConfig) -> dict[str, Any] | None:
+    """The preprocessor's document with the size of the model's pictures."""
+    if processor is None:
+        return None
+    height, width = pair(config.image_size)
+    return {"image_processor_type": "ViTImageProcessor", **processor, "size": {"height": height, "width": width}}
+
+
+def cast(tensors: dict[str, Tensor], dtype: Any) -> dict[str, Tensor]:
+    """The tensors in another dtype, when they are read; as they are where it is None.
+
+    Raises ValueError for what is no floating-point dtype.
+    """
+    if dtype is None:
+        return tensors
+    name = dtype_name(dtype)
+    if name not in COMPUTE_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {dtype!r}.")
+    return {n: tensor.astype(name) for n, tensor in tensors.items()}
+
+
+def with_qkv_biases(planned: Plan, title: str) -> Plan:
+    """The plan with biases of zeros for queries, keys and values, where a family's models always have them."""
+    if planned.config.qkv_bias:
+        return planned
+    config = planned.config.copy(qkv_bias=True)
+    wanted = specs(config, parts_of(planned.tensors))
+    zeros = {
+        name: replace(
+            Tensor.of(np.zeros(spec.shape, planned.tensors[name.replace(".bias", ".weight")].dtype)), source="(zeros)"
+        )
+        for name, spec in wanted.items()
+        if name not in planned.tensors
+    }
+    notes = [*planned.notes, f"{len(zeros)} biases of zeros are added, {title} always has them"]
+    tensors = {name: planned.tensors.get(name) or zeros[name] for name in wanted}
+    return replace(planned, tensors=tensors, specs=wanted, config=config, notes=notes)

@@ -1,0 +1,190 @@
+"""Reading a checkpoint of any family: found, told apart by its content, and brought to canonical names and layout."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from conversion.detect import container_of
+from conversion.family import Family, Side, Tensors, first_match
+from conversion.formats import FAMILIES
+from conversion.formats.keras import KERAS_H5
+from conversion.formats.keras_hub import TASK
+from conversion.rules import Heads
+from conversion.settle import settle
+from conversion.side import PREPROCESSOR_NAME, json_beside
+from vit_core import hub
+from vit_core.checkpoint import PYTORCH_BIN, Checkpoint, Named, as_checkpoint, read_named, readable_names, recognise
+from vit_core.config import CONFIG_NAME, ViTConfig
+from vit_core.pytorch_file import read_state_dicts
+from vit_core.safetensors_file import Tensor
+
+StrPath = str | Path
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack")
+_PRESET = ("metadata.json", "task.json", "task.weights.h5", "preprocessor.json", "image_converter.json")
+# Which of several state dicts of one file is the model: averaged weights before those that were trained.
+_KEYS = ("teacher", "model_ema", "state_dict_ema", "target_encoder", "model", "state_dict", "encoder", "student", "")
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+
+
+def read(
+    source: StrPath,
+    *,
+    filename: str | None = None,
+    key: str | None = None,
+    variant: str | None = None,
+    formats: Collection[str] = (),
+    config: ViTConfig | None = None,
+    num_attention_heads: int | None = None,
+    stored_image_size: int | tuple[int, int] | None = None,
+    head: str = "keep",
+    fold_layer_scale: bool = False,
+    **hub_options: Any,
+) -> Checkpoint:
+    """Open a checkpoint of any family: a file, a folder or a hub id. No tensor is read yet.
+
+    `filename` is the weights file within a folder or repository, `key` the state dict within a file that holds
+    several. `formats` demands some of "pt", "tf", "flax" or a family's name. `config`, `num_attention_heads` and
+    `stored_image_size` (pixels) say what a source without a config.json does not. `head="drop"` leaves the head out,
+    and with it what only the head is odd in; `fold_layer_scale` multiplies layer scales into the layers before them.
+
+    Raises OSError for what can't be found or fetched, ValueError for what is damaged, or is no ViT: with the names of
+    the tensors that make it something else.
+    """
+    path = _locate(source, filename, variant, formats, hub_options)
+    named, notes = _open(path, key)
+    family, tensors = _family(named)
+    format = family.name if family else recognise(tensors, named.format)[0]
+    if formats and format not in formats:
+        raise ValueError(
+            f"from_{next(iter(formats))}=True was given, but {path} has the format {format!r}: leave the argument "
+            "out, every format is read without it."
+        )
+    is_vit = json_beside(path, CONFIG_NAME).get("model_type") == "vit" or family is None
+    processor = json_beside(path, PREPROCESSOR_NAME) or None
+    if family is None:
+        checkpoint = as_checkpoint(replace(named, tensors=tensors))
+        if named.tensors and not checkpoint.tensors:
+            raise ValueError(_no_vit(path, named.tensors))
+        return replace(
+            checkpoint, config=checkpoint.config or config, processor=processor, notes=(*notes, *checkpoint.notes)
+        )
+    beside = ViTConfig.from_json_file(path.parent / CONFIG_NAME) if is_vit else config
+    side = family.read_side(path) if beside is None else Side(processor=family.read_side(path).processor)
+    given = {"num_attention_heads": num_attention_heads, "image_size": stored_image_size}
+    side.config |= {name: value for name, value in given.items() if value is not None}
+    found, unknown, left = _canonical(path, family, tensors)
+    notes += [f"left out {name}: {reason}" for name, reason in left.items()]
+    opened = Checkpoint(path, family.name, found, unknown, beside, processor or side.processor, tuple(notes))
+    return settle(opened, family, side, _heads(family, tensors), drop_head=head == "drop", fold=fold_layer_scale)
+
+
+# ---- where the weights are ---------------------------------------------------------------------------------------
+
+
+def _locate(
+    source: StrPath, filename: str | None, variant: str | None, formats: Collection[str], options: dict[str, Any]
+) -> Path:
+    """The weights file, or index, of a file, a folder or a hub id; what belongs to it lies beside it."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    names = [filename] if filename else [*readable_names(variant, formats), KERAS_H5.names()[0]]
+    if path.is_dir() and not filename:
+        names += _only_weights(path / options.get("subfolder", ""), names)
+    found = hub.resolve(source, names, **options)
+    if found.name == KERAS_H5.names()[0] and not path.is_dir():
+        hub.resolve(source, [found.name], optional=_PRESET, **options)
+    return found
+
+
+def _only_weights(folder: Path, names: Collection[str]) -> list[str]:
+    """The one weights file of a folder that has none of the usual names. Raises ValueError where there are several."""
+    if any((folder / name).is_file() for name in names) or not folder.is_dir():
+        return []
+    found = sorted(path.name for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
+    if len(found) > 1:
+        raise ValueError(f"{folder} holds several weights files, {', '.join(found)}: choose one with filename=.")
+    return found
+
+
+# ---- what is in them ---------------------------------------------------------------------------------------------
+
+
+def _open(path: Path, key: str | None) -> tuple[Named, list[str]]:
+    """The tensors of a file; of the state dicts in it, those of the model."""
+    if path.suffix == ".json" or container_of(path) is not PYTORCH_BIN:
+        named = read_named(path, container_of)
+        head = path.with_name(TASK)  # a preset of keras-hub has the head in a file of its own
+        if path.name == KERAS_H5.names()[0] and head.is_file():
+            named = replace(named, tensors={**read_named(head, container_of).tensors, **named.tensors})
+        return named, []
+    groups = read_state_dicts(path)
+    if key is None:
+        ranked = [k for k in _KEYS if k in groups] + [k for k in groups if k not in _KEYS]
+        key = max(ranked, key=lambda k: _score(groups[k]))  # the first of those that hold most of a ViT
+    if key not in groups:
+        raise ValueError(f"{path} has no state dict {key!r}: choose with key= among {', '.join(map(repr, groups))}.")
+    chosen = groups[key]
+    notes = [f"took the state dict {key!r} and left {', '.join(chosen.left_out)} out"] if chosen.left_out else []
+    return Named(path, chosen, "pt"), notes
+
+
+def _score(tensors: Tensors) -> int:
+    return max(_scores(tensors, "pt").values())
+
+
+def _scores(tensors: Tensors, claimed: str) -> dict[str, int]:
+    """How many names make sense in each family; "" for Hugging Face's formats."""
+    own = len(recognise(_peeled(tensors), claimed)[1])
+    return {"": own} | {name: len(f.match(f.peel(tensors))[0]) for name, f in FAMILIES.items()}
+
+
+def _peeled(tensors: Tensors) -> Tensors:
+    """The tensors without the prefixes of PyTorch's wrappers, where every name has them."""
+    prefix = next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), None)
+    return tensors if prefix is None else _peeled({name.removeprefix(prefix): t for name, t in tensors.items()})
+
+
+def _family(named: Named) -> tuple[Family | None, Tensors]:
+    """The family whose names explain most, None for Hugging Face's formats, and the tensors without wrappers' names."""
+    scores = _scores(named.tensors, named.format)
+    best = max(scores, key=lambda name: scores[name])
+    if scores[best] == scores[""]:
+        return None, _peeled(named.tensors)
+    return FAMILIES[best], FAMILIES[best].peel(named.tensors)
+
+
+def _no_vit(path: Path, tensors: Tensors) -> str:
+    shown = ", ".join(sorted(tensors)[:5])
+    families = ", ".join(["Hugging Face's ViT", *(family.title for family in FAMILIES.values())])
+    return f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT: expected the names of {families}."
+
+
+def _canonical(
+    path: Path, family: Family, tensors: Tensors
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """Tensors by canonical name, those that are unknown, and what is left out with the reason."""
+    matched, left = family.match(tensors)
+    unknown = {name: tensor for name, tensor in tensors.items() if name not in matched and name not in left}
+    reasons = {name: reason for name in unknown if (reason := first_match(family.refused, name))}
+    if reasons:
+        odd = "\n  ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:8])
+        raise ValueError(f"{path} is no plain ViT ({family.title}):\n  {odd}")
+    found: dict[str, Tensor] = {}
+    for native, (rule, layer) in matched.items():
+        for name, tensor in rule.to_canonical(replace(tensors[native], source=native), layer):
+            if name in found:
+                raise ValueError(f"{path} holds {name} twice, as {found[name].source!r} and {native!r}: remove one.")
+            found[name] = tensor
+    return found, unknown, left
+
+
+def _heads(family: Family, tensors: Tensors) -> int | None:
+    """The number of heads, where the arrays have an axis for it."""
+    for name, (rule, _) in family.match(tensors)[0].items():
+        if rule.steps and isinstance(rule.steps[-1], Heads):
+            return tensors[name].shape[rule.steps[-1].axis]
+    return None

@@ -1,0 +1,53 @@
+"""What stands beside weights in every family: labels, and how pictures are prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vit_core.config import pair
+from vit_core.files import read_json_object
+
+PREPROCESSOR_NAME = "preprocessor_config.json"
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # PIL's numbers
+
+
+def json_beside(path: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file beside another; an empty one where there is none."""
+    beside = path.parent / name
+    return read_json_object(beside) if beside.is_file() else {}
+
+
+def labels(names: Sequence[str] | None) -> dict[str, Any]:
+    """Fields of a configuration for the names of the labels, none where they are not known."""
+    return {"id2label": dict(enumerate(names))} if names else {}
+
+
+def preprocessor(
+    image_size: Any, mean: Sequence[float] | None, std: Sequence[float] | None, interpolation: str
+) -> dict[str, Any] | None:
+    """What preprocessor_config.json says of pictures resized whole to `image_size` (int or (height, width), pixels)."""
+    if image_size is None or mean is None or std is None:
+        return None
+    height, width = pair(image_size if isinstance(image_size, int) else tuple(image_size))
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": RESAMPLE.get(interpolation, RESAMPLE["bicubic"]),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }
+
+
+def statistics(processor: dict[str, Any] | None) -> tuple[list[float], list[float], str]:
+    """Mean, standard deviation and interpolation of a preprocessor; ViT's own where there is none."""
+    stored = processor or {}
+    names = {number: name for name, number in RESAMPLE.items()}
+    mean, std = (list(stored.get(name) or [0.5] * 3) for name in ("image_mean", "image_std"))
+    return mean, std, names[int(stored.get("resample", RESAMPLE["bilinear"]))]

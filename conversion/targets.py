@@ -1,0 +1,47 @@
+"""What `convert` writes: the formats by the names a user gives them, and the kinds of file each can be in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from conversion.family import Family
+from conversion.formats import FAMILIES
+from vit_core.checkpoint import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS, TF_H5, Container
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format to write: one of Hugging Face's, named in safetensors metadata, or a family's."""
+
+    title: str
+    format: str
+    containers: Mapping[str, Container]  # by name, the one that is written unless another is asked for first
+    family: Family | None = None
+
+    def container(self, name: str | None) -> Container:
+        """The container of a name. Raises ValueError for one that this format is never in."""
+        if name is None:
+            return next(iter(self.containers.values()))
+        if name not in self.containers:
+            expected = ", ".join(self.containers)
+            raise ValueError(f"container={name!r} is none that {self.title} is written in: expected {expected}.")
+        return self.containers[name]
+
+
+def _families() -> dict[str, Target]:
+    found = {}
+    for name, family in FAMILIES.items():
+        containers = {family.container.suffix.rpartition(".")[2]: family.container}
+        if family.container is SAFETENSORS:
+            containers["bin"] = PYTORCH_BIN
+        found[name] = Target(family.title, name, containers, family)
+    return found
+
+
+TARGETS: dict[str, Target] = {
+    "torch": Target("Hugging Face's PyTorch ViT", "pt", {"safetensors": SAFETENSORS, "bin": PYTORCH_BIN}),
+    "tf": Target("Hugging Face's TensorFlow ViT", "tf", {"safetensors": SAFETENSORS, "h5": TF_H5}),
+    "flax": Target("Hugging Face's Flax ViT", "flax", {"safetensors": SAFETENSORS, "msgpack": FLAX_MSGPACK}),
+    **_families(),
+}
