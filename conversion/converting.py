@@ -64,7 +64,7 @@ def convert(
     """
     if to not in TARGETS:
         raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}.")
-    checkpoint = read(source, head=head, **reading)
+    checkpoint = read(source, head=head, ignore_unknown=ignore_unknown, **reading)
     planned = plan(
         checkpoint,
         image_size=image_size,

@@ -8,7 +8,7 @@ from pathlib import Path
 from conversion.formats.google import NPZ
 from conversion.formats.keras import KERAS_H5
 from vit_core.checkpoint import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS, TF_H5, Container
-from vit_core.files import LFS_POINTER
+from vit_core.files import refuse_stand_in
 
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02"
 _MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)  # how a msgpack map begins
@@ -23,10 +23,7 @@ def container_of(path: Path) -> Container:
         raise FileNotFoundError(f"There is no weights file {path}: check the path.")
     with path.open("rb") as file:
         first = file.read(64)
-    if first.startswith(LFS_POINTER):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
-    if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path} is an HTML page, not the file itself: fetch it again, from its download link.")
+    refuse_stand_in(path, first)
     if first.startswith(_HDF5):
         from conversion.containers.keras_h5 import is_keras_h5
 

@@ -82,7 +82,7 @@ class Family:
                 if tensor is not None:
                     native[rule.name(layer)] = tensor
                     placed.update(name.replace("{}", layer) for name in rule.canonical)
-        lost = [name for name in tensors if name not in placed]
+        lost = [name for name in tensors if name not in placed or name.startswith(tuple(self.absent))]
         if lost:
             reasons = sorted({why for name in lost for part, why in self.absent.items() if name.startswith(part)})
             raise ValueError(

@@ -41,6 +41,7 @@ def read(
     stored_image_size: int | tuple[int, int] | None = None,
     head: str = "keep",
     fold_layer_scale: bool = False,
+    ignore_unknown: bool = False,
     **hub_options: Any,
 ) -> Checkpoint:
     """Open a checkpoint of any family: a file, a folder or a hub id. No tensor is read yet.
@@ -48,7 +49,8 @@ def read(
     `filename` is the weights file within a folder or repository, `key` the state dict within a file that holds
     several. `formats` demands some of "pt", "tf", "flax" or a family's name. `config`, `num_attention_heads` and
     `stored_image_size` (pixels) say what a source without a config.json does not. `head="drop"` leaves the head out,
-    and with it what only the head is odd in; `fold_layer_scale` multiplies layer scales into the layers before them.
+    and with it what only the head is odd in; `fold_layer_scale` multiplies layer scales into the layers before them;
+    `ignore_unknown` leaves out what no model of the family has, which is an error otherwise.
 
     Raises OSError for what can't be found or fetched, ValueError for what is damaged, or is no ViT: with the names of
     the tensors that make it something else.
@@ -75,8 +77,8 @@ def read(
     side = family.read_side(path) if beside is None else Side(processor=family.read_side(path).processor)
     given = {"num_attention_heads": num_attention_heads, "image_size": stored_image_size}
     side.config |= {name: value for name, value in given.items() if value is not None}
-    found, unknown, left = _canonical(path, family, tensors)
-    notes += [f"left out {name}: {reason}" for name, reason in left.items()]
+    found, unknown, left = _canonical(path, family, tensors, ignore_unknown)
+    notes += [f"left out {line}" for line in _grouped(left)]
     opened = Checkpoint(path, family.name, found, unknown, beside, processor or side.processor, tuple(notes))
     return settle(opened, family, side, _heads(family, tensors), drop_head=head == "drop", fold=fold_layer_scale)
 
@@ -164,15 +166,19 @@ def _no_vit(path: Path, tensors: Tensors) -> str:
 
 
 def _canonical(
-    path: Path, family: Family, tensors: Tensors
+    path: Path, family: Family, tensors: Tensors, ignore_unknown: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
     """Tensors by canonical name, those that are unknown, and what is left out with the reason."""
     matched, left = family.match(tensors)
     unknown = {name: tensor for name, tensor in tensors.items() if name not in matched and name not in left}
-    reasons = {name: reason for name in unknown if (reason := first_match(family.refused, name))}
-    if reasons:
-        odd = "\n  ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:8])
-        raise ValueError(f"{path} is no plain ViT ({family.title}):\n  {odd}")
+    odd = {name: reason for name in unknown if (reason := first_match(family.refused, name))}
+    if odd:
+        raise ValueError(f"{path} is no plain ViT ({family.title}):\n  " + "\n  ".join(_grouped(odd)))
+    if unknown and not ignore_unknown:
+        raise ValueError(
+            f"{path} holds what no ViT of {family.title} has: {', '.join(sorted(unknown)[:8])}. Pass "
+            "ignore_unknown=True to leave that out, if it has no part in what the model computes."
+        )
     found: dict[str, Tensor] = {}
     for native, (rule, layer) in matched.items():
         for name, tensor in rule.to_canonical(replace(tensors[native], source=native), layer):
@@ -180,6 +186,14 @@ def _canonical(
                 raise ValueError(f"{path} holds {name} twice, as {found[name].source!r} and {native!r}: remove one.")
             found[name] = tensor
     return found, unknown, left
+
+
+def _grouped(reasons: dict[str, str]) -> list[str]:
+    """A line for each reason, with the first of the names it is given for."""
+    names: dict[str, list[str]] = {}
+    for name in sorted(reasons):
+        names.setdefault(reasons[name], []).append(name)
+    return [f"{found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)}: {why}" for why, found in names.items()]
 
 
 def _heads(family: Family, tensors: Tensors) -> int | None:

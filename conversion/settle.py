@@ -145,7 +145,7 @@ def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[
             Tensor.of(np.zeros(weight.shape[0], weight.dtype)), source="(zeros)", changes=(("zeros", weight.shape[0]),)
         )
     if lacking:
-        notes.append(f"{len(lacking)} biases that the model was built without are zeros")
+        notes.append(f"zeros stand for the biases that the model was built without ({lacking[0]}.bias ...)")
 
 
 # ---- the configuration -------------------------------------------------------------------------------------------
@@ -171,7 +171,8 @@ def _config(
     }
     if (first := tensors.get(f"{_FIRST.format(0)}.weight")) is not None:
         values["intermediate_size"] = first.shape[0]
-    values.setdefault("image_size", _image_size(opened, tensors[POSITIONS].shape[1], patch))
+    if values.get("image_size") is None:
+        values["image_size"] = _image_size(opened, tensors[POSITIONS].shape[1], patch)
     values["num_attention_heads"] = heads or values.get("num_attention_heads") or _guessed_heads(opened, width, notes)
     if (head := tensors.get("classifier.weight")) is not None and len(values.get("id2label", ())) != head.shape[0]:
         values.pop("id2label", None)

@@ -19,7 +19,7 @@ from conftest import CHECKPOINTS
 from hub_server import HubServer, Repo, client_environment
 from test_models import TINY
 
-from vit_core.checkpoint import find_weights, read_checkpoint, readable_names, write_checkpoint
+from vit_core.checkpoint import TF_H5, find_weights, read_checkpoint, readable_names, write_checkpoint
 from vit_core.cli import main
 from vit_core.config import ViTConfig
 from vit_core.h5_file import read_h5, write_h5
@@ -88,9 +88,7 @@ def test_a_model_is_written_as_transformers_writes_it(tmp_path: Path, model: str
     folder = CHECKPOINTS / model / "pt_safetensors"
     config, tensors = ViTConfig.from_pretrained(folder), read_checkpoint(find_weights(folder)).tensors
     architecture = (config.architectures or [""])[0]
-    written = write_checkpoint(
-        tmp_path, tensors, table_of(tensors, config), architecture, format="tf", safe_serialization=False
-    )
+    written = write_checkpoint(tmp_path, tensors, table_of(tensors, config), architecture, format="tf", container=TF_H5)
     assert written == ["tf_model.h5"]
     assert structure(tmp_path / "tf_model.h5") == structure(CHECKPOINTS / model / "tf_h5" / "tf_model.h5")
 
@@ -100,7 +98,7 @@ def test_shards_and_their_index(tmp_path: Path) -> None:
     config, tensors = ViTConfig.from_pretrained(folder), read_checkpoint(find_weights(folder)).tensors
     written = write_checkpoint(
         tmp_path, tensors, table_of(tensors, config), "ViTForImageClassification",
-        format="tf", safe_serialization=False, max_shard_size=9_000,
+        format="tf", container=TF_H5, max_shard_size=9_000,
     )  # fmt: skip
     count = len(written) - 1
     assert written == [*(f"tf_model-{i:05d}-of-{count:05d}.h5" for i in range(1, count + 1)), "tf_model.h5.index.json"]
@@ -124,7 +122,7 @@ def test_every_bit_is_kept(tmp_path: Path, dtype: str, max_shard_size: Any) -> N
     wanted = {n: t.astype(getattr(ml_dtypes, dtype, dtype)) for n, t in source.tensors.items()}
     written = write_checkpoint(
         tmp_path, wanted, table_of(wanted, config), "ViTForImageClassification",
-        format="tf", safe_serialization=False, max_shard_size=max_shard_size,
+        format="tf", container=TF_H5, max_shard_size=max_shard_size,
     )  # fmt: skip
     assert (len(written) > 1) == (max_shard_size != "5GB")
     stored = {n: t.astype("float32") if dtype == "bfloat16" else t for n, t in wanted.items()}
@@ -154,7 +152,7 @@ def test_a_deep_model(tmp_path: Path) -> None:
     config = ViTConfig(**{**TINY, "num_hidden_layers": 60})
     table = specs(config, PARTS["ViTForImageClassification"])
     tensors = {n: Tensor.of(np.full(s.shape, i, np.float32)) for i, (n, s) in enumerate(table.items())}
-    write_checkpoint(tmp_path, tensors, table, "ViTForImageClassification", format="tf", safe_serialization=False)
+    write_checkpoint(tmp_path, tensors, table, "ViTForImageClassification", format="tf", container=TF_H5)
     with h5py.File(tmp_path / "tf_model.h5") as file:
         assert {"weight_names0", "weight_names1"} <= set(file["vit"].attrs)
         assert list(file["classifier"].attrs) == ["weight_names"]
@@ -375,10 +373,13 @@ def test_safetensors_win_unless_another_format_is_named(tmp_path: Path, backend:
 def test_order_of_names() -> None:
     by_default = readable_names()
     assert [name for name in by_default if "index" not in name] == [
-        "model.safetensors", "tf_model.h5", "flax_model.msgpack",
+        "model.safetensors", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack",
     ]  # fmt: skip
     assert readable_names(formats=["tf"])[:3] == ("tf_model.h5", "tf_model.h5.index.json", "model.safetensors")
-    assert readable_names("ema") == ("model.ema.safetensors", "model.safetensors.index.ema.json")
+    assert readable_names("ema") == (
+        "model.ema.safetensors", "model.safetensors.index.ema.json",
+        "pytorch_model.ema.bin", "pytorch_model.bin.index.ema.json",
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -423,14 +424,33 @@ def test_another_frameworks_save_leaves_h5_files_alone(tmp_path: Path, backend: 
     assert (tmp_path / "tf_model.h5").is_file() == (backend.name != "tf")
 
 
-def test_only_tensorflow_writes_h5(tmp_path: Path, backend: Any) -> None:
+OWN_FILES = {"torch": "pytorch_model.bin", "tf": "tf_model.h5", "flax": "flax_model.msgpack"}
+
+
+@pytest.mark.parametrize("max_shard_size", ["5GB", 5_000])
+def test_each_framework_writes_and_reads_its_own_file(tmp_path: Path, backend: Any, max_shard_size: Any) -> None:
     model = backend.build("ViTModel", ViTConfig(**TINY))
-    if backend.name != "tf":
-        with pytest.raises(ValueError, match=r"which only vit_tf does: leave the argument out"):
-            model.save_pretrained(tmp_path / "new", safe_serialization=False)
-    else:
-        with pytest.raises(ValueError, match=r"has no variants: leave out variant='ema'"):
-            model.save_pretrained(tmp_path / "new", safe_serialization=False, variant="ema")
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, safe_serialization=False, max_shard_size=max_shard_size)
+    assert not list(tmp_path.glob("*.safetensors*"))
+    again, report = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    index = ".index.json" if max_shard_size != "5GB" else ""
+    assert Path(report.path).name == OWN_FILES[backend.name] + index
+    assert (report.missing_keys, report.unexpected_keys) == ([], [])
+    assert bits(again.to_tensors()) == bits(model.to_tensors())
+
+
+def test_variants_of_own_files(tmp_path: Path, backend: Any) -> None:
+    model = backend.build("ViTModel", ViTConfig(**TINY))
+    options = {"safe_serialization": False, "variant": "ema"}
+    if backend.name == "torch":
+        model.save_pretrained(tmp_path / "new", **options)
+        assert bits(type(model).from_pretrained(tmp_path / "new", variant="ema").to_tensors()) == bits(
+            model.to_tensors()
+        )
+        return
+    with pytest.raises(ValueError, match=r"has no variants: leave out variant='ema'"):
+        model.save_pretrained(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,8 @@ def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For `json.loads(object_pairs_hook=...)`, which by itself silently keeps the last of two equal keys."""
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"the name {twice[0]!r} occurs twice")
+        counts = Counter(name for name, _ in pairs)
+        raise ValueError(f"the name {min(name for name, n in counts.items() if n > 1)!r} occurs twice")
     return result
 
 

@@ -16,15 +16,15 @@ import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from vit_core.files import LFS_POINTER, atomic_file
-from vit_core.safetensors_file import Array, Tensor
+from vit_core.files import atomic_file, refuse_stand_in
+from vit_core.safetensors_file import Array, Tensor, raw_bytes, release_pages
 from vit_core.torch_pickle import CODES, Unpickler, Unsafe, View, pickled
+from vit_core.zip_entries import zip_entries
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the older layout begins with
 _MAX_PICKLE = 1 << 22  # bytes: the names of some 20000 tensors; a pickle takes up to 90 times its size in memory
@@ -91,10 +91,7 @@ def read_state_dicts(path: Path) -> dict[str, StateDict]:
 
 def _refuse_other_kinds(path: Path, first: bytes) -> None:
     """Name what is often found in a file's place."""
-    if first.startswith(LFS_POINTER):
-        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
-    if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path} is an HTML page, not the file itself: fetch it again, from its download link.")
+    refuse_stand_in(path, first)
     if first[257:262] == b"ustar":
         raise ValueError(f"{path} is a tar archive of PyTorch 0.1: load it with torch and save it again.")
 
@@ -139,12 +136,7 @@ def _tensor(mapped: mmap.mmap, name: str, view: View, big: bool, shared: bool) -
         usable = bits.dtype.isnative and bits.flags.aligned and not shared
         return (bits if usable else bits.astype(f"=u{dtype.itemsize}")).view(dtype)
 
-    def release() -> None:
-        if hasattr(mapped, "madvise") and 0 not in shape:
-            first = begin // mmap.PAGESIZE * mmap.PAGESIZE
-            mapped.madvise(mmap.MADV_DONTNEED, first, end - first)
-
-    return Tensor(shape, dtype, read, name, release)
+    return Tensor(shape, dtype, read, name, lambda: release_pages(mapped, begin, end if 0 not in shape else begin))
 
 
 # ---- the two layouts ---------------------------------------------------------------------------------------------
@@ -177,34 +169,13 @@ def _read_zip(file: IO[bytes], mapped: mmap.mmap) -> tuple[Any, bool]:
 
 def _entries(file: IO[bytes], mapped: mmap.mmap) -> dict[str, tuple[int, int]]:
     """Where the data of each entry of a zip archive begins and ends."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise ValueError(f"its zip directory can't be read: {error}") from error
-    if any(info.filename.partition("/")[2].startswith(("code/", "constants.pkl")) for info in infos):
+    found = zip_entries(file, mapped)
+    if any(name.partition("/")[2].startswith(("code/", "constants.pkl")) for name in found):
         raise ValueError("it is a TorchScript archive, which holds code: save the module's state_dict() instead")
-    entries: dict[str, tuple[int, int]] = {}
-    for info in infos:
-        name = info.filename
-        if name in entries:
-            raise ValueError(f"the entry {name!r} occurs twice")
-        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
-            raise ValueError(f"the entry {name!r} leads out of the archive")
-        if info.flag_bits & 1 or info.compress_type != zipfile.ZIP_STORED:
-            how = "encrypted" if info.flag_bits & 1 else "compressed"
-            raise ValueError(f"the entry {name!r} is {how}, torch.save writes it plain")
-        header = mapped[max(info.header_offset, 0) : info.header_offset + 30]
-        if len(header) < 30 or header[:4] != b"PK\3\4" or info.compress_size != info.file_size:
-            raise ValueError(f"the entry {name!r} is not where the directory has it")
-        begin = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-        entries[name] = begin, begin + info.file_size
-        if entries[name][1] > len(mapped):
-            raise ValueError(f"the entry {name!r} is not all there")
-    for (_, end), (begin, _) in pairwise(sorted(span for span in entries.values() if span[0] < span[1])):
-        if begin < end:
-            raise ValueError("two of its entries overlap")
-    return entries
+    for name, (info, _) in found.items():
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"the entry {name!r} is compressed, torch.save writes it plain")
+    return {name: (begin, begin + info.file_size) for name, (info, begin) in found.items()}
 
 
 def _read_legacy(mapped: mmap.mmap) -> Any:
@@ -246,13 +217,9 @@ def write_pytorch_bin(path: Path, tensors: Mapping[str, Tensor]) -> None:
         _write_entry(file, archive, "data.pkl", pickled(tensors))
         _write_entry(file, archive, "byteorder", sys.byteorder.encode())
         for i, tensor in enumerate(tensors.values()):
-            _write_entry(file, archive, f"data/{i}", _data(tensor))
+            _write_entry(file, archive, f"data/{i}", raw_bytes(tensor))
             tensor.release()
         _write_entry(file, archive, "version", b"3\n")
-
-
-def _data(tensor: Tensor) -> memoryview:
-    return np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data
 
 
 def _write_entry(file: IO[bytes], archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:

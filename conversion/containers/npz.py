@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +24,7 @@ from numpy.lib import format as npy
 
 from vit_core.files import atomic_file, refuse_stand_in
 from vit_core.safetensors_file import Array, Tensor, mapped_tensor, raw_bytes, release_pages
+from vit_core.zip_entries import zip_entries
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPES = (
@@ -60,29 +60,15 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def _entries(file: IO[bytes], mapped: mmap.mmap) -> list[tuple[zipfile.ZipInfo, int]]:
     """Each entry of the zip archive, and where its data begins."""
-    with zipfile.ZipFile(file) as archive:
-        infos = archive.infolist()
-    begins: dict[str, int] = {}
-    for info in infos:
+    entries = list(zip_entries(file, mapped).values())
+    for info, _ in entries:
         name = info.filename
-        if name in begins:
-            raise ValueError(f"the entry {name!r} occurs twice")
         if not name.endswith(".npy"):
             raise ValueError(f"the entry {name!r} is no array")
         _check_name(name[:-4])
-        if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"the entry {name!r} is encrypted, or packed in a way that NumPy does not use")
-        header = mapped[max(info.header_offset, 0) : info.header_offset + 30]
-        if len(header) < 30 or header[:4] != b"PK\3\4":
-            raise ValueError(f"the entry {name!r} is not where the directory has it")
-        begins[name] = begin = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
-        stored = info.compress_type == zipfile.ZIP_STORED
-        if begin + info.compress_size > len(mapped) or (stored and info.compress_size != info.file_size):
-            raise ValueError(f"the entry {name!r} is not all there")
-    spans = sorted((info.header_offset, begins[info.filename] + info.compress_size) for info in infos)
-    if any(begin < end for (_, end), (begin, _) in pairwise(spans)):
-        raise ValueError("two of its entries overlap")
-    return [(info, begins[info.filename]) for info in infos]
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"the entry {name!r} is packed in a way that NumPy does not use")
+    return entries
 
 
 def _check_name(name: str) -> None:

@@ -19,7 +19,7 @@ from vit_core.safetensors_file import Tensor
 _EMBEDDING, _ENCODER = "layers/vi_t_patching_and_embedding/", "layers/vi_t_encoder/"
 _BLOCK = _ENCODER + "encoder_layers/vi_t_encoder_block{_}/"
 _BACKBONE = "layers/vi_t_backbone/"  # before the names of the backbone in the file of a whole classifier
-_HEAD = "layers/dense/"
+_HEAD, _BELOW_HEAD = "layers/dense/", "layers/pre_logits/"
 TASK = "task.weights.h5"
 
 
@@ -44,12 +44,19 @@ _RULES = table(
     _variables(_BLOCK + "mlp/dense_1", LAYER + "intermediate.dense", LINEAR),
     _variables(_BLOCK + "mlp/dense_2", LAYER + "output.dense", LINEAR),
     _variables(_ENCODER + "layer_norm", "layernorm"),
+    _variables("layers/pre_logits", "pooler.dense", LINEAR),
     _variables("layers/dense", "classifier", LINEAR),
 )
 
 
 def _prepare(tensors: Tensors) -> Tensors:
-    return {name.removeprefix(_BACKBONE): tensor for name, tensor in tensors.items()}
+    """Names without the backbone's own; of two dense layers the first is below the head."""
+    found = {name.removeprefix(_BACKBONE): tensor for name, tensor in tensors.items()}
+    above = _HEAD.replace("dense", "dense_1")
+    if not any(name.startswith(above) for name in found):
+        return found
+    renamed = {name: name.replace(_HEAD, _BELOW_HEAD).replace(above, _HEAD) for name in found}
+    return {renamed[name]: tensor for name, tensor in found.items()}
 
 
 def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -61,8 +68,12 @@ def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 # ---- the preset's documents --------------------------------------------------------------------------------------
 
-_FIELDS = {"num_heads": "num_attention_heads", "layer_norm_epsilon": "layer_norm_eps", "dropout_rate": "hidden_dropout_prob",
-           "attention_dropout": "attention_probs_dropout_prob"}  # fmt: skip
+_FIELDS = {
+    "num_heads": "num_attention_heads",
+    "layer_norm_epsilon": "layer_norm_eps",
+    "dropout_rate": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+}
 
 
 def _read_side(path: Path) -> Side:
@@ -155,12 +166,6 @@ KERAS_HUB = Family(
     KERAS_H5,
     _RULES,
     states_eps=True,
-    refused=(
-        (
-            r"^layers/dense_\d+/",
-            "a layer below the head (intermediate_dim), which ViT does not have",
-        ),
-    ),
     absent={
         "embeddings.mask_token": "pass head='drop'",
         "decoder": "pass head='drop'",

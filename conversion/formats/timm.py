@@ -38,6 +38,7 @@ _REFUSED = (
     (r"^reg_token$", "register tokens, which ViT does not have"),
     (r"\.(q_norm|k_norm)\.", "normalised queries and keys (qk_norm), which ViT does not have"),
     (r"^norm_pre\.", "a norm before the first layer (pre_norm, as in CLIP), which ViT does not have"),
+    (r"\.(attn|mlp)\.norm\.", "a norm within attention or MLP, which ViT does not have"),
     (r"^attn_pool\.", "attention pooling (global_pool='map', as in SigLIP), which ViT does not have"),
     (r"\.rope\b|^rope", "rotary position embeddings, which ViT does not have"),
     (r"\.(w12|w3|fc1_g|fc1_x)\.", "a gated MLP, which ViT does not have"),
