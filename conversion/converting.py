@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from conversion.targets import TARGETS, Target
 from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
 from vit_core.config import CONFIG_NAME
 from vit_core.files import read_json_object, replacing_files, write_atomically
-from vit_core.safetensors_file import Array, Tensor
+from vit_core.safetensors_file import Array, Tensor, contiguous
 
 Progress = Callable[[Entry, int, int], None]
 
@@ -189,20 +190,23 @@ def _entry(name: str, tensor: Tensor, file: str) -> Entry:
 
 
 class _Watch:
-    """Tensors that are hashed and reported when a writer reads them."""
+    """Tensors that are reported when a writer reads them, and hashed meanwhile in a thread."""
 
     def __init__(self, entries: list[Entry], native: dict[str, Tensor], progress: Progress | None) -> None:
         self._entries = {entry.target: entry for entry in entries}
         self._progress = progress
         self._total = sum(tensor.nbytes for tensor in native.values())
         self._done = 0
+        self._hashing: deque[Future[None]] = deque()
+        self._thread = ThreadPoolExecutor(1)
         self.tensors = {name: replace(t, read=self._reading(name, t)) for name, t in native.items()}
 
     def _reading(self, name: str, tensor: Tensor) -> Callable[[], Array]:
         def read() -> Array:
-            array = np.ascontiguousarray(tensor.read()).reshape(tensor.shape)
-            digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-            self._entries[name] = replace(self._entries[name], sha256=digest)
+            array = contiguous(tensor.read())
+            while len(self._hashing) > 1:  # so that few arrays are in memory
+                self._hashing.popleft().result()
+            self._hashing.append(self._thread.submit(self._hash, name, array, tensor.release))
             self._done += array.nbytes
             if self._progress is not None:
                 self._progress(self._entries[name], self._done, self._total)
@@ -210,8 +214,14 @@ class _Watch:
 
         return read
 
+    def _hash(self, name: str, array: Array, release: Callable[[], None]) -> None:
+        digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
+        self._entries[name] = replace(self._entries[name], sha256=digest)
+        release()  # once more than the writer did, for hashing may have come later
+
     def entries(self) -> list[Entry]:
-        """The entries, in the order in which they were planned."""
+        """The entries, in the order in which they were planned, when all are written."""
+        self._thread.shutdown()
         return list(self._entries.values())
 
 

@@ -32,11 +32,11 @@ def container_of(path: Path) -> Container:
         return NPZ if _holds_arrays(path) else PYTORCH_BIN
     if first.startswith(_PICKLE):
         return PYTORCH_BIN
-    if first[8:9] == b"{" or path.suffix == SAFETENSORS.suffix:
+    if first[8:9] == b"{":
         return SAFETENSORS
     if first and first[0] in _MAPS:
         return FLAX_MSGPACK
-    known = next((c for c in (PYTORCH_BIN, TF_H5, FLAX_MSGPACK, NPZ) if path.suffix == c.suffix), None)
+    known = next((c for c in (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, NPZ) if path.suffix == c.suffix), None)
     if known is None:
         raise ValueError(
             f"{path} is no file of weights that is known, it begins with {first[:8]!r}: expected safetensors, "

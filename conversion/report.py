@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from typing import Any
 
 
@@ -71,8 +72,11 @@ class Report:
         return self.verification is None or self.verification.ok
 
     def to_dict(self) -> dict[str, Any]:
-        """The report, ready for JSON."""
+        """The report, ready for JSON, which has no infinity and no not-a-number: they are None."""
         values = asdict(self)
         if self.verification is not None:
             values["verification"]["ok"] = self.verification.ok
+            for difference in values["verification"]["differences"]:
+                finite = {n: v if isfinite(v) else None for n, v in difference.items() if isinstance(v, float)}
+                difference.update(finite)
         return values

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.files import check_shard_names, finish_save, read_json_object, write_atomically
+from vit_core.files import check_shard_names, check_stays, finish_save, read_json_object, write_atomically
 from vit_core.msgpack_file import read_msgpack, write_msgpack
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
 from vit_core.pytorch_file import read_pytorch_bin, write_pytorch_bin
@@ -161,6 +161,7 @@ def read_named(path: Path, container_of: Callable[[Path], Container] = by_suffix
     for shard in sorted(shards):
         if not (path.parent / shard).is_file():
             raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it: fetch it again.")
+        check_stays(path.parent, shard, str(path))
         tensors, claimed = container_of(path.parent / shard).read(path.parent / shard)
         twice = sorted(tensors.keys() & found.keys())
         if twice:

@@ -52,6 +52,17 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return parse_json_object(path.read_bytes(), str(path))
 
 
+def check_stays(folder: Path, name: str, index: str) -> None:
+    """Refuse, with ValueError, a shard that is a link out of its folder, but for those of the hub's cache."""
+    place, found = folder.resolve(), (folder / name).resolve()
+    cached = place.parents[1] / "blobs" if place.parent.name == "snapshots" else place
+    if found.parent not in (place, cached):
+        raise ValueError(
+            f"{index} names the shard {name!r}, a link that leads out of its folder, to {found}: put the file itself "
+            "there if you trust where it comes from."
+        )
+
+
 def check_shard_names(names: set[str], suffix: str, index: str) -> None:
     """Refuse, with ValueError, an index that points anywhere but at plain files beside it."""
     for name in sorted(names):

@@ -18,11 +18,18 @@ from vit_core.checkpoint import OWN_CONTAINERS, SAFETENSORS, Checkpoint, Contain
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import replacing_files
 from vit_core.loading import fit, resolve_dtype
-from vit_core.params import ALL_PARTS, PARTS, Spec, specs
+from vit_core.params import ALL_PARTS, HEADS, PARTS, Spec, specs
 from vit_core.safetensors_file import Tensor
 from vit_core.validation import dtype_name
 
 StrPath = str | Path
+_READING = (
+    "filename",
+    "key",
+    "stored_image_size",
+    "fold_layer_scale",
+    "ignore_unknown",
+)  # options of `conversion.read`
 
 
 class PretrainedModel(ABC):
@@ -88,7 +95,9 @@ class PretrainedModel(ABC):
         A head of another size is an error, unless `id2label` or `ignore_mismatched_sizes=True` asks for a fresh one;
         another `image_size` resizes the position embeddings with `position_kernel`. `dtype` is float32 unless given;
         "auto" takes the file's. `seed` makes the initialisation of missing parameters the same in every framework.
-        `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read.
+        `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read, from
+        a single file as well, with those of its options that are needed: `filename`, `key`, `stored_image_size`,
+        `fold_layer_scale`, `ignore_unknown`.
 
         With `output_loading_info=True`: the tuple (model, LoadReport). Raises OSError for what can't be found or
         fetched, ValueError for what is damaged or does not fit.
@@ -101,9 +110,11 @@ class PretrainedModel(ABC):
             "revision": revision,
         }
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]
-        heads = overrides.get("num_attention_heads")
+        reading = {name: overrides.pop(name) for name in _READING if name in overrides}
+        reading["num_attention_heads"] = overrides.get("num_attention_heads")
+        reading["head"] = "keep" if set(HEADS) & PARTS[cls.architecture] else "drop"
         checkpoint = cls._read(
-            name_or_path, variant=variant, formats=formats, num_attention_heads=heads, subfolder=subfolder, **options
+            name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
         )
         stored = checkpoint.config
         if isinstance(config, str | Path):

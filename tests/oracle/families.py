@@ -2,11 +2,17 @@
 
     python families.py make OUT
     python families.py run FAMILY SOURCE ARGUMENTS INPUT.npy OUTPUT.npy
+    python families.py save FAMILY ARGUMENTS FOLDER
+    python families.py prepare FAMILY FOLDER PICTURE OUTPUT.npy
+    python families.py serve
 
 `make` writes the folder `tests/golden/families`. `run` builds a model of a family with ARGUMENTS (JSON, or the name of
 a JSON file), loads SOURCE, a weights file or a folder, and runs the model on pixels, float32 (B, C, H, W). It writes
 the logits (B, K) or the reconstruction (B, C, H, W) of a model with a head, and of others the hidden states (B, S, D)
-after the final norm, all float32.
+after the final norm, all float32; to OUTPUT.npz all that the model has, by name. `save` writes a random model to a folder, as its library does; of timm, ARGUMENTS may
+hold the name of an `architecture`. `prepare` makes a picture, a PNG, what the library of a folder feeds its model,
+float32 (C, H, W). `serve` reads such commands, a JSON list a line, and answers each with a line of JSON: null, or the
+traceback of what was raised.
 
 A tensor that is missing or of another shape is an error, and so is one too many, but for what the libraries let pass:
 Keras skips groups that no layer has, keras-hub leaves a head random if task.weights.h5 is missing, and timm resizes
@@ -15,7 +21,7 @@ position embeddings of a folder.
 | family | a folder, which needs no ARGUMENTS | a file, with ARGUMENTS of |
 |---|---|---|
 | timm | config.json and weights | `timm.models.VisionTransformer`: .safetensors, .pth |
-| torchvision | | `torchvision.models.VisionTransformer`: .safetensors, .pth |
+| torchvision | | `torchvision.models.VisionTransformer`: .safetensors, .pth; without a head if `num_classes` is 0 |
 | google, big_vision | | `LinenViT`: .npz |
 | keras-hub | a preset, of a backbone or a classifier | `ViTBackbone`, a classifier `num_classes` too: .weights.h5 |
 | vit_tf | | `ViTConfig` and `class`: .weights.h5 |
@@ -30,6 +36,7 @@ import json
 import os
 import re
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -191,19 +198,24 @@ torchvision = import_torchvision()
 @torch.inference_mode()
 def run_torchvision(source: Path, arguments: dict[str, Any], pixels: np.ndarray) -> Outputs:
     model = torchvision.models.VisionTransformer(**arguments).eval()
+    if arguments.get("num_classes") == 0:
+        del model.heads.head
     model.load_state_dict(state_dict(source))
     found = {}
     model.encoder.register_forward_hook(lambda *call: found.update(last_hidden_state=call[-1]))
     if arguments.get("representation_size"):
         model.heads.act.register_forward_hook(lambda *call: found.update(pooler_output=call[-1]))
-    logits = model(torch.from_numpy(pixels))
-    return numbers({**found, "logits": logits})
+    last = model(torch.from_numpy(pixels))
+    return numbers(found | ({"logits": last} if hasattr(model.heads, "head") else {}))
 
 
 def run_linen(source: Path, arguments: dict[str, Any], pixels: np.ndarray) -> Outputs:
     with np.load(source) as file:
         tree = {key.removeprefix("opt/target/").removeprefix("params/"): file[key] for key in file}
     tree = {key: a.view(ml_dtypes.bfloat16) if a.dtype.kind == "V" else a for key, a in tree.items()}
+    if arguments.get("early_positions") and len(tree["pos_embedding"][0]) > arguments.pop("patches"):
+        first, tree["pos_embedding"] = np.split(tree["pos_embedding"], [1], axis=1)  # as big_vision reads old files
+        tree["cls"] = tree["cls"].astype(np.float32) + first.astype(np.float32)
     if any("MlpBlock_3" in key for key in tree):
         tree = renamed(tree, {old: name for name, old in OLD_NUMBERS.items()})
     return linen_outputs(tree, arguments, pixels)
@@ -630,12 +642,63 @@ def make(out: Path) -> None:
     (out / "cases.json").write_text(json.dumps(golden.cases, indent=1) + "\n")
 
 
+def read_arguments(text: str) -> dict[str, Any]:
+    return json.loads(text if text.startswith("{") else Path(text).read_text())
+
+
 def run(family: str, source: str, arguments: str, pixels: str, out: str) -> None:
-    text = arguments if arguments.startswith("{") else Path(arguments).read_text()
-    outputs = RUN[family](Path(source), json.loads(text), np.load(pixels))
+    outputs = RUN[family](Path(source), read_arguments(arguments), np.load(pixels))
+    if out.endswith(".npz"):
+        return np.savez(out, **outputs)
     np.save(out, next(outputs[name] for name in ("logits", "reconstruction", "last_hidden_state") if name in outputs))
 
 
+def save(family: str, arguments: str, out: str) -> None:
+    values, folder = read_arguments(arguments), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if family == "timm":
+        import timm
+
+        model = timm.create_model(values.pop("architecture", "vit_base_patch16_224"), **values)
+        timm.models.save_for_hf(randomized(model, out), folder)
+    elif family == "torchvision":
+        model = torchvision.models.VisionTransformer(**values)
+        torch.save(randomized(model, out).state_dict(), folder / "model.pth")
+    else:
+        randomized(keras_hub_model(values), out).save_to_preset(out)
+
+
+def prepare(family: str, folder: str, picture: str, out: str) -> None:
+    from PIL import Image
+
+    image = Image.open(picture)
+    if family == "timm":
+        import timm
+
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        transform = timm.data.create_transform(**timm.data.resolve_data_config(model.pretrained_cfg, model=model))
+        np.save(out, transform(image).numpy())
+    else:
+        import keras_hub
+
+        converted = keras_hub.layers.ViTImageConverter.from_preset(folder)(np.asarray(image)[None])
+        np.save(out, np.asarray(converted)[0].transpose(2, 0, 1))
+
+
+def serve() -> None:
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    for line in sys.stdin:
+        verb, *rest = json.loads(line)
+        try:
+            answer = VERBS[verb](*rest)
+        except Exception:
+            answer = traceback.format_exc()
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "make": lambda out: make(Path(out)), "run": run, "save": save, "prepare": prepare, "serve": serve
+}  # fmt: skip
+
 if __name__ == "__main__":
-    verb, *rest = sys.argv[1:]
-    make(Path(*rest)) if verb == "make" else run(*rest)
+    VERBS[sys.argv[1]](*sys.argv[2:])

@@ -1,4 +1,4 @@
-"""What the subcommands share: their options, the pictures that arguments stand for, and printing."""
+"""What the commands share: options, the pictures that arguments stand for, printing, and what becomes of errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import glob
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,33 @@ Revision = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DEFAULT_MODEL = str(DIGITS)
+
+# Whatever is wrong with a command line: the root of typer's usage errors, which has moved between its versions.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def execute(command: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
+    """The exit code of a command; its errors and warnings are one line each on the standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line says what failed, without those of every retry
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: complain(f"warning: {message}", program)
+        try:
+            code = command(arguments or ["--help"], prog_name=program, standalone_mode=False)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except typer.Abort:
+            return 130
+        except _UsageError as error:
+            complain(error.format_message(), program)
+            return 2
+        except (OSError, ValueError, ImportError) as error:
+            complain(str(error), program)
+            return 2
+    return code or 0
 
 
 @dataclass(frozen=True)
@@ -105,9 +133,9 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
 
 
-def complain(message: str) -> None:
+def complain(message: str, program: str = "vit") -> None:
     """One line on the standard error."""
-    print(f"vit: {one_line(message)}", file=sys.stderr)
+    print(f"{program}: {one_line(message)}", file=sys.stderr)
 
 
 def print_json(document: dict[str, Any]) -> None:

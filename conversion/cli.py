@@ -1,0 +1,386 @@
+"""The `vit-convert` command: any ViT checkpoint into any other. No framework is imported unless it verifies."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from inspect import signature
+from itertools import groupby
+from math import prod
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.box import SIMPLE
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from conversion.converting import convert
+from conversion.report import Entry, Report, Verification
+from conversion.targets import TARGETS
+from vit_core.backends import BACKENDS
+from vit_core.cli.common import AsJson, complain, console, execute, import_quietly, one_line, print_json
+from vit_core.cli.inspect import _by, _config_facts, _ranges, _size
+from vit_core.config import ViTConfig
+from vit_core.loading import COMPUTE_DTYPES
+from vit_core.position import KERNELS
+
+PROGRAM = "vit-convert"
+_READING, _MODEL, _WRITING, _SHOWING = "What is read", "What is changed", "What is written", "What is shown"
+_SHOWN = 6
+
+app = typer.Typer(name=PROGRAM, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 1 when a verification found a difference, 2 for bad input."""
+    try:
+        return execute(app, PROGRAM, arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _text(panel: str, metavar: str, text: str, *names: str) -> Any:
+    """What typer wants to know of an option that takes a value."""
+    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
+
+
+def _flag(panel: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel)
+
+
+@app.command()
+def vit_convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, weights file or hub id.")] = "",
+    target: Annotated[str, typer.Argument(metavar="DST", help="Folder, or file with the format's suffix.")] = "",
+    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format to write: " + ", ".join(TARGETS) + ".")] = "",
+    container: Annotated[
+        str | None, _text(_WRITING, "KIND", "Kind of file, where a format has several, see --list.")
+    ] = None,
+    dtype: Annotated[
+        str | None, _text(_WRITING, "|".join(COMPUTE_DTYPES), "Cast all tensors; by default each keeps its own.")
+    ] = None,
+    max_shard_size: Annotated[str, _text(_WRITING, "SIZE", "Split larger files, such as 200MB.")] = "5GB",
+    verify: Annotated[
+        bool, _flag(_WRITING, "Read the target again; compare tensors, and outputs in every backend.", "--verify")
+    ] = False,
+    revision: Annotated[str | None, _text(_READING, "NAME", "Branch, tag or commit of a hub id.")] = None,
+    subfolder: Annotated[str, _text(_READING, "NAME", "Folder within SRC.")] = "",
+    filename: Annotated[str | None, _text(_READING, "NAME", "Weights file within SRC.")] = None,
+    key: Annotated[str | None, _text(_READING, "NAME", "State dict, in a file that holds several.")] = None,
+    variant: Annotated[str | None, _text(_READING, "NAME", "As in model.VARIANT.safetensors.")] = None,
+    heads: Annotated[int | None, _text(_READING, "N", "Number of heads, where SRC does not say.")] = None,
+    stored_image_size: Annotated[
+        str | None, _text(_READING, "SIZE", "Size of the pictures, where SRC does not say.")
+    ] = None,
+    ignore_unknown: Annotated[bool, _flag(_READING, "Leave out tensors that no ViT has.", "--ignore-unknown")] = False,
+    image_size: Annotated[
+        str | None, _text(_MODEL, "SIZE", "Resize position embeddings for pictures of 224 or 224x384 (height x width).")
+    ] = None,
+    position_kernel: Annotated[str, _text(_MODEL, "|".join(KERNELS), "How they are resized.")] = "hf",
+    num_labels: Annotated[int | None, _text(_MODEL, "N", "Labels; another number gets a new classifier.")] = None,
+    head: Annotated[str, _text(_MODEL, "keep|drop", "The classifier, or the decoder.")] = "keep",
+    pooler: Annotated[str, _text(_MODEL, "keep|drop", "The pooler.")] = "keep",
+    fold_layer_scale: Annotated[
+        bool, _flag(_MODEL, "Multiply layer scales into the layers before them, which rounds.", "--fold-layer-scale")
+    ] = False,
+    hidden_act: Annotated[str | None, _text(_MODEL, "NAME", "Correct the activation in the configuration.")] = None,
+    layer_norm_eps: Annotated[float | None, _text(_MODEL, "EPS", "Correct the LayerNorm's epsilon there.")] = None,
+    dry_run: Annotated[bool, _flag(_SHOWING, "Show the plan and write nothing.", "--dry-run")] = False,
+    every: Annotated[
+        bool, _flag(_SHOWING, "List each tensor of the plan, not one line for all layers.", "--all")
+    ] = False,
+    formats: Annotated[bool, _flag(_SHOWING, "Show the formats.", "--list")] = False,
+    quiet: Annotated[bool, _flag(_SHOWING, "Print errors and warnings only.", "--quiet", "-q")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a Vision Transformer's checkpoint, of any format, to the format TO."""
+    if formats:
+        print_json({"formats": _formats()}) if as_json else console().print(_format_table())
+        return
+    if not (source and target and to):
+        raise ValueError(f"SRC, DST and --to are needed, as in `{PROGRAM} SRC DST --to torch`; see --list and --help.")
+    if verify and not dry_run:
+        _import_backends()
+    with _progress(visible=not (as_json or quiet or dry_run)) as progress, _options_by_their_flags():
+        report = convert(
+            source,
+            target,
+            to=to,
+            container=container,
+            dtype=dtype,
+            max_shard_size=int(max_shard_size) if max_shard_size.isdecimal() else max_shard_size,
+            image_size=_pixels(image_size, "--image-size"),
+            position_kernel=position_kernel,
+            num_labels=num_labels,
+            head=head,
+            pooler=pooler,
+            hidden_act=hidden_act,
+            layer_norm_eps=layer_norm_eps,
+            ignore_unknown=ignore_unknown,
+            dry_run=dry_run,
+            verify=verify,
+            progress=progress,
+            filename=filename,
+            key=key,
+            variant=variant,
+            num_attention_heads=heads,
+            stored_image_size=_pixels(stored_image_size, "--stored-image-size"),
+            fold_layer_scale=fold_layer_scale,
+            revision=revision,
+            subfolder=subfolder,
+        )
+    if as_json:
+        print_json(report.to_dict())
+    elif not quiet:
+        _show(report, every)
+    if not report.ok:
+        complain(f"{target} does not agree with {source}; it stays for you to look at.", PROGRAM)
+        raise typer.Exit(1)
+
+
+def _import_backends() -> None:
+    """Import what a verification runs, before anything is written: a framework that can't be imported ends it here."""
+    for name, modules in BACKENDS.items():
+        if all(find_spec(module) is not None for module in modules):
+            import_quietly(name)
+
+
+def _pixels(text: str | None, option: str) -> int | tuple[int, int] | None:
+    """224 or (224, 384) for "224" or "224x384"."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
+    if match is None:
+        raise ValueError(f"{option} must be pixels, as 224 or as 224x384 (height x width), got {text!r}.")
+    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
+
+
+_FLAGS = {name: "--" + name.replace("_", "-") for name in signature(vit_convert).parameters}
+_FLAGS["num_attention_heads"] = _FLAGS["heads"]
+_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)})=(?:True\b|(['\"]?)(\w*)\2)")
+
+
+@contextmanager
+def _options_by_their_flags() -> Iterator[None]:
+    """Errors speak of `head='drop'` where they come from the library, of `--head drop` here."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        text = _ARGUMENT.sub(lambda m: f"{_FLAGS[m[1]]} {m[3] or ''}".rstrip(), str(error))
+        raise ValueError(text.replace("(height, width)", "HEIGHTxWIDTH")) from error
+
+
+@contextmanager
+def _progress(visible: bool) -> Iterator[Callable[[Entry, int, int], None] | None]:
+    """What `convert` tells its progress to: a bar on the standard error, where that is a terminal."""
+    if not (visible and sys.stderr.isatty()):
+        yield None
+        return
+    name = TextColumn("{task.description}", markup=False)
+    columns = (BarColumn(bar_width=24), DownloadColumn(), TransferSpeedColumn(), name)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(entry: Entry, done: int, total: int) -> None:
+            name = one_line(entry.target) if done < total else "finishing"
+            progress.update(task, description=name, completed=done, total=total)
+
+        yield show
+
+
+# ---- the report ----------------------------------------------------------------------------------------------------
+
+
+def _show(report: Report, every: bool) -> None:
+    """The plan of a dry run, the summary, the notes and the verification."""
+    out = console()
+    if report.dry_run:
+        out.print(_every_entry(report.entries) if every else _plan(report.entries))
+    out.print(_summary(report))
+    for note in report.notes:
+        out.print(Text(f"note: {one_line(note)}"), soft_wrap=True)
+    if report.dry_run:
+        out.print(Text("dry run: nothing is written"))
+    if report.verification is not None:
+        _show_verification(out, report.verification)
+
+
+def _summary(report: Report) -> Table:
+    titles = {target.format: target.title for target in TARGETS.values()}
+    files = ", ".join(report.files[:_SHOWN])
+    more = f", ... ({len(report.files)} in all)" if len(report.files) > _SHOWN else ""
+    sizes: Counter[str] = Counter()
+    for entry in report.entries:
+        sizes[entry.dtype] += prod(entry.shape) * np.dtype(entry.dtype).itemsize
+    dtypes = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
+    facts = {
+        "source": f"{titles[report.source_format]}, {report.source}",
+        "target": f"{TARGETS[report.target_format].title}, {report.target}",
+        "files": files + more,
+        "tensors": f"{len(report.entries)}, {_size(sum(sizes.values()))}"
+        + (f" ({dtypes})" if len(sizes) > 1 else f" of {dtypes.split()[0]}"),
+        **_config_facts(ViTConfig.from_dict(report.config)),
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts.items():
+        table.add_row(Text(name, style="bold"), Text(one_line(value), overflow="fold"))
+    return table
+
+
+def _show_verification(out: Console, found: Verification) -> None:
+    for name in found.unequal[:_SHOWN]:
+        out.print(Text(f"not the same to the bit: {one_line(name)}", style="red"))
+    if len(found.unequal) > _SHOWN:
+        out.print(Text(f"... and {len(found.unequal) - _SHOWN} more, see --json", style="red"))
+    if found.differences:
+        table = Table("Backend", "Output", "Difference", "Relative", "Allowed", "", box=SIMPLE)
+        for each in found.differences:
+            verdict = "ok" if each.ok else Text("differs", style="red")
+            numbers = (f"{number:.2g}" for number in (each.absolute, each.relative, each.tolerance))
+            table.add_row(each.backend, each.output, *numbers, verdict)
+        for column in table.columns[2:5]:
+            column.justify = "right"
+        out.print(table)
+    skipped = f"; not installed: {', '.join(found.skipped)}" if found.skipped else ""
+    backends = len({each.backend for each in found.differences})
+    verdict = "agreed" if found.ok else "DISAGREE"
+    out.print(Text(f"{verdict}: {found.tensors} tensors, outputs in {backends} backends{skipped}", style="bold"))
+
+
+# ---- tables of the plan and of the formats -------------------------------------------------------------------------
+
+# The number of a layer in a name of any format; Keras leaves that of the first out.
+_NUMBER = re.compile(
+    r"(?<!decoder[./])(?<=[._/])\d+(?=[./])|(?<=^layer )\d+|(?<=/vi_t_layer)(?=/)|(?<=/vi_t_encoder_block)(?=/)"
+)
+_WORD = re.compile(r"\blayer \d+|[^\s,;()]+")
+_NAME_OF_LAYER = re.compile(r"[^\s,]*?\{\}")
+_Line = tuple[str, str, str, str, str]  # target, source, transform, shape and dtype, with {} for a layer's number
+
+
+def _plan(entries: list[Entry]) -> Table:
+    """One line a tensor, with layers that are all alike shown once, below a line that says which."""
+    table = _columns()
+    for layers, lines in _blocks(entries):
+        if not layers:
+            table.add_row(*map(_Names, lines[0]))
+            continue
+        numbers = _ranges(layers)
+        target, source = ((_NAME_OF_LAYER.search(name) or [""])[0] for name in lines[0][:2])
+        above = f"{target} x {len(layers)}", source
+        table.add_row(*(_Names(name.replace("{}", numbers)) for name in above), style="bold")
+        for line in lines:
+            names = (
+                re.sub(rf"{re.escape(name)}[./]", "", text)
+                for name, text in zip((target, source), line[:2], strict=True)
+            )
+            cells = (text.replace("{}", numbers) for text in (*names, *line[2:]))
+            table.add_row(*(_Names(cell, indent=2 * (i < 2)) for i, cell in enumerate(cells)))
+    return table
+
+
+def _every_entry(entries: list[Entry]) -> Table:
+    table = _columns()
+    for entry in entries:
+        table.add_row(*map(_Names, _line(entry)))
+    return table
+
+
+def _columns() -> Table:
+    return Table("Target", "Source", "Transform", "Shape", "Dtype", box=SIMPLE, collapse_padding=True, pad_edge=False)
+
+
+@dataclass(frozen=True)
+class _Names:
+    """Names in a cell, which a narrow table breaks after their separators."""
+
+    text: str
+    indent: int = 0
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(16, len(self.text)) + self.indent, len(self.text) + self.indent)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        text, width = one_line(self.text), options.max_width - self.indent
+        lines = [text]
+        if len(text) > width:
+            some = f".{{1,{max(1, width - 2)}}}"
+            lines = re.findall(rf"{some}(?:(?<=[ ./])|$)|{some}", text)
+        for i, line in enumerate(lines):
+            yield Text(" " * (self.indent + 2 * (i > 0)) + line)
+
+
+def _line(entry: Entry) -> _Line:
+    return entry.target, entry.source, entry.transform, _by(entry.shape), entry.dtype
+
+
+def _blocks(entries: list[Entry]) -> Iterator[tuple[list[int], list[_Line]]]:
+    """The lines in the order of the target, in blocks: of layers, with their numbers, or of none."""
+    found: dict[_Line, list[int]] = {}
+    for entry in entries:
+        line, layer = _unnumbered(entry)
+        found.setdefault(line, []).extend([] if layer is None else [layer])
+    for layers, lines in groupby(found, key=lambda line: found[line]):
+        if layers:
+            yield layers, list(lines)
+        else:
+            yield from (([], [line]) for line in lines)
+
+
+def _unnumbered(entry: Entry) -> tuple[_Line, int | None]:
+    """A line with `{}` for its layer's number in every name, and the number; None where there is no such number."""
+    numbers: set[int] = set()
+
+    def number(match: re.Match[str]) -> str:
+        numbers.add(int(match[0] or 0))
+        return "{}" if match[0] else "_{}"
+
+    def without(text: str) -> str:
+        return _WORD.sub(lambda word: _NUMBER.sub(number, word[0], count=1), text)
+
+    whole = _line(entry)
+    line = (without(whole[0]), without(whole[1]), without(whole[2]), *whole[3:])
+    return (line, numbers.pop()) if len(numbers) == 1 else (whole, None)
+
+
+def _formats() -> list[dict[str, Any]]:
+    """What there is to know of each format; eps and activation are None where its configuration states them."""
+    return [
+        {
+            "name": name,
+            "title": target.title,
+            "containers": {kind: container.names()[0] for kind, container in target.containers.items()},
+            "read": True,
+            "write": True,
+            "layer_norm_eps": None
+            if target.family is None or target.family.states_eps
+            else target.family.layer_norm_eps,
+            "hidden_act": target.family.hidden_act if target.family and target.family.fixed_act else None,
+        }
+        for name, target in TARGETS.items()
+    ]
+
+
+def _format_table() -> Table:
+    table = Table("Format", "", "Container", "File", "Eps", "Activation", box=SIMPLE)
+    table.caption = "Every format is read as well, told apart by its content. Eps: of the LayerNorms. -: as configured."
+    for each in _formats():
+        eps, act = each["layer_norm_eps"], each["hidden_act"]
+        table.add_row(
+            Text(each["name"], style="bold"),
+            each["title"],
+            "\n".join(each["containers"]),
+            "\n".join(each["containers"].values()),
+            "-" if eps is None else f"{eps:g}",
+            act or "-",
+        )
+    return table

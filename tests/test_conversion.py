@@ -1,0 +1,453 @@
+"""Every format to every other and back is equal bit for bit; what other libraries wrote gives what they computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from conftest import CHECKPOINTS, GOLDEN, relative_error
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tolerances import OTHER_FAMILIES
+
+from conversion import TARGETS, convert, read
+from vit_core import ViTConfig
+from vit_core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vit_core.params import PARTS, specs
+from vit_core.position import resize_position_embeddings
+from vit_core.safetensors_file import Tensor, read_safetensors
+
+FAMILIES = GOLDEN / "families"
+CASES = json.loads((FAMILIES / "cases.json").read_text())
+FOLDERS = sorted(CHECKPOINTS.glob("*/*"))
+CLS = CHECKPOINTS / "cls" / "pt_safetensors"
+ALL = [(name, container) for name, target in TARGETS.items() for container in target.containers]
+
+
+def bits(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    found = {name: tensor.read() for name, tensor in checkpoint.tensors.items()}
+    return {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in found.items()}
+
+
+def options(case: str) -> dict[str, Any]:
+    """What a user says of a source that does not say it itself."""
+    given: dict[str, Any] = {"num_attention_heads": 2}
+    if case in ("timm_layer_scale", "deit3"):
+        given["fold_layer_scale"] = True
+    if case == "vit_tf_masked":
+        given["stored_image_size"] = (16, 24)
+    return given
+
+
+def holds(checkpoint: Checkpoint, target: str) -> bool:
+    """Whether a format has a place for everything in the checkpoint."""
+    names = set(checkpoint.tensors)
+    masked = any(name.startswith(("decoder", "embeddings.mask")) for name in names)
+    pooled = "pooler.dense.weight" in names
+    return target in ("torch", "tf", "flax", "keras") or not (masked or (pooled and target == "keras-hub"))
+
+
+# ---- without loss ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: "/".join(p.parts[-2:]))
+def test_every_golden_checkpoint_to_every_format_and_back(tmp_path: Path, folder: Path) -> None:
+    """A file without bfloat16 has float32 in its place; a family without models of qkv_bias=False has zeros."""
+    source = read(folder)
+    there = bits(source)
+    for to, container in ALL:
+        target, back = tmp_path / f"{to}-{container}", tmp_path / f"{to}-{container}-back"
+        if not holds(source, to):
+            with pytest.raises(ValueError, match="has no place for"):
+                convert(folder, target, to=to, container=container)
+            assert not target.exists()
+            continue
+        report = convert(folder, target, to=to, container=container)
+        found = bits(read(target))
+        wider = container == "h5" and to == "tf"
+        wanted = {n: bits_of(source.tensors[n].astype(np.float32)) if wider and t[0] == "bfloat16" else t
+                  for n, t in there.items()}  # fmt: skip
+        assert wanted.items() <= found.items(), (to, container)
+        for name in found.keys() - wanted.keys():
+            assert name.endswith((".query.bias", ".key.bias", ".value.bias")) and not any(found[name][2]), name
+        assert len(report.entries) == len({entry.target for entry in report.entries})
+        if len(found) == len(wanted) and not wider:
+            convert(target, back, to={"pt": "torch"}.get(source.format, source.format))
+            assert bits(read(back)) == there, (to, container)
+
+
+def bits_of(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    return tensor.dtype.name, tensor.shape, tensor.read().tobytes()
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["expects"] == "outputs"])
+def test_every_family_to_every_format_and_back(tmp_path: Path, name: str) -> None:
+    file, given = FAMILIES / CASES[name]["file"], options(name)
+    given["head"] = "drop" if "pre_logits" in name else "keep"
+    source = read(file, **given)
+    there = bits(source)
+    for to in TARGETS:
+        if not holds(source, to):
+            continue
+        try:
+            convert(file, tmp_path / to, to=to, **given)
+        except ValueError as error:
+            assert "pass another hidden_act" in str(error) or "pass hidden_act" in str(error), error
+            continue
+        extra = {"stored_image_size": source.config.image_size}
+        again = read(tmp_path / to, num_attention_heads=2, **extra)
+        assert there.items() <= bits(again).items(), to
+        assert {n.split(".")[-1] for n in set(bits(again)) - set(there)} <= {"bias"}, to
+
+
+@st.composite
+def checkpoints(draw: Any) -> tuple[ViTConfig, str, dict[str, Tensor]]:
+    heads, patch = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    grid = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    config = ViTConfig(
+        hidden_size=heads * draw(st.integers(1, 3)),
+        num_attention_heads=heads,
+        num_hidden_layers=draw(st.integers(1, 3)),
+        intermediate_size=draw(st.integers(1, 5)),
+        patch_size=patch,
+        image_size=(grid[0] * patch, grid[1] * patch),
+        num_channels=draw(st.integers(1, 4)),
+        qkv_bias=draw(st.booleans()),
+        num_labels=draw(st.integers(1, 4)),
+        layer_norm_eps=1e-6,
+    )
+    architecture = draw(st.sampled_from(["ViTModel", "ViTForImageClassification"]))
+    parts = PARTS[architecture] if draw(st.booleans()) or architecture != "ViTModel" else frozenset()
+    dtypes = draw(st.lists(st.sampled_from(["float64", "float32", "float16", "bfloat16"]), min_size=1, max_size=2))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32)))
+    tensors = {}
+    for i, (name, spec) in enumerate(specs(config, parts).items()):
+        dtype = dtypes[0 if ".attention.attention." in name else i % len(dtypes)]
+        tensors[name] = Tensor.of(generator.standard_normal(spec.shape).astype(getattr(ml_dtypes, dtype, dtype)))
+    return config, architecture, tensors
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=checkpoints(), way=st.lists(st.sampled_from(ALL), min_size=1, max_size=3))
+def test_random_models_along_random_ways(tmp_path: Path, drawn: Any, way: list[tuple[str, str]]) -> None:
+    config, architecture, tensors = drawn
+    shutil.rmtree(tmp_path / "0", ignore_errors=True)
+    (tmp_path / "0").mkdir()
+    write_checkpoint(
+        tmp_path / "0",
+        tensors,
+        specs(config, {t.split(".")[0] for t in tensors} & {"pooler", "classifier"}),
+        architecture,
+    )
+    config.copy(architectures=[architecture]).save_pretrained(tmp_path / "0")
+    there = {name: bits_of(tensor) for name, tensor in tensors.items()}
+    for i, (to, container) in enumerate(way, start=1):
+        shutil.rmtree(tmp_path / str(i), ignore_errors=True)
+        pooler = "drop" if to == "keras-hub" else "keep"
+        if pooler == "drop":
+            there = {name: value for name, value in there.items() if not name.startswith("pooler.")}
+        convert(tmp_path / str(i - 1), tmp_path / str(i), to=to, container=container, pooler=pooler)
+        if (to, container) == ("tf", "h5"):
+            there = {n: bits_of(tensors[n].astype(np.float32)) if v[0] == "bfloat16" else v for n, v in there.items()}
+    found = bits(read(tmp_path / str(len(way))))
+    assert there.items() <= found.items()
+    assert all(name.endswith(".bias") and not any(found[name][2]) for name in found.keys() - there.keys())
+
+
+# ---- what other libraries wrote ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["expects"] == "outputs"])
+def test_outputs_are_those_of_the_library_that_wrote_it(backend: Any, name: str) -> None:
+    case, given = CASES[name], options(name)
+    wanted = np.load(FAMILIES / name / "outputs.npz")
+    pixels = np.load(FAMILIES / case["inputs"])
+    heads = {"logits": "ViTForImageClassification", "reconstruction": "ViTForMaskedImageModeling"}
+    for output in wanted.files:
+        cls = heads.get(output, "ViTModel")
+        if "pre_logits" in name and cls != "ViTModel":
+            with pytest.raises(ValueError, match="a head on top of a pooler"):
+                backend.load(cls, FAMILIES / case["file"], **given)
+            continue
+        model = backend.load(cls, FAMILIES / case["file"], **given)
+        found = backend.call(model, pixel_values=pixels)[output]
+        assert relative_error(found, wanted[output]) < OTHER_FAMILIES, output
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["expects"] == "refused"])
+def test_what_is_no_vit_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    words = {
+        "cls_token": "no class token",
+        "cls": "no class token",
+        "layers/vi_t_patching_and_embedding/vars/0": "no class token",
+        "norm.weight": "lacks layernorm",
+        "pos_embed": "lacks position",
+        "blocks.0.attn.q_norm.weight": "qk_norm",
+        "conv_root/kernel": "hybrid",
+    }
+    tensor = case["tensor"].rstrip("/.")
+    with pytest.raises(ValueError) as caught:
+        convert(FAMILIES / case["file"], tmp_path / "new", to="torch", num_attention_heads=2)
+    expected = words.get(case["tensor"], tensor.split(".")[-2] if tensor.count(".") > 1 else tensor.split(".")[0])
+    assert expected in str(caught.value), caught.value
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_head_on_the_mean_is_refused_and_the_model_below_it_converts(tmp_path: Path) -> None:
+    file = FAMILIES / CASES["timm_avg"]["file"]
+    with pytest.raises(ValueError, match="mean of the patches .*pass head='drop'"):
+        convert(file, tmp_path / "new", to="torch", num_attention_heads=2)
+    report = convert(file, tmp_path / "new", to="torch", num_attention_heads=2, head="drop")
+    assert any("became the final norm" in note for note in report.notes)
+    assert read(tmp_path / "new").config.architectures == ["ViTModel"]
+
+
+def test_layer_scale_is_folded_on_request_alone(tmp_path: Path) -> None:
+    file = FAMILIES / CASES["timm_layer_scale"]["file"]
+    with pytest.raises(ValueError, match=r"ls1.gamma .*pass fold_layer_scale=True"):
+        read(file)
+    stored, _ = read_safetensors(file if file.is_file() else file / "model.safetensors")
+    report = convert(file, tmp_path, to="torch", fold_layer_scale=True, num_attention_heads=2)
+    gamma, weight, bias = (stored[f"blocks.0.{n}"].read() for n in ("ls1.gamma", "attn.proj.weight", "attn.proj.bias"))
+    found = read_checkpoint(tmp_path / "model.safetensors").tensors
+    np.testing.assert_array_equal(
+        found["encoder.layer.0.attention.output.dense.weight"].read(),
+        (weight.astype(np.float64) * gamma.astype(np.float64)[:, None]).astype(np.float32),
+    )
+    np.testing.assert_allclose(found["encoder.layer.0.attention.output.dense.bias"].read(), bias * gamma, rtol=2e-7)
+    entry = next(e for e in report.entries if e.source == "blocks.0.attn.proj.weight")
+    assert entry.transform == "times blocks.0.ls1.gamma"
+
+
+# ---- what is told apart ------------------------------------------------------------------------------------------
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    files = {
+        "pt_bin": "pytorch_model.bin",
+        "tf_h5": "tf_model.h5",
+        "flax_msgpack": "flax_model.msgpack",
+        "pt_safetensors": "model.safetensors",
+    }
+    wanted = bits(read(CLS))
+    for folder, file in files.items():
+        for name in ("weights", "model.safetensors", "pytorch_model.bin"):
+            shutil.copy(CHECKPOINTS / "cls" / folder / file, tmp_path / name)
+            assert bits(read(tmp_path / name)) == wanted, (file, name)
+
+
+def test_wrappers_and_their_keys(tmp_path: Path) -> None:
+    full = FAMILIES / CASES["dino_full"]["file"]
+    assert any("took the state dict 'teacher'" in note for note in read(full, num_attention_heads=2).notes)
+    student = read(full, num_attention_heads=2, key="student")
+    assert bits(student) != bits(read(full, num_attention_heads=2))
+    with pytest.raises(ValueError, match="no state dict 'ema': choose with key= among 'student', 'teacher'"):
+        read(full, key="ema")
+
+
+def test_several_files_ask_for_a_choice(tmp_path: Path) -> None:
+    for name in ("a.npz", "b.npz"):
+        shutil.copy(FAMILIES / CASES["google"]["file"], tmp_path / name)
+    with pytest.raises(ValueError, match=r"several weights files, a\.npz, b\.npz: choose one with filename="):
+        read(tmp_path)
+    assert read(tmp_path, filename="b.npz").path.name == "b.npz"
+
+
+def test_unknown_files_and_names(tmp_path: Path) -> None:
+    (tmp_path / "a.dat").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="no file of weights that is known, it begins with b'nothing "):
+        read(tmp_path / "a.dat")
+    (tmp_path / "b.bin").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match="is a Git LFS pointer"):
+        read(tmp_path / "b.bin")
+    np.savez(tmp_path / "c.npz", **{"conv1/kernel": np.zeros(3)})
+    with pytest.raises(ValueError, match=r"c\.npz holds 1 tensors \(conv1/kernel ...\), none of a ViT"):
+        read(tmp_path / "c.npz")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read(tmp_path / "nowhere")
+
+
+def test_tensors_that_no_vit_has_are_not_dropped_silently(tmp_path: Path) -> None:
+    tensors, _ = read_safetensors(CLS / "model.safetensors")
+    from vit_core.safetensors_file import write_safetensors
+
+    extra = {**tensors, "vit.temperature": Tensor.of(np.ones(1, np.float32))}
+    write_safetensors(tmp_path / "model.safetensors", extra, {"format": "pt"})
+    shutil.copy(CLS / "config.json", tmp_path)
+    with pytest.raises(ValueError, match=r"1 tensors that no ViT has: vit\.temperature\. Pass ignore_unknown=True"):
+        convert(tmp_path, tmp_path / "new", to="flax")
+    report = convert(tmp_path, tmp_path / "new", to="flax", ignore_unknown=True)
+    assert "left out vit.temperature: no tensor of a ViT" in report.notes
+
+
+# ---- options -----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_names_every_tensor_and_its_bytes(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    report = convert(
+        CLS, tmp_path, to="flax", progress=lambda entry, done, total: seen.append((entry.target, done, total))
+    )
+    stored, metadata = read_safetensors(tmp_path / "model.safetensors")
+    assert metadata == {"format": "flax"} and {entry.target for entry in report.entries} == set(stored)
+    for entry in report.entries:
+        array = stored[entry.target].read()
+        assert (entry.shape, entry.dtype) == (array.shape, array.dtype.name)
+        assert entry.sha256 == hashlib.sha256(array.tobytes()).hexdigest()
+    kernel = next(e for e in report.entries if e.target == "vit.encoder.layer.1.intermediate.dense.kernel")
+    assert (kernel.source, kernel.transform) == ("vit.encoder.layer.1.intermediate.dense.weight", "transpose (1, 0)")
+    assert [done for _, done, _ in seen][-1] == seen[0][2] == sum(t.nbytes for t in stored.values())
+    assert json.loads(json.dumps(report.to_dict()))["files"] == ["model.safetensors", "config.json"]
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+    report = convert(CLS, tmp_path / "new", to="timm", dry_run=True)
+    assert list(tmp_path.iterdir()) == []
+    qkv = next(entry for entry in report.entries if entry.target == "blocks.0.attn.qkv.weight")
+    assert qkv.transform == "concatenate" and qkv.source.count(",") == 2 and qkv.sha256 == ""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_dtype(tmp_path: Path, dtype: str) -> None:
+    report = convert(CLS, tmp_path, to="torch", dtype=dtype)
+    assert {entry.dtype for entry in report.entries} == {dtype}
+    assert ViTConfig.from_pretrained(tmp_path).dtype == dtype
+    source, found = read(CLS).tensors, read(tmp_path).tensors
+    wanted = source["classifier.weight"].read().astype(getattr(ml_dtypes, dtype, dtype))
+    assert found["classifier.weight"].read().tobytes() == wanted.tobytes()
+    with pytest.raises(ValueError, match="dtype must be one of .*, got 'int8'"):
+        convert(CLS, tmp_path / "new", to="torch", dtype="int8")
+
+
+def test_image_size_resizes_the_positions(tmp_path: Path) -> None:
+    config = ViTConfig.from_pretrained(CLS)
+    patch = config.patch_size
+    report = convert(CLS, tmp_path, to="google", image_size=(3 * patch, 5 * patch), position_kernel="timm")
+    again = read(tmp_path)
+    table = read(CLS).tensors["embeddings.position_embeddings"].read()
+    wanted = resize_position_embeddings(table, config.grid, (3, 5), "timm")
+    np.testing.assert_array_equal(again.tensors["embeddings.position_embeddings"].read(), wanted)
+    assert again.config.image_size == (3 * patch, 5 * patch) and any("are resized from" in n for n in report.notes)
+    with pytest.raises(ValueError, match="Unknown interpolation kernel 'cubic'"):
+        convert(CLS, tmp_path / "new", to="torch", image_size=5 * patch, position_kernel="cubic")
+
+
+def test_heads_and_poolers(tmp_path: Path) -> None:
+    dropped = convert(CLS, tmp_path / "a", to="torch", head="drop")
+    assert read(tmp_path / "a").config.architectures == ["ViTModel"]
+    assert "left out classifier.weight, as asked" in dropped.notes
+    fresh = convert(tmp_path / "a", tmp_path / "b", to="flax", num_labels=7)
+    assert read(tmp_path / "b").tensors["classifier.weight"].shape[0] == 7
+    assert ViTConfig.from_pretrained(tmp_path / "b").num_labels == 7
+    assert any("newly initialised" in note for note in fresh.notes)
+    base = CHECKPOINTS / "base" / "pt_safetensors"
+    convert(base, tmp_path / "c", to="keras-hub", pooler="drop")
+    assert not any(name.startswith("pooler") for name in read(tmp_path / "c").tensors)
+    with pytest.raises(ValueError, match="head must be .*, got 'none'"):
+        convert(CLS, tmp_path / "d", to="torch", head="none")
+
+
+@pytest.mark.parametrize(("to", "container"), [a for a in ALL if a[0] in ("torch", "tf", "flax", "timm")])
+def test_shards(tmp_path: Path, to: str, container: str) -> None:
+    report = convert(CLS, tmp_path, to=to, container=container, max_shard_size=20_000)
+    assert sum(".index." in name for name in report.files) == 1 and len(report.files) > 4
+    assert {entry.file for entry in report.entries} <= set(report.files)
+    assert bits(read(tmp_path)) == bits(read(CLS))
+    convert(CLS, tmp_path, to=to, container=container)
+    assert not [name for name in os.listdir(tmp_path) if "-of-" in name or ".index." in name]
+    with pytest.raises(ValueError, match="has no shards"):
+        convert(CLS, tmp_path / "new", to="google", max_shard_size=20_000)
+
+
+@pytest.mark.parametrize(("to", "name"), [("torch", "a.safetensors"), ("torch", "a.bin"), ("flax", "a.msgpack"), ("tf", "a.h5"),
+                                           ("google", "a.npz"), ("torchvision", "vit.pth"), ("keras", "a.weights.h5")])  # fmt: skip
+def test_a_single_file_as_target(tmp_path: Path, to: str, name: str) -> None:
+    container = Path(name).suffix[1:] if to in ("torch", "tf", "flax") else None
+    report = convert(CLS, tmp_path / name, to=to, container=container)
+    assert os.listdir(tmp_path) == report.files == [name]
+    config = ViTConfig.from_pretrained(CLS)
+    assert bits(read(tmp_path / name, config=config)) == bits(read(CLS))
+    with pytest.raises(ValueError, match="expected a folder, or a file ending in"):
+        convert(CLS, tmp_path / "b.dat.npz", to="torch")
+
+
+def test_the_source_is_never_written_over(tmp_path: Path) -> None:
+    shutil.copytree(CLS, tmp_path, dirs_exist_ok=True)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for target in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(ValueError, match=r"would replace the source .*: choose another target"):
+            convert(tmp_path, target, to="torch", dtype="float16")
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    convert(tmp_path, tmp_path, to="flax", container="msgpack")
+    assert bits(read(tmp_path, formats=["flax"])) == bits(read(CLS))
+
+
+def test_a_failure_leaves_the_old_target(tmp_path: Path) -> None:
+    convert(CLS, tmp_path, to="flax")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def fail(entry: Any, done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    for target, to in ((tmp_path, "tf"), (tmp_path, "google"), (tmp_path / "new.npz", "google")):
+        with pytest.raises(KeyboardInterrupt):
+            convert(CLS, target, to=to, progress=fail)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_shard_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    source = CHECKPOINTS / "cls" / "pt_safetensors_sharded"
+    shutil.copytree(source, tmp_path / "m")
+    shard = sorted((tmp_path / "m").glob("*-of-*"))[0]
+    shard.rename(tmp_path / "outside.safetensors")
+    shard.symlink_to("../outside.safetensors")
+    with pytest.raises(ValueError, match=r"a link that leads out of its folder, to .*outside"):
+        read(tmp_path / "m")
+
+
+# ---- what comes along --------------------------------------------------------------------------------------------
+
+
+def test_labels_and_preprocessing_come_along(tmp_path: Path) -> None:
+    timm = FAMILIES / CASES["timm"]["file"]
+    convert(timm, tmp_path / "torch", to="torch")
+    config = ViTConfig.from_pretrained(tmp_path / "torch")
+    assert list(config.id2label.values()) == ["cat", "dog", "owl"] and config.layer_norm_eps == 1e-6
+    convert(tmp_path / "torch", tmp_path / "timm", to="timm")
+    stored = json.loads((tmp_path / "timm" / "config.json").read_text())
+    assert stored["label_names"] == ["cat", "dog", "owl"] and stored["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
+    convert(tmp_path / "timm", tmp_path / "hub", to="keras-hub")
+    convert(tmp_path / "hub", tmp_path / "again", to="torch")
+    from vit_core import ViTImageProcessor
+
+    first, last = (ViTImageProcessor.from_pretrained(tmp_path / name) for name in ("torch", "again"))
+    np.testing.assert_allclose(first.image_mean, last.image_mean, rtol=1e-6)
+    np.testing.assert_allclose(first.image_std, last.image_std, rtol=1e-6)
+    assert (first.size, first.resample) == (last.size, last.resample)
+
+
+def test_a_difference_between_code_bases_is_reported(tmp_path: Path) -> None:
+    report = convert(FAMILIES / CASES["google"]["file"], tmp_path / "a", to="torchvision", num_attention_heads=2)
+    assert any("computes with hidden_act 'gelu', not 'gelu_new'" in note for note in report.notes)
+    report = convert(CLS, tmp_path / "b", to="timm", layer_norm_eps=1e-12)
+    assert any("computes with layer_norm_eps 1e-06, not 1e-12" in note for note in report.notes)
+    with pytest.raises(ValueError, match="pass hidden_act"):
+        convert(FAMILIES / CASES["google"]["file"], tmp_path / "c", to="keras-hub", num_attention_heads=2)
+
+
+@pytest.mark.parametrize("to", list(TARGETS))
+def test_verification(tmp_path: Path, to: str) -> None:
+    report = convert(CLS, tmp_path, to=to, verify=True, layer_norm_eps=1e-6)
+    assert report.verification is not None and report.ok
+    assert report.verification.tensors == 40 and report.verification.unequal == []
+    assert {d.output for d in report.verification.differences} == {"logits"}
+    assert max(d.absolute for d in report.verification.differences) == 0
