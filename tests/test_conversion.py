@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,11 @@ def test_every_family_to_every_format_and_back(tmp_path: Path, name: str) -> Non
     for to in TARGETS:
         if not holds(source, to):
             continue
-        try:
-            convert(file, tmp_path / to, to=to, **given)
-        except ValueError as error:
-            assert "pass another hidden_act" in str(error) or "pass hidden_act" in str(error), error
+        if to == "keras-hub" and source.config.hidden_act != "gelu":
+            with pytest.raises(ValueError, match="pass hidden_act"):
+                convert(file, tmp_path / to, to=to, **given)
             continue
+        convert(file, tmp_path / to, to=to, **given)
         extra = {"stored_image_size": source.config.image_size}
         again = read(tmp_path / to, num_attention_heads=2, **extra)
         assert there.items() <= bits(again).items(), to
@@ -194,16 +195,15 @@ def test_what_is_no_vit_is_refused_by_name(tmp_path: Path, name: str) -> None:
         "conv_root/kernel": "hybrid",
     }
     tensor = case["tensor"].rstrip("/.")
-    with pytest.raises(ValueError) as caught:
-        convert(FAMILIES / case["file"], tmp_path / "new", to="torch", num_attention_heads=2)
     expected = words.get(case["tensor"], tensor.split(".")[-2] if tensor.count(".") > 1 else tensor.split(".")[0])
-    assert expected in str(caught.value), caught.value
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        convert(FAMILIES / case["file"], tmp_path / "new", to="torch", num_attention_heads=2)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_head_on_the_mean_is_refused_and_the_model_below_it_converts(tmp_path: Path) -> None:
     file = FAMILIES / CASES["timm_avg"]["file"]
-    with pytest.raises(ValueError, match="mean of the patches .*pass head='drop'"):
+    with pytest.raises(ValueError, match=r"mean of the patches .*pass head='drop'"):
         convert(file, tmp_path / "new", to="torch", num_attention_heads=2)
     report = convert(file, tmp_path / "new", to="torch", num_attention_heads=2, head="drop")
     assert any("became the final norm" in note for note in report.notes)
@@ -323,7 +323,7 @@ def test_dtype(tmp_path: Path, dtype: str) -> None:
     source, found = read(CLS).tensors, read(tmp_path).tensors
     wanted = source["classifier.weight"].read().astype(getattr(ml_dtypes, dtype, dtype))
     assert found["classifier.weight"].read().tobytes() == wanted.tobytes()
-    with pytest.raises(ValueError, match="dtype must be one of .*, got 'int8'"):
+    with pytest.raises(ValueError, match=r"dtype must be one of .*, got 'int8'"):
         convert(CLS, tmp_path / "new", to="torch", dtype="int8")
 
 
@@ -351,7 +351,7 @@ def test_heads_and_poolers(tmp_path: Path) -> None:
     base = CHECKPOINTS / "base" / "pt_safetensors"
     convert(base, tmp_path / "c", to="keras-hub", pooler="drop")
     assert not any(name.startswith("pooler") for name in read(tmp_path / "c").tensors)
-    with pytest.raises(ValueError, match="head must be .*, got 'none'"):
+    with pytest.raises(ValueError, match=r"head must be .*, got 'none'"):
         convert(CLS, tmp_path / "d", to="torch", head="none")
 
 
@@ -367,8 +367,13 @@ def test_shards(tmp_path: Path, to: str, container: str) -> None:
         convert(CLS, tmp_path / "new", to="google", max_shard_size=20_000)
 
 
-@pytest.mark.parametrize(("to", "name"), [("torch", "a.safetensors"), ("torch", "a.bin"), ("flax", "a.msgpack"), ("tf", "a.h5"),
-                                           ("google", "a.npz"), ("torchvision", "vit.pth"), ("keras", "a.weights.h5")])  # fmt: skip
+SINGLE = {
+    "a.safetensors": "torch", "a.bin": "torch", "a.msgpack": "flax", "a.h5": "tf", "a.npz": "google",
+    "vit.pth": "torchvision", "a.weights.h5": "keras",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "to"), list(SINGLE.items()))
 def test_a_single_file_as_target(tmp_path: Path, to: str, name: str) -> None:
     container = Path(name).suffix[1:] if to in ("torch", "tf", "flax") else None
     report = convert(CLS, tmp_path / name, to=to, container=container)
