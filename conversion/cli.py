@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from inspect import signature
-from itertools import groupby
 from math import prod
 from typing import Annotated, Any
 
@@ -48,9 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _text(panel: str, metavar: str, text: str, *names: str) -> Any:
-    """What typer wants to know of an option that takes a value."""
-    return typer.Option(*names, metavar=metavar, help=text, rich_help_panel=panel)
+def _text(panel: str, metavar: str, text: str) -> Any:
+    """What typer is to know of an option that takes a value."""
+    return typer.Option(metavar=metavar, help=text, rich_help_panel=panel)
 
 
 def _flag(panel: str, text: str, *names: str) -> Any:
@@ -62,16 +61,6 @@ def vit_convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, weights file or hub id.")] = "",
     target: Annotated[str, typer.Argument(metavar="DST", help="Folder, or file with the format's suffix.")] = "",
     to: Annotated[str, typer.Option(metavar="FORMAT", help="Format to write: " + ", ".join(TARGETS) + ".")] = "",
-    container: Annotated[
-        str | None, _text(_WRITING, "KIND", "Kind of file, where a format has several, see --list.")
-    ] = None,
-    dtype: Annotated[
-        str | None, _text(_WRITING, "|".join(COMPUTE_DTYPES), "Cast all tensors; by default each keeps its own.")
-    ] = None,
-    max_shard_size: Annotated[str, _text(_WRITING, "SIZE", "Split larger files, such as 200MB.")] = "5GB",
-    verify: Annotated[
-        bool, _flag(_WRITING, "Read the target again; compare tensors, and outputs in every backend.", "--verify")
-    ] = False,
     revision: Annotated[str | None, _text(_READING, "NAME", "Branch, tag or commit of a hub id.")] = None,
     subfolder: Annotated[str, _text(_READING, "NAME", "Folder within SRC.")] = "",
     filename: Annotated[str | None, _text(_READING, "NAME", "Weights file within SRC.")] = None,
@@ -94,6 +83,16 @@ def vit_convert(
     ] = False,
     hidden_act: Annotated[str | None, _text(_MODEL, "NAME", "Correct the activation in the configuration.")] = None,
     layer_norm_eps: Annotated[float | None, _text(_MODEL, "EPS", "Correct the LayerNorm's epsilon there.")] = None,
+    container: Annotated[
+        str | None, _text(_WRITING, "KIND", "Kind of file, where a format has several, see --list.")
+    ] = None,
+    dtype: Annotated[
+        str | None, _text(_WRITING, "|".join(COMPUTE_DTYPES), "Cast all tensors; by default each keeps its own.")
+    ] = None,
+    max_shard_size: Annotated[str, _text(_WRITING, "SIZE", "Split larger files, such as 200MB.")] = "5GB",
+    verify: Annotated[
+        bool, _flag(_WRITING, "Read the target again; compare tensors, and outputs in every backend.", "--verify")
+    ] = False,
     dry_run: Annotated[bool, _flag(_SHOWING, "Show the plan and write nothing.", "--dry-run")] = False,
     every: Annotated[
         bool, _flag(_SHOWING, "List each tensor of the plan, not one line for all layers.", "--all")
@@ -102,7 +101,7 @@ def vit_convert(
     quiet: Annotated[bool, _flag(_SHOWING, "Print errors and warnings only.", "--quiet", "-q")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a Vision Transformer's checkpoint, of any format, to the format TO."""
+    """Convert a Vision Transformer's checkpoint, of any format, to FORMAT."""
     if formats:
         print_json({"formats": _formats()}) if as_json else console().print(_format_table())
         return
@@ -166,7 +165,7 @@ def _pixels(text: str | None, option: str) -> int | tuple[int, int] | None:
 
 _FLAGS = {name: "--" + name.replace("_", "-") for name in signature(vit_convert).parameters}
 _FLAGS["num_attention_heads"] = _FLAGS["heads"]
-_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)})=(?:True\b|(['\"]?)(\w*)\2)")
+_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)})=(?:True\b|(\(height, width\))|(['\"]?)(\w*)\3)")
 
 
 @contextmanager
@@ -175,8 +174,11 @@ def _options_by_their_flags() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        text = _ARGUMENT.sub(lambda m: f"{_FLAGS[m[1]]} {m[3] or ''}".rstrip(), str(error))
-        raise ValueError(text.replace("(height, width)", "HEIGHTxWIDTH")) from error
+
+        def flag(match: re.Match[str]) -> str:
+            return f"{_FLAGS[match[1]]} {'HEIGHTxWIDTH' if match[2] else match[4] or ''}".rstrip()
+
+        raise ValueError(_ARGUMENT.sub(flag, str(error))) from error
 
 
 @contextmanager
@@ -221,13 +223,12 @@ def _summary(report: Report) -> Table:
     sizes: Counter[str] = Counter()
     for entry in report.entries:
         sizes[entry.dtype] += prod(entry.shape) * np.dtype(entry.dtype).itemsize
-    dtypes = ", ".join(f"{name} {_size(size)}" for name, size in sizes.items())
+    dtypes = ", ".join(f"{_size(size)} of {name}" for name, size in sizes.items())
     facts = {
         "source": f"{titles[report.source_format]}, {report.source}",
         "target": f"{TARGETS[report.target_format].title}, {report.target}",
         "files": files + more,
-        "tensors": f"{len(report.entries)}, {_size(sum(sizes.values()))}"
-        + (f" ({dtypes})" if len(sizes) > 1 else f" of {dtypes.split()[0]}"),
+        "tensors": f"{len(report.entries)}, {dtypes}",
         **_config_facts(ViTConfig.from_dict(report.config)),
     }
     table = Table.grid(padding=(0, 2))
@@ -250,10 +251,11 @@ def _show_verification(out: Console, found: Verification) -> None:
         for column in table.columns[2:5]:
             column.justify = "right"
         out.print(table)
+    backends = ", ".join(dict.fromkeys(each.backend for each in found.differences))
+    outputs = f", outputs in {backends}" if backends else ""
     skipped = f"; not installed: {', '.join(found.skipped)}" if found.skipped else ""
-    backends = len({each.backend for each in found.differences})
     verdict = "agreed" if found.ok else "DISAGREE"
-    out.print(Text(f"{verdict}: {found.tensors} tensors, outputs in {backends} backends{skipped}", style="bold"))
+    out.print(Text(f"{verdict}: {found.tensors} tensors{outputs}{skipped}", style="bold"), soft_wrap=True)
 
 
 # ---- tables of the plan and of the formats -------------------------------------------------------------------------
@@ -324,16 +326,24 @@ def _line(entry: Entry) -> _Line:
 
 
 def _blocks(entries: list[Entry]) -> Iterator[tuple[list[int], list[_Line]]]:
-    """The lines in the order of the target, in blocks: of layers, with their numbers, or of none."""
-    found: dict[_Line, list[int]] = {}
+    """The lines in the order of the target, in blocks: of layers that are alike, with their numbers, or of none."""
+    blocks: list[tuple[int | None, list[_Line]]] = []
+    by_layer: dict[int, list[_Line]] = {}
     for entry in entries:
         line, layer = _unnumbered(entry)
-        found.setdefault(line, []).extend([] if layer is None else [layer])
-    for layers, lines in groupby(found, key=lambda line: found[line]):
-        if layers:
-            yield layers, list(lines)
-        else:
-            yield from (([], [line]) for line in lines)
+        if layer in by_layer:
+            by_layer[layer].append(line)
+            continue
+        blocks.append((layer, [line]))
+        if layer is not None:
+            by_layer[layer] = blocks[-1][1]
+    alike: dict[tuple[_Line, ...], list[int]] = {}
+    for number, lines in by_layer.items():
+        alike.setdefault(tuple(lines), []).append(number)
+    for layer, lines in blocks:
+        numbers = [] if layer is None else alike[tuple(lines)]
+        if not numbers or numbers[0] == layer:
+            yield numbers, lines
 
 
 def _unnumbered(entry: Entry) -> tuple[_Line, int | None]:

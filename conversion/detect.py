@@ -11,7 +11,7 @@ from vit_core.checkpoint import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS, TF_H5, C
 from vit_core.files import refuse_stand_in
 
 _HDF5, _ZIP, _PICKLE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"\x80\x02"
-_MAPS = (*range(0x80, 0x90), 0xDE, 0xDF)  # how a msgpack map begins
+_TEXTS = (*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB)  # how a msgpack string begins
 
 
 def container_of(path: Path) -> Container:
@@ -34,7 +34,7 @@ def container_of(path: Path) -> Container:
         return PYTORCH_BIN
     if first[8:9] == b"{":
         return SAFETENSORS
-    if first and first[0] in _MAPS:
+    if _begins_a_map(first):
         return FLAX_MSGPACK
     known = next((c for c in (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, NPZ) if path.suffix == c.suffix), None)
     if known is None:
@@ -43,6 +43,14 @@ def container_of(path: Path) -> Container:
             "PyTorch's zip or pickle, HDF5, msgpack or npz."
         )
     return known
+
+
+def _begins_a_map(first: bytes) -> bool:
+    """Whether these are the first bytes of a msgpack map whose first key is a text."""
+    if not first:
+        return False
+    header = {0xDE: 3, 0xDF: 5}.get(first[0], 1)
+    return (0x80 < first[0] < 0x90 or header > 1) and len(first) > header and first[header] in _TEXTS
 
 
 def _holds_arrays(path: Path) -> bool:

@@ -93,6 +93,8 @@ def _locate(
     path = Path(source).expanduser()
     if path.is_file():
         return path
+    if path.name.endswith((*SUFFIXES, ".json")) and not path.is_dir():
+        raise FileNotFoundError(f"There is no weights file {source}: check the path.")
     names = [filename] if filename else [*readable_names(variant, formats), KERAS_H5.names()[0]]
     if path.is_dir() and not filename:
         names += _only_weights(path / options.get("subfolder", ""), names)

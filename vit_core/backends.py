@@ -37,6 +37,11 @@ def import_backend(name: str) -> Any:
         raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
 
 
+def open_checkpoint(source: str, **options: Any) -> Any:
+    """The `Checkpoint` that `conversion.read` makes of a file, a folder or a hub id of any format."""
+    return import_module("conversion").read(source, **options)
+
+
 def backend_of(model: Any) -> str:
     """The name of the backend that a model's class, or a base of it, comes from. Raises TypeError for others."""
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}

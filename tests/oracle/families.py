@@ -6,13 +6,16 @@
     python families.py prepare FAMILY FOLDER PICTURE OUTPUT.npy
     python families.py serve
 
-`make` writes the folder `tests/golden/families`. `run` builds a model of a family with ARGUMENTS (JSON, or the name of
-a JSON file), loads SOURCE, a weights file or a folder, and runs the model on pixels, float32 (B, C, H, W). It writes
-the logits (B, K) or the reconstruction (B, C, H, W) of a model with a head, and of others the hidden states (B, S, D)
-after the final norm, all float32; to OUTPUT.npz all that the model has, by name. `save` writes a random model to a folder, as its library does; of timm, ARGUMENTS may
-hold the name of an `architecture`. `prepare` makes a picture, a PNG, what the library of a folder feeds its model,
-float32 (C, H, W). `serve` reads such commands, a JSON list a line, and answers each with a line of JSON: null, or the
-traceback of what was raised.
+`make` writes the folder `tests/golden/families`.
+
+`run` builds a model of a family with ARGUMENTS (JSON, or the name of a JSON file), loads SOURCE, a weights file or a
+folder, and runs the model on pixels, float32 (B, C, H, W). It writes the logits (B, K) or the reconstruction
+(B, C, H, W) of a model with a head, and of others the hidden states (B, S, D) after the final norm, all float32; to
+OUTPUT.npz everything that the model computes, by name.
+
+`save` writes a random model to a folder, as its library does; of timm, ARGUMENTS may name an `architecture`. `prepare`
+makes of a PNG what the library of a folder feeds its model, float32 (C, H, W). `serve` reads such commands, a JSON list
+a line, and answers each with a line of JSON: null, or the traceback of what was raised.
 
 A tensor that is missing or of another shape is an error, and so is one too many, but for what the libraries let pass:
 Keras skips groups that no layer has, keras-hub leaves a head random if task.weights.h5 is missing, and timm resizes
@@ -33,6 +36,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -213,8 +217,9 @@ def run_linen(source: Path, arguments: dict[str, Any], pixels: np.ndarray) -> Ou
     with np.load(source) as file:
         tree = {key.removeprefix("opt/target/").removeprefix("params/"): file[key] for key in file}
     tree = {key: a.view(ml_dtypes.bfloat16) if a.dtype.kind == "V" else a for key, a in tree.items()}
-    if arguments.get("early_positions") and len(tree["pos_embedding"][0]) > arguments.pop("patches"):
-        first, tree["pos_embedding"] = np.split(tree["pos_embedding"], [1], axis=1)  # as big_vision reads old files
+    positions = tree.get("pos_embedding")
+    if positions is not None and math.isqrt(positions.shape[1]) ** 2 + 1 == positions.shape[1]:
+        first, tree["pos_embedding"] = np.split(positions, [1], axis=1)  # big_vision adds it, in the dtype of the file
         tree["cls"] = tree["cls"].astype(np.float32) + first.astype(np.float32)
     if any("MlpBlock_3" in key for key in tree):
         tree = renamed(tree, {old: name for name, old in OLD_NUMBERS.items()})
@@ -649,8 +654,10 @@ def read_arguments(text: str) -> dict[str, Any]:
 def run(family: str, source: str, arguments: str, pixels: str, out: str) -> None:
     outputs = RUN[family](Path(source), read_arguments(arguments), np.load(pixels))
     if out.endswith(".npz"):
-        return np.savez(out, **outputs)
-    np.save(out, next(outputs[name] for name in ("logits", "reconstruction", "last_hidden_state") if name in outputs))
+        np.savez(out, **outputs)
+    else:
+        first = next(name for name in ("logits", "reconstruction", "last_hidden_state") if name in outputs)
+        np.save(out, outputs[first])
 
 
 def save(family: str, arguments: str, out: str) -> None:
@@ -681,7 +688,8 @@ def prepare(family: str, folder: str, picture: str, out: str) -> None:
     else:
         import keras_hub
 
-        converted = keras_hub.layers.ViTImageConverter.from_preset(folder)(np.asarray(image)[None])
+        pixels = np.asarray(image).reshape(1, image.height, image.width, -1)
+        converted = keras_hub.layers.ViTImageConverter.from_preset(folder)(pixels)
         np.save(out, np.asarray(converted)[0].transpose(2, 0, 1))
 
 

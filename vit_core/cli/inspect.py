@@ -13,8 +13,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from vit_core import hub
-from vit_core.checkpoint import Checkpoint, find_weights, read_checkpoint, readable_names
+from vit_core.backends import open_checkpoint
+from vit_core.checkpoint import Checkpoint
 from vit_core.cli.common import AsJson, Revision, console, one_line, print_json
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import read_json_object
@@ -36,9 +36,8 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show the configuration, the parameters and the size of a checkpoint."""
-    checkpoint = _open(model, revision)
-    path = checkpoint.path.parent / CONFIG_NAME
-    config = ViTConfig.from_json_file(path) if path.is_file() else None
+    checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
+    config = checkpoint.config
     summary = summarise(checkpoint, config)
     if as_json:
         print_json(summary)
@@ -50,14 +49,6 @@ def inspect(
         for line in summary[name]:
             shown = line if isinstance(line, str) else "{name}: {file} in the file, {model} in the model".format(**line)
             out.print(Text(f"{name}: {one_line(shown)}", style=kind))
-
-
-def _open(model: str, revision: str | None) -> Checkpoint:
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return read_checkpoint(find_weights(path))
-    is_file = path.is_file() or path.suffix in (".safetensors", ".json")
-    return read_checkpoint(path if is_file else hub.resolve(model, readable_names(), revision=revision))
 
 
 def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any]:
