@@ -27,7 +27,7 @@ from conversion.report import Entry, Report, Verification
 from conversion.targets import TARGETS
 from vit_core.backends import BACKENDS
 from vit_core.cli.common import AsJson, complain, console, execute, import_quietly, one_line, print_json
-from vit_core.cli.inspect import _by, _config_facts, _ranges, _size
+from vit_core.cli.inspect import by, config_facts, ranges, size_in_bytes
 from vit_core.config import ViTConfig
 from vit_core.loading import COMPUTE_DTYPES
 from vit_core.position import KERNELS
@@ -223,13 +223,13 @@ def _summary(report: Report) -> Table:
     sizes: Counter[str] = Counter()
     for entry in report.entries:
         sizes[entry.dtype] += prod(entry.shape) * np.dtype(entry.dtype).itemsize
-    dtypes = ", ".join(f"{_size(size)} of {name}" for name, size in sizes.items())
+    dtypes = ", ".join(f"{size_in_bytes(size)} of {name}" for name, size in sizes.items())
     facts = {
         "source": f"{titles[report.source_format]}, {report.source}",
         "target": f"{TARGETS[report.target_format].title}, {report.target}",
         "files": files + more,
         "tensors": f"{len(report.entries)}, {dtypes}",
-        **_config_facts(ViTConfig.from_dict(report.config)),
+        **config_facts(ViTConfig.from_dict(report.config)),
     }
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():
@@ -276,7 +276,7 @@ def _plan(entries: list[Entry]) -> Table:
         if not layers:
             table.add_row(*map(_Names, lines[0]))
             continue
-        numbers = _ranges(layers)
+        numbers = ranges(layers)
         target, source = ((_NAME_OF_LAYER.search(name) or [""])[0] for name in lines[0][:2])
         above = f"{target} x {len(layers)}", source
         table.add_row(*(_Names(name.replace("{}", numbers)) for name in above), style="bold")
@@ -322,7 +322,7 @@ class _Names:
 
 
 def _line(entry: Entry) -> _Line:
-    return entry.target, entry.source, entry.transform, _by(entry.shape), entry.dtype
+    return entry.target, entry.source, entry.transform, by(entry.shape), entry.dtype
 
 
 def _blocks(entries: list[Entry]) -> Iterator[tuple[list[int], list[_Line]]]:

@@ -17,12 +17,15 @@ from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.reading import StrPath, read
 from conversion.report import Entry, Report
 from conversion.rules import describe
-from conversion.side import PREPROCESSOR_NAME
-from conversion.targets import TARGETS, Target
+from conversion.side import PREPROCESSOR_NAME, json_beside
+from conversion.targets import ALL_CONTAINERS, TARGETS, Target
 from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
 from vit_core.config import CONFIG_NAME
 from vit_core.files import read_json_object, replacing_files, write_atomically
 from vit_core.safetensors_file import Array, Tensor, contiguous
+
+# What config.json must say alike of the weights of several formats in one folder.
+_IDENTITY = ("model_type", "architecture", "class_name", "hidden_size", "num_hidden_layers", "image_size", "id2label")
 
 Progress = Callable[[Entry, int, int], None]
 
@@ -66,6 +69,7 @@ def convert(
     if to not in TARGETS:
         raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}.")
     checkpoint = read(source, head=head, ignore_unknown=ignore_unknown, **reading)
+    _check_given(checkpoint, reading)
     planned = plan(
         checkpoint,
         image_size=image_size,
@@ -80,12 +84,14 @@ def convert(
     prepared = _prepare(planned, TARGETS[to], container, dtype)
     files = _files(prepared, Path(target), max_shard_size)
     _keep_source(checkpoint, Path(target), prepared.container)
+    documents = {} if _is_file(Path(target), prepared.container) else _documents(prepared)
+    _keep_others(Path(target), set(files), documents)
     report = Report(
         source=str(checkpoint.path),
         source_format=checkpoint.format,
         target=str(target),
         target_format=to,
-        files=list(files),
+        files=[*files, *([prepared.container.names()[1]] if _has_index(prepared, files) else []), *documents],
         entries=[_entry(n, prepared.native[n], file) for file, names in files.items() for n in names],
         notes=prepared.plan.notes,
         config=prepared.plan.config.to_dict(),
@@ -94,12 +100,13 @@ def convert(
     if dry_run:
         return report
     hashes = _Watch(report.entries, prepared.native, progress)
-    report.files = _write(replace(prepared, native=hashes.tensors), Path(target), files, max_shard_size)
+    _write(replace(prepared, native=hashes.tensors), Path(target), files, documents, max_shard_size)
     report.entries = hashes.entries()
     if verify:
         from conversion.verification import verified
 
-        report.verification = verified(planned, prepared.plan, Path(target))
+        weights = [name for name in report.files if name.endswith(".index.json")] or report.files
+        report.verification = verified(planned, prepared.plan, Path(target), weights[0])
     return report
 
 
@@ -153,12 +160,17 @@ def _files(prepared: _Prepared, target: Path, max_shard_size: int | str) -> dict
         if family is not None and family.files is not None:
             raise ValueError(f"{family.title} is written as a folder, got the file {target}: pass a folder.")
         return {target.name: list(native)}
-    if family is not None and family.files is not None:
-        return {file: list(tensors) for file, tensors in family.files(native).items()}
     files = split(native, prepared.container.names()[0], max_shard_size)
     if len(files) > 1 and family is not None and prepared.container.suffix not in (".safetensors", ".bin"):
         raise ValueError(f"{family.title} has no shards, max_shard_size={max_shard_size!r} would make {len(files)}.")
+    if family is not None and family.files is not None:
+        return {file: list(tensors) for file, tensors in family.files(native).items()}
     return files
+
+
+def _has_index(prepared: _Prepared, files: dict[str, list[str]]) -> bool:
+    family = prepared.target.family
+    return len(files) > 1 and (family is None or family.files is None)
 
 
 def _is_file(target: Path, container: Container) -> bool:
@@ -183,6 +195,29 @@ def _keep_source(checkpoint: Checkpoint, target: Path, container: Container) -> 
     written = [target] if _is_file(target, container) else [p for n in container.patterns() for p in target.glob(n)]
     if {path.resolve() for path in sources} & {path.resolve() for path in written}:
         raise ValueError(f"{target} would replace the source {checkpoint.path}: choose another target.")
+
+
+def _check_given(checkpoint: Checkpoint, reading: dict[str, Any]) -> None:
+    """Refuse, with ValueError, what is said of a source that says otherwise itself."""
+    for option, field in (("num_attention_heads", "num_attention_heads"), ("stored_image_size", "image_size")):
+        given, stored = reading.get(option), getattr(checkpoint.config, field, None)
+        if given is not None and stored is not None and given != stored:
+            raise ValueError(
+                f"{option}={given!r} was given, but {checkpoint.path} has {field}={stored!r}: leave it out."
+            )
+
+
+def _keep_others(target: Path, files: set[str], documents: dict[str, Any]) -> None:
+    """Refuse, with ValueError, to give weights that stay in a folder another model's config.json."""
+    there = json_beside(target / CONFIG_NAME, CONFIG_NAME)
+    here = json.loads(json.dumps(documents.get(CONFIG_NAME, {})))
+    same = all(there.get(name) == here.get(name) for name in _IDENTITY)
+    others = [p.name for c in ALL_CONTAINERS for name in c.names() for p in target.glob(name) if p.name not in files]
+    if there and documents and others and not same:
+        raise ValueError(
+            f"{target} holds {', '.join(sorted(others))} of another model or format, which the {CONFIG_NAME} to be "
+            "written does not describe: choose another folder."
+        )
 
 
 def _entry(name: str, tensor: Tensor, file: str) -> Entry:
@@ -225,14 +260,20 @@ class _Watch:
         return list(self._entries.values())
 
 
-def _write(prepared: _Prepared, target: Path, files: dict[str, list[str]], max_shard_size: int | str) -> list[str]:
-    """Write everything, all or nothing, and return the names of the files."""
+def _write(
+    prepared: _Prepared,
+    target: Path,
+    files: dict[str, list[str]],
+    documents: dict[str, Any],
+    max_shard_size: int | str,
+) -> None:
+    """Write everything, all or nothing."""
     family, container, native = prepared.target.family, prepared.container, prepared.native
     format = prepared.target.format if family is None else "pt"
     if _is_file(target, container):
         target.parent.mkdir(parents=True, exist_ok=True)
         container.write(target, native, format, False)
-        return [target.name]
+        return
     with replacing_files(target) as (stage, stale):
         if family is not None and family.files is not None:
             for file, names in files.items():
@@ -241,11 +282,9 @@ def _write(prepared: _Prepared, target: Path, files: dict[str, list[str]], max_s
         else:
             architecture = prepared.plan.architecture
             written = write_native(stage, native, architecture, format, container, max_shard_size)
-        documents = _documents(prepared)
         for name, document in documents.items():
             write_atomically(stage / name, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
         stale += sorted({p.name for pattern in container.patterns() for p in target.glob(pattern)} - set(written))
-    return [*written, *documents]
 
 
 def _documents(prepared: _Prepared) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def _scaled(opened: Checkpoint, tensors: dict[str, Tensor], fold: bool, notes: l
         shown = tensors[min(scales)[0]].source
         raise ValueError(
             f"{opened.path} has layer scales ({shown} ...), which ViT has not: pass fold_layer_scale=True "
-            "(--fold-layer-scale) to multiply them into the layers before them, which rounds."
+            "to multiply them into the layers before them, which rounds."
         )
     for scale, module in scales:
         gamma = tensors.pop(scale)

@@ -39,6 +39,7 @@ def _families() -> dict[str, Target]:
     return found
 
 
+ALL_CONTAINERS = (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, *(family.container for family in FAMILIES.values()))
 TARGETS: dict[str, Target] = {
     "torch": Target("Hugging Face's PyTorch ViT", "pt", {"safetensors": SAFETENSORS, "bin": PYTORCH_BIN}),
     "tf": Target("Hugging Face's TensorFlow ViT", "tf", {"safetensors": SAFETENSORS, "h5": TF_H5}),

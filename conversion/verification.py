@@ -21,12 +21,14 @@ from vit_core.safetensors_file import Tensor
 _TOLERANCES = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}
 
 
-def verified(source: Plan, planned: Plan, target: Path) -> Verification:
+def verified(source: Plan, planned: Plan, target: Path, weights: str) -> Verification:
     """Compare the target with what was planned, and the models of source and target in every backend installed.
 
+    `weights` is the name of the file, or of the index of its shards, in the target.
     The models compute in float32, on two pictures of noise. Raises what `read` raises for a target it can't read.
     """
-    again = read(target, config=planned.config, num_attention_heads=planned.config.num_attention_heads)
+    path = target / weights if target.is_dir() else target
+    again = read(path, config=planned.config, num_attention_heads=planned.config.num_attention_heads)
     result = Verification(len(planned.tensors), sorted(_unequal(planned, again)))
     used = again.config or planned.config
     for backend in BACKENDS:

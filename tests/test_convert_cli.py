@@ -541,6 +541,7 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     (tmp_path / "vit_core").mkdir()
     shutil.copytree(ROOT / "vit_core" / "assets", tmp_path / "vit_core" / "assets")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
     shell = "".join(re.findall(r"```sh\n(.*?)```", guide, re.DOTALL))
     for command in shell.splitlines():
         assert command.startswith("vit-convert ")

@@ -67,6 +67,6 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/jax.md", "docs/keras.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/jax.md", "docs/keras.md", "docs/convert.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
             assert (ROOT / document).parent.joinpath(target).exists(), target

@@ -297,10 +297,13 @@ def split(tensors: Mapping[str, Tensor], single: str, max_shard_size: int | str)
     from huggingface_hub import split_state_dict_into_shards_factory
 
     stem, _, suffix = single.rpartition(".")
-    split = split_state_dict_into_shards_factory(
-        dict(tensors),
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern=f"{stem}{{suffix}}.{suffix}",
-        max_shard_size=max_shard_size,
-    )
+    try:
+        split = split_state_dict_into_shards_factory(
+            dict(tensors),
+            get_storage_size=lambda tensor: tensor.nbytes,
+            filename_pattern=f"{stem}{{suffix}}.{suffix}",
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ValueError(f"max_shard_size must be bytes, or a text such as '200MB', got {max_shard_size!r}.") from error
     return dict(split.filename_to_tensors)

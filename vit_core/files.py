@@ -117,6 +117,7 @@ def replacing_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """
     if folder.is_file():
         raise NotADirectoryError(f"{folder} is a file: expected a folder to save to.")
+    fresh = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     finish_save(folder)
     for abandoned in folder.glob(f"{_STAGED}*"):
@@ -131,6 +132,8 @@ def replacing_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         stage.rename(folder / _COMMITTED)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
+        if fresh and not any(folder.iterdir()):
+            folder.rmdir()
         raise
     _sync(folder)
     finish_save(folder)

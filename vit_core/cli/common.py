@@ -125,7 +125,14 @@ def import_quietly(backend: str | None) -> None:
 def console() -> Console:
     """The standard output, for tables, which are not squeezed where it is no terminal."""
     squeezed = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return Console(highlight=False, width=None if squeezed else 160)
+    return _Console(highlight=False, width=None if squeezed else 160)
+
+
+class _Console(Console):
+    """A console that leaves a closed pipe to the command, which takes it for the reader's having seen enough."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
 
 
 def one_line(text: object) -> str:

@@ -111,23 +111,23 @@ def _facts(summary: dict[str, Any], config: ViTConfig | None) -> Table:
     total = sum(summary["dtypes"].values())
     facts = {
         "file": summary["path"],
-        "format": f"{summary['format']}, {_size(summary['bytes_on_disk'])} on disk",
+        "format": f"{summary['format']}, {size_in_bytes(summary['bytes_on_disk'])} on disk",
         "parameters": f"{summary['num_parameters']:,}",
         "stored as": ", ".join(f"{name} {100 * n / total:.4g} %" for name, n in summary["dtypes"].items()),
-        **(_config_facts(config) if config else {"config": f"no {CONFIG_NAME} beside the weights"}),
+        **(config_facts(config) if config else {"config": f"no {CONFIG_NAME} beside the weights"}),
     }
     for name, value in facts.items():
         table.add_row(Text(name, style="bold"), Text(one_line(value), overflow="fold"))
     return table
 
 
-def _config_facts(config: ViTConfig) -> dict[str, Any]:
+def config_facts(config: ViTConfig) -> dict[str, Any]:
     labels = list(config.id2label.values())
     more = f", ... ({len(labels)} in all)" if len(labels) > _SHOWN_LABELS else ""
     named = (config.architectures or ["none named"])[0]
     return {
         "architecture": named if named in PARTS else f"{named}: parameters are not checked against it",
-        "image": f"{_by(config.image_size)} px, {config.num_channels} channels, patches of {_by(config.patch_size)}",
+        "image": f"{by(config.image_size)} px, {config.num_channels} channels, patches of {by(config.patch_size)}",
         "encoder": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, width {config.hidden_size},"
         f" mlp {config.intermediate_size}, {config.hidden_act}, layer norm eps {config.layer_norm_eps:g}",
         "labels": ", ".join(labels[:_SHOWN_LABELS]) + more,
@@ -138,7 +138,7 @@ def _every_parameter(summary: dict[str, Any]) -> Table:
     table = Table("Parameter", "Shape", "Dtype", "Number", box=SIMPLE)
     table.columns[0].overflow, table.columns[3].justify = "fold", "right"
     for each in summary["parameters"]:
-        table.add_row(each["name"], _by(each["shape"]), each["dtype"], f"{each['number']:,}")
+        table.add_row(each["name"], by(each["shape"]), each["dtype"], f"{each['number']:,}")
     return table
 
 
@@ -160,7 +160,7 @@ def _modules(tensors: dict[str, Tensor]) -> Table:
     total = 0
     for layers, modules in _folded(tensors):
         if layers:
-            table.add_row(f"[bold]{_LAYERS.format(_ranges(layers))}[/] x {len(layers)}")
+            table.add_row(f"[bold]{_LAYERS.format(ranges(layers))}[/] x {len(layers)}")
         for module in modules:
             number = module.number * max(1, len(layers))
             total += number
@@ -187,12 +187,12 @@ def _folded(tensors: dict[str, Tensor]) -> Iterator[tuple[list[int], list[_Modul
 
 
 def _module(name: str, leaves: dict[str, Tensor]) -> _Module:
-    shapes = {leaf: _by(tensor.shape) for leaf, tensor in leaves.items()}
+    shapes = {leaf: by(tensor.shape) for leaf, tensor in leaves.items()}
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in leaves.values()}))
     return _Module(name, shapes.get("weight", ""), shapes.get("bias", ""), dtypes, sum(map(_count, leaves.values())))
 
 
-def _ranges(numbers: list[int]) -> str:
+def ranges(numbers: list[int]) -> str:
     """Ascending numbers as "0-3, 7"."""
     runs: list[list[int]] = []
     for number in numbers:
@@ -203,12 +203,12 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def _by(size: Any) -> str:
+def by(size: Any) -> str:
     """A shape, or the size of a square, as "16x24"."""
     return "x".join(map(str, size)) if isinstance(size, list | tuple) else f"{size}x{size}"
 
 
-def _size(count: float) -> str:
+def size_in_bytes(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
