@@ -42,7 +42,8 @@ convert(sys.argv[1] + "/source", sys.argv[1] + "/target", to=sys.argv[2], contai
 TRANSFORMERS = """
 import sys
 from transformers import FlaxViTForImageClassification
-FlaxViTForImageClassification.from_pretrained(sys.argv[1] + "/source", from_pt=True).save_pretrained(sys.argv[1] + "/target")
+model = FlaxViTForImageClassification.from_pretrained(sys.argv[1] + "/source", from_pt=True)
+model.save_pretrained(sys.argv[1] + "/target")
 """
 WAYS = [
     ("torch", "safetensors"),

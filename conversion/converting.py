@@ -17,7 +17,7 @@ from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.reading import StrPath, read
 from conversion.report import Entry, Report
 from conversion.rules import describe
-from conversion.side import PREPROCESSOR_NAME, json_beside
+from conversion.side import PREPROCESSOR_NAME, json_beside, one_name
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
 from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
 from vit_core.config import CONFIG_NAME
@@ -84,7 +84,9 @@ def convert(
     prepared = _prepare(planned, TARGETS[to], container, dtype)
     files = _files(prepared, Path(target), max_shard_size)
     _keep_source(checkpoint, Path(target), prepared.container)
-    documents = {} if _is_file(Path(target), prepared.container) else _documents(prepared)
+    documents = _documents(prepared)
+    if _is_file(Path(target), prepared.container):
+        documents = {}
     _keep_others(Path(target), set(files), documents)
     report = Report(
         source=str(checkpoint.path),
@@ -148,7 +150,7 @@ def _differs(planned: Plan, target: Target) -> list[str]:
         notes.append(
             f"{family.title} computes with layer_norm_eps {family.layer_norm_eps:g}, not {config.layer_norm_eps:g}"
         )
-    if family.fixed_act and config.hidden_act != family.hidden_act:
+    if family.fixed_act and one_name(config.hidden_act) != family.hidden_act:
         notes.append(f"{family.title} computes with hidden_act {family.hidden_act!r}, not {config.hidden_act!r}")
     return notes
 

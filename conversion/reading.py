@@ -143,6 +143,8 @@ def _score(tensors: Tensors) -> int:
 def _scores(tensors: Tensors, claimed: str) -> dict[str, int]:
     """How many names make sense in each family; "" for Hugging Face's formats."""
     own = len(recognise(_peeled(tensors), claimed)[1])
+    if own == len(tensors):
+        return {"": own}
     return {"": own} | {name: len(f.match(f.peel(tensors))[0]) for name, f in FAMILIES.items()}
 
 

@@ -20,6 +20,11 @@ def json_beside(path: Path, name: str) -> dict[str, Any]:
     return read_json_object(beside) if beside.is_file() else {}
 
 
+def one_name(activation: Any) -> Any:
+    """One name for each activation function: GELU by tanh has several."""
+    return "gelu_new" if activation in ("gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh") else activation
+
+
 def labels(names: Sequence[str] | None) -> dict[str, Any]:
     """Fields of a configuration for the names of the labels, none where they are not known."""
     return {"id2label": dict(enumerate(names))} if names else {}
@@ -45,9 +50,11 @@ def preprocessor(
     }
 
 
-def statistics(processor: dict[str, Any] | None) -> tuple[list[float], list[float], str]:
-    """Mean, standard deviation and interpolation of a preprocessor; ViT's own where there is none."""
+def statistics(processor: dict[str, Any] | None, channels: int) -> tuple[list[float], list[float], str]:
+    """Mean and deviation of each channel, and the interpolation, of a preprocessor; ViT's own where it has none."""
     stored = processor or {}
     names = {number: name for name, number in RESAMPLE.items()}
-    mean, std = (list(stored.get(name) or [0.5] * 3) for name in ("image_mean", "image_std"))
+    mean, std = (list(stored.get(name) or ()) for name in ("image_mean", "image_std"))
+    if len(mean) != channels or len(std) != channels:
+        mean, std = [0.5] * channels, [0.5] * channels
     return mean, std, names[int(stored.get("resample", RESAMPLE["bilinear"]))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,13 +195,15 @@ def as_checkpoint(named: Named) -> Checkpoint:
     return Checkpoint(path, fmt, tensors, unknown, ViTConfig.from_json_file(config) if config.is_file() else None)
 
 
-def recognise(native_names: Iterable[str], claimed: str) -> tuple[str, dict[str, Parsed]]:
+def recognise(native_names: Collection[str], claimed: str) -> tuple[str, dict[str, Parsed]]:
     """The format in which most names make sense, the claimed one when several do, and what the names stand for."""
     candidates: dict[str, dict[str, Parsed]] = {}
-    for fmt, dialect in DIALECTS.items():
-        dialects = (dialect, TORCH_V5) if fmt == "pt" else (dialect,)
+    for fmt in sorted(DIALECTS, key=lambda fmt: fmt != claimed):
+        dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
         parsed = {name: parse_name(name, *dialects) for name in native_names}
         candidates[fmt] = {name: known for name, known in parsed.items() if known is not None}
+        if len(candidates[fmt]) == len(parsed):
+            break  # no other can explain more
     best = max(candidates, key=lambda fmt: (len(candidates[fmt]), fmt == claimed))
     return best, candidates[best]
 

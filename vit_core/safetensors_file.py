@@ -183,6 +183,12 @@ def contiguous(array: Array) -> Array:
     return copy
 
 
+def own(array: Array, dtype: npt.DTypeLike) -> Array:
+    """The array in another dtype and C order, in memory of its own."""
+    ordered = contiguous(array)
+    return ordered.astype(dtype, copy=np.may_share_memory(ordered, array))
+
+
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a file, whole or not at all, holding one tensor in memory at a time.
 

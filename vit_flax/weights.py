@@ -20,7 +20,7 @@ from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
 from vit_core.params import FLAX, HEADS, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
-from vit_core.safetensors_file import Tensor
+from vit_core.safetensors_file import Tensor, own
 from vit_flax.attention import choose
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
@@ -245,7 +245,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
             if spec.name in tensors:
                 stored = tensors[spec.name]
                 kept = jnp.promote_types(stored.dtype, dtype)
-                array = np.array(to_native(stored.read(), spec, FLAX), kept, order="C")
+                array = own(to_native(stored.read(), spec, FLAX), kept)
                 arrays[name] = array if model.module.scan_layers else jnp.asarray(array)  # one copy at a time
                 stored.release()
         given = model._tree(arrays, np.stack)

@@ -22,6 +22,7 @@ from vit_core.initialization import BOUND, draw
 from vit_core.params import HEADS, PREFIX, TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_core.safetensors_file import Tensor as StoredTensor
+from vit_core.safetensors_file import own
 from vit_tf.attention import choose
 from vit_tf.layers import Dense, LayerNorm
 from vit_tf.training import Training
@@ -244,7 +245,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         for name, spec in model.specs().items():
             if spec.name in tensors:
                 stored, variable = tensors[spec.name], variables[name]
-                variable.assign(np.array(to_native(stored.read(), spec, TF), variable.dtype, order="C"))
+                variable.assign(own(to_native(stored.read(), spec, TF), variable.dtype))
                 stored.release()
             else:
                 variables[name].assign(initial(spec, config, seed))

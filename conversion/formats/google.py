@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping, Sequence
+from math import isqrt
 from pathlib import Path
 
 from conversion.containers.npz import read_npz, write_npz
@@ -107,7 +108,12 @@ def _without_class_row(native: dict[str, Tensor]) -> dict[str, Tensor]:
     """Positions as big_vision has them, none for the class token, where that is the zeros it amounts to."""
     positions = native["pos_embedding"]
     if positions.read()[:, 0].any():
-        return native  # big_vision reads these as well: it adds the row to the class token
+        if isqrt(positions.shape[1] - 1) ** 2 != positions.shape[1] - 1:
+            raise ValueError(
+                f"big_vision's .npz has no place for the class token's row of {POSITIONS} beside patches that are no "
+                "square: choose to='google'."
+            )
+        return native  # big_vision adds the row to the class token when it reads the file
     shape = (1, positions.shape[1] - 1, positions.shape[2])
     changed = positions.changed(("without row", 0), lambda array: array[:, 1:], shape=shape)
     return {**native, "pos_embedding": changed}

@@ -144,7 +144,7 @@ def _backbone(config: ViTConfig) -> dict[str, Any]:
 
 
 def _converter(config: ViTConfig, processor: dict[str, Any] | None) -> dict[str, Any]:
-    mean, std, interpolation = statistics(processor)
+    mean, std, interpolation = statistics(processor, config.num_channels)
     return {
         "name": "vi_t_image_converter", "trainable": True, "image_size": list(pair(config.image_size)),
         "scale": [1 / (255 * s) for s in std], "offset": [-m / s for m, s in zip(mean, std, strict=True)],

@@ -5,13 +5,14 @@ Agrees with timm 1.0.31 (`timm/models/vision_transformer.py`): LayerNorm eps 1e-
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 from conversion.family import Family, Side, Tensors
 from conversion.rules import ATTENTION_SCALE, KEY, MLP_SCALE, POOLED_NORM, POSITIONS, QUERY, VALUE, module, raw, table
-from conversion.side import json_beside, labels, preprocessor, statistics
+from conversion.side import json_beside, labels, one_name, preprocessor, statistics
 from vit_core.checkpoint import SAFETENSORS
 from vit_core.config import VARIANTS, ViTConfig, pair
 from vit_core.params import LAYER
@@ -49,7 +50,7 @@ _LEFT_OUT = (
 )
 _WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.", "base_encoder.", "momentum_encoder.")
 _OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
-_CONFIG, _ACTIVATIONS = "config.json", {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "quick_gelu": "quick_gelu"}
+_CONFIG, _ACTIVATIONS = "config.json", {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
 _NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
 
 
@@ -94,17 +95,17 @@ def _of_architecture(name: str) -> dict[str, Any]:
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
     """timm's config.json: the base architecture with every argument that makes it this model."""
     headed = architecture == "ViTForImageClassification"
-    activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == _exact(config.hidden_act)), None)
+    activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == one_name(config.hidden_act)), None)
     if activation is None:
         raise ValueError(f"timm's configuration can't name hidden_act={config.hidden_act!r}: pass another hidden_act.")
     arguments: dict[str, Any] = {
         "img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.num_channels,
         "embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.intermediate_size / config.hidden_size, "qkv_bias": config.qkv_bias,
+        "mlp_ratio": _ratio(config.intermediate_size, config.hidden_size), "qkv_bias": config.qkv_bias,
     }  # fmt: skip
     if activation != "gelu":
         arguments["act_layer"] = activation
-    mean, std, interpolation = statistics(processor)
+    mean, std, interpolation = statistics(processor, config.num_channels)
     height, width = pair(config.image_size)
     return {
         _CONFIG: {
@@ -124,9 +125,10 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
     }  # fmt: skip
 
 
-def _exact(activation: Any) -> Any:
-    """One name for each function: the tanh GELU has two."""
-    return "gelu_pytorch_tanh" if activation == "gelu_new" else activation
+def _ratio(intermediate: int, hidden: int) -> float:
+    """The ratio from which timm, which rounds the product down, finds the width of the MLP again."""
+    ratio = intermediate / hidden
+    return ratio if int(hidden * ratio) == intermediate else math.nextafter(ratio, math.inf)
 
 
 TIMM = Family(
@@ -139,7 +141,11 @@ TIMM = Family(
     refused=_REFUSED,
     left_out=_LEFT_OUT,
     prefixes=(*_WRAPPERS, "visual.trunk."),
-    absent={"embeddings.mask_token": "pass head='drop'", "decoder": "pass head='drop'"},
+    absent={
+        "embeddings.mask_token": "pass head='drop'",
+        "decoder": "pass head='drop'",
+        "pooler": "timm has had no pooler (pre_logits) since 0.6: pass pooler='drop'",
+    },
     prepare=_prepare,
     read_side=_read_side,
     write_side=_write_side,

@@ -7,11 +7,13 @@ files call the MLP's layers `linear_1` and `linear_2`; a model of today renames 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from conversion.family import Family, Side
 from conversion.rules import KEY, POSITIONS, QUERY, VALUE, module, raw, table
 from conversion.side import IMAGENET
 from vit_core.checkpoint import Container
+from vit_core.config import ViTConfig, pair
 from vit_core.params import LAYER
 from vit_core.pytorch_file import read_pytorch_bin, write_pytorch_bin
 
@@ -45,6 +47,18 @@ def _read_side(path: Path) -> Side:
     return Side(processor={**IMAGENET, "resample": 2}, notes=notes)
 
 
+def _check(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
+    """No documents: refuse, with ValueError, what no model of torchvision is built as."""
+    square = all(height == width for height, width in map(pair, (config.image_size, config.patch_size)))
+    if config.num_channels != 3 or not square:
+        raise ValueError(
+            "torchvision's ViT takes square pictures of 3 channels in square patches, this model has "
+            f"num_channels={config.num_channels}, image_size={config.image_size}, patch_size={config.patch_size}: choose "
+            "another format."
+        )
+    return {}
+
+
 TORCHVISION = Family(
     "torchvision",
     "torchvision's VisionTransformer",
@@ -52,6 +66,11 @@ TORCHVISION = Family(
     _RULES,
     refused=((r"^conv_proj\.\D+\.", "a stem of several convolutions, where ViT has one"),),
     prefixes=("module.", "_orig_mod."),
-    absent={"embeddings.mask_token": "pass head='drop'", "decoder": "pass head='drop'"},
+    absent={
+        "embeddings.mask_token": "pass head='drop'",
+        "decoder": "pass head='drop'",
+        "pooler": "torchvision has one below a head alone: pass pooler='drop'",
+    },
     read_side=_read_side,
+    write_side=_check,
 )
