@@ -8,6 +8,7 @@ python benchmarks/conversion.py [--json] [--rounds N] [--seconds S]     in the e
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -57,10 +58,11 @@ Measured = tuple[float, float]
 
 
 def fresh(command: list[str], folder: Path) -> Measured:
-    """Seconds and MiB of a process that finds none of the targets."""
+    """Seconds and MiB of a process that finds none of the targets, and a disk that has nothing left to write."""
     for name in ("target", "copy"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "copy").mkdir()
+    os.sync()
     return time_and_peak(command, {"USE_TF": "0"})
 
 
@@ -98,7 +100,7 @@ def beside_transformers(name: str, rounds: int, seconds: float) -> dict[str, dic
 
 
 def main() -> None:
-    given = arguments(__doc__, rounds=5, seconds=0.0)
+    given = arguments(__doc__, rounds=8, seconds=0.0)
     results: dict[str, dict[str, float]] = {}
     for part in (beside_cp, beside_transformers):
         with TemporaryDirectory() as folder:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_128_hexdigest
 
 from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.reading import StrPath, read
@@ -227,23 +226,21 @@ def _entry(name: str, tensor: Tensor, file: str) -> Entry:
 
 
 class _Watch:
-    """Tensors that are reported when a writer reads them, and hashed meanwhile in a thread."""
+    """Tensors that are reported, with a checksum, when a writer reads them: in turn, for they share one buffer."""
 
     def __init__(self, entries: list[Entry], native: dict[str, Tensor], progress: Progress | None) -> None:
         self._entries = {entry.target: entry for entry in entries}
         self._progress = progress
         self._total = sum(tensor.nbytes for tensor in native.values())
         self._done = 0
-        self._hashing: deque[Future[None]] = deque()
-        self._thread = ThreadPoolExecutor(1)
+        self._buffer = np.empty(max((tensor.nbytes for tensor in native.values()), default=0), np.uint8)
         self.tensors = {name: replace(t, read=self._reading(name, t)) for name, t in native.items()}
 
     def _reading(self, name: str, tensor: Tensor) -> Callable[[], Array]:
         def read() -> Array:
-            array = contiguous(tensor.read())
-            while len(self._hashing) > 1:  # so that few arrays are in memory
-                self._hashing.popleft().result()
-            self._hashing.append(self._thread.submit(self._hash, name, array, tensor.release))
+            array = contiguous(tensor.read(), self._buffer)
+            checksum = xxh3_128_hexdigest(array.reshape(-1).view(np.uint8).data)
+            self._entries[name] = replace(self._entries[name], checksum=checksum)
             self._done += array.nbytes
             if self._progress is not None:
                 self._progress(self._entries[name], self._done, self._total)
@@ -251,14 +248,8 @@ class _Watch:
 
         return read
 
-    def _hash(self, name: str, array: Array, release: Callable[[], None]) -> None:
-        digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-        self._entries[name] = replace(self._entries[name], sha256=digest)
-        release()  # once more than the writer did, for hashing may have come later
-
     def entries(self) -> list[Entry]:
-        """The entries, in the order in which they were planned, when all are written."""
-        self._thread.shutdown()
+        """The entries, in the order in which they were planned."""
         return list(self._entries.values())
 
 

@@ -17,7 +17,7 @@ class Entry:
     transform: str  # in words; "" where the array is taken as it is
     shape: tuple[int, ...]
     dtype: str
-    sha256: str = ""  # of its bytes, little-endian, in C order; "" in a dry run
+    checksum: str = ""  # XXH3, 128 bits, of its bytes: little-endian, in C order; "" in a dry run
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -21,6 +20,7 @@ import pytest
 from hub_server import HubServer, Repo, client_environment
 from safetensors.numpy import load_file, save_file
 from typer.main import get_command
+from xxhash import xxh3_128_hexdigest
 
 from conversion import TARGETS, read
 from conversion.cli import app, main
@@ -219,7 +219,7 @@ def test_key_variant_and_subfolder(run: Command, tmp_path: Path) -> None:
     source = FAMILIES / "dino_full" / "checkpoint.pth"
     teacher = run.json(source, tmp_path / "teacher", "--to", "torch", "--heads", 2)
     student = run.json(source, tmp_path / "student", "--to", "torch", "--heads", 2, "--key", "student")
-    hashes = [[entry["sha256"] for entry in document["entries"]] for document in (teacher, student)]
+    hashes = [[entry["checksum"] for entry in document["entries"]] for document in (teacher, student)]
     assert hashes[0] != hashes[1]
     assert "choose with --key among" in run.refused(source, tmp_path / "no", "--to", "torch", "--key", "nobody")
 
@@ -304,7 +304,7 @@ def test_the_plan_folds_layers_that_are_alike(run: Command, tmp_path: Path, monk
     assert max(map(len, run.out.split("source")[0].splitlines())) <= 60
     document = run.json(source, tmp_path / "new", "--to", "timm", "--dry-run")
     assert document["dry_run"] is True
-    assert {entry["sha256"] for entry in document["entries"]} == {""}
+    assert {entry["checksum"] for entry in document["entries"]} == {""}
 
 
 @pytest.mark.parametrize("to", list(TARGETS))
@@ -356,7 +356,7 @@ def test_json_has_checksums(run: Command, tmp_path: Path) -> None:
     assert {entry["target"] for entry in document["entries"]} == set(stored)
     for entry in document["entries"]:
         array = stored[entry["target"]]
-        assert entry["sha256"] == hashlib.sha256(array.tobytes()).hexdigest()
+        assert entry["checksum"] == xxh3_128_hexdigest(array.tobytes())
         assert (entry["file"], entry["dtype"]) == ("model.safetensors", str(array.dtype))
         assert prod(entry["shape"]) == array.size
     assert document["verification"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+_WRITEBACK = 1 << 24  # bytes after which the system is told to write them
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -73,12 +75,27 @@ def check_shard_names(names: set[str], suffix: str, index: str) -> None:
             )
 
 
+class _Writer(io.BufferedWriter):
+    """A file that the system begins to put on disk while it is written, so that the sync at the end is short."""
+
+    _behind = 0  # bytes that it has not been told to
+
+    def write(self, data: Any) -> int:
+        count = super().write(data)
+        self._behind += count
+        if self._behind > _WRITEBACK and hasattr(os, "posix_fadvise"):
+            self.flush()
+            os.posix_fadvise(self.fileno(), self.tell() - self._behind, self._behind, os.POSIX_FADV_DONTNEED)
+            self._behind = 0
+        return count
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path`, whole and on disk, when the block ends without an error."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _Writer(io.FileIO(descriptor, "wb")) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

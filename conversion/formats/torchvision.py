@@ -53,8 +53,8 @@ def _check(config: ViTConfig, architecture: str, processor: dict[str, Any] | Non
     if config.num_channels != 3 or not square:
         raise ValueError(
             "torchvision's ViT takes square pictures of 3 channels in square patches, this model has "
-            f"num_channels={config.num_channels}, image_size={config.image_size}, patch_size={config.patch_size}: choose "
-            "another format."
+            f"num_channels={config.num_channels}, image_size={config.image_size}, patch_size={config.patch_size}: "
+            "choose another format."
         )
     return {}
 
