@@ -18,7 +18,6 @@ from conversion.side import PREPROCESSOR_NAME, json_beside
 from vit_core import hub
 from vit_core.checkpoint import PYTORCH_BIN, Checkpoint, Named, as_checkpoint, read_named, readable_names, recognise
 from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.pytorch_file import read_state_dicts
 from vit_core.safetensors_file import Tensor
 
 StrPath = str | Path
@@ -125,6 +124,8 @@ def _open(path: Path, key: str | None) -> tuple[Named, list[str]]:
         if path.name == KERAS_H5.names()[0] and head.is_file():
             named = replace(named, tensors={**read_named(head, container_of).tensors, **named.tensors})
         return named, []
+    from vit_core.pytorch_file import read_state_dicts  # loaded when it is needed
+
     groups = read_state_dicts(path)
     if key is None:
         ranked = [k for k in _KEYS if k in groups] + [k for k in groups if k not in _KEYS]

@@ -15,9 +15,7 @@ from typing import Any
 
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import check_shard_names, check_stays, finish_save, read_json_object, write_atomically
-from vit_core.msgpack_file import read_msgpack, write_msgpack
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
-from vit_core.pytorch_file import read_pytorch_bin, write_pytorch_bin
 from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
 
 # The component that TensorFlow's full variable names begin with; only its HDF5 files and shard indices spell it out.
@@ -55,8 +53,37 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
     return tensors, metadata.get("format", "pt")
 
 
+# The modules of the older containers are loaded when one of their files is read or written.
+
+
+def read_bin(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file of PyTorch's own kind, as `Container.read` does."""
+    from vit_core.pytorch_file import read_pytorch_bin
+
+    return read_pytorch_bin(path), "pt"
+
+
+def write_bin(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) -> None:
+    """Write a file of PyTorch's own kind, as `Container.write` does."""
+    from vit_core.pytorch_file import write_pytorch_bin
+
+    write_pytorch_bin(path, tensors)
+
+
+def _read_msgpack(path: Path) -> tuple[dict[str, Tensor], str]:
+    from vit_core.msgpack_file import read_msgpack
+
+    return read_msgpack(path), "flax"
+
+
+def _write_msgpack(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) -> None:
+    from vit_core.msgpack_file import write_msgpack
+
+    write_msgpack(path, tensors)
+
+
 def _read_h5(path: Path) -> tuple[dict[str, Tensor], str]:
-    from vit_core.h5_file import read_h5  # h5py is loaded when it is needed
+    from vit_core.h5_file import read_h5
 
     return read_h5(path), "tf"
 
@@ -76,13 +103,9 @@ def _storable_in_h5(tensor: Tensor) -> Tensor:
 SAFETENSORS = Container(
     "model", ".safetensors", "pt", _read_safetensors, lambda p, t, f, _: write_safetensors(p, t, {"format": f})
 )
-PYTORCH_BIN = Container(
-    "pytorch_model", ".bin", "pt", lambda p: (read_pytorch_bin(p), "pt"), lambda p, t, *_: write_pytorch_bin(p, t)
-)
+PYTORCH_BIN = Container("pytorch_model", ".bin", "pt", read_bin, write_bin)
 TF_H5 = Container("tf_model", ".h5", "tf", _read_h5, _write_h5, _storable_in_h5)
-FLAX_MSGPACK = Container(
-    "flax_model", ".msgpack", "flax", lambda p: (read_msgpack(p), "flax"), lambda p, t, *_: write_msgpack(p, t)
-)
+FLAX_MSGPACK = Container("flax_model", ".msgpack", "flax", _read_msgpack, _write_msgpack)
 CONTAINERS = (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK)  # the one that wins first
 OWN_CONTAINERS = {"pt": PYTORCH_BIN, "tf": TF_H5, "flax": FLAX_MSGPACK}
 

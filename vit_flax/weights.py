@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from conversion import read
+from conversion.reading import read
 from vit_core.calls import check_label_values, resolve_options
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw

@@ -15,7 +15,7 @@ import tensorflow as tf
 from keras import layers, ops
 from tensorflow import Tensor
 
-from conversion import read
+from conversion.reading import read
 from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw

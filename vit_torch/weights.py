@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from conversion import read
+from conversion.reading import read
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
 from vit_core.params import ALL_PARTS, HEADS, PREFIX, TORCH, TORCH_V5, Spec, native_name, parse_name, specs

@@ -11,14 +11,26 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 
-from conversion.containers.npz import read_npz, write_npz
 from conversion.family import Family, Side, Tensors
 from conversion.rules import CONV, KEY, LINEAR, POSITIONS, QUERY, VALUE, Heads, Rule, Step, module, raw, table
 from vit_core.checkpoint import Container
 from vit_core.params import LAYER
 from vit_core.safetensors_file import Tensor
 
-NPZ = Container("vit", ".npz", "google", lambda p: (read_npz(p), "google"), lambda p, t, *_: write_npz(p, t))
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    from conversion.containers.npz import read_npz  # loaded when it is needed
+
+    return read_npz(path), "google"
+
+
+def _write(path: Path, tensors: Tensors, format: str, shard: bool) -> None:
+    from conversion.containers.npz import write_npz
+
+    write_npz(path, tensors)
+
+
+NPZ = Container("vit", ".npz", "google", _read, _write)
 
 _BLOCK = "Transformer/encoderblock_{}/"
 # Linen counts the modules of a block class by class; published files count them all, as its predecessor did.

@@ -12,12 +12,11 @@ from typing import Any
 from conversion.family import Family, Side
 from conversion.rules import KEY, POSITIONS, QUERY, VALUE, module, raw, table
 from conversion.side import IMAGENET
-from vit_core.checkpoint import Container
+from vit_core.checkpoint import Container, read_bin, write_bin
 from vit_core.config import ViTConfig, pair
 from vit_core.params import LAYER
-from vit_core.pytorch_file import read_pytorch_bin, write_pytorch_bin
 
-PTH = Container("vit", ".pth", "pt", lambda p: (read_pytorch_bin(p), "pt"), lambda p, t, *_: write_pytorch_bin(p, t))
+PTH = Container("vit", ".pth", "pt", read_bin, write_bin)
 
 _BLOCK = "encoder.layers.encoder_layer_{}."
 _MLP = _BLOCK + "mlp."

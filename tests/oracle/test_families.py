@@ -91,7 +91,7 @@ GAPS = {
     ("big_vision", "not square"): "tells a position of the class token by a square number of others",
 }
 LINEN = ("google", "big_vision")
-NO_POOLER = ("timm", "keras-hub")
+NO_POOLER = ("timm", "torchvision", "keras-hub")
 
 
 def save_ours(folder: Path, changes: dict[str, Any]) -> Any:

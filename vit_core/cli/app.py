@@ -11,9 +11,10 @@ from vit_core.cli.attend import attend
 from vit_core.cli.classify import classify
 from vit_core.cli.common import execute
 from vit_core.cli.inspect import inspect
+from vit_core.cli.verify import verify
 
 app = typer.Typer(name="vit", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for _command in (classify, inspect, attend):
+for _command in (classify, inspect, attend, verify):
     app.command()(_command)
 
 
@@ -29,7 +30,7 @@ def vit(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Vision Transformers in PyTorch, TensorFlow and JAX: classify pictures, inspect checkpoints, see attention."""
+    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, inspect, see attention, verify."""
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -1,0 +1,80 @@
+"""ViT a fourth time, from the paper (Dosovitskiy et al. 2021), in NumPy and float64: plain loops, no backend's code.
+
+Arrays and blocks go by their names in Hugging Face's PyTorch ViT, without the prefix `vit.`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from vit_core.config import ViTConfig, pair
+
+Arrays = dict[str, np.ndarray]
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def linear(x: np.ndarray, p: Arrays, name: str) -> np.ndarray:
+    """x W^T + b of (..., inputs); a weight of more axes is a kernel, which sees one patch at a time."""
+    weight = p[f"{name}.weight"]
+    return x @ weight.reshape(len(weight), -1).T + p.get(f"{name}.bias", 0.0)
+
+
+def layer_norm(x: np.ndarray, p: Arrays, name: str, eps: float) -> np.ndarray:
+    """Each token with mean 0 and variance 1, then scaled and shifted."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def attention(x: np.ndarray, p: Arrays, mask: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Appendix A: context (B, S, D), probabilities (B, h, S, S); `mask` is a factor per head, `bias` adds to scores."""
+    q, k, v = (np.split(linear(x, p, f"attention.attention.{n}"), len(mask), axis=2) for n in ("query", "key", "value"))
+    scores = [qi @ ki.transpose(0, 2, 1) / math.sqrt(qi.shape[2]) + bias for qi, ki in zip(q, k, strict=True)]
+    weights = [np.exp(s - s.max(-1, keepdims=True)) for s in scores]
+    probs = [factor * w / w.sum(-1, keepdims=True) for factor, w in zip(mask, weights, strict=True)]
+    return np.concatenate([a @ vi for a, vi in zip(probs, v, strict=True)], axis=2), np.stack(probs, axis=1)
+
+
+def layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    """The result of one layer, and its blocks by name; `residual` and `probabilities` are no modules of their own."""
+    out = {"layernorm_before": layer_norm(x, p, "layernorm_before", eps)}
+    context, out["probabilities"] = attention(out["layernorm_before"], p, mask, bias)
+    out["attention.attention"] = context
+    out["attention.output"] = linear(context, p, "attention.output.dense")
+    out["residual"] = x + out["attention.output"]  # equation 2
+    out["layernorm_after"] = layer_norm(out["residual"], p, "layernorm_after", eps)
+    y = linear(out["layernorm_after"], p, "intermediate.dense")
+    out["intermediate"] = y * (1 + erf(y / math.sqrt(2))) / 2
+    out["output"] = linear(out["intermediate"], p, "output.dense")
+    return out["residual"] + out["output"], out  # equation 3
+
+
+def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarray) -> dict[str, np.ndarray]:
+    """Every block's output of pixels (B, C, H, W); masks as the models take them, heads as far as `p` has them."""
+    ph, pw = pair(config.patch_size)
+    rows, columns = range(0, pixels.shape[2] - ph + 1, ph), range(0, pixels.shape[3] - pw + 1, pw)
+    patches = [pixels[:, :, i : i + ph, j : j + pw].reshape(len(pixels), -1) for i in rows for j in columns]
+    x = linear(np.stack(patches, axis=1), p, "embeddings.patch_embeddings.projection")
+    out = {"embeddings.patch_embeddings": x}
+    if "bool_masked_pos" in masks:
+        x = np.where(masks["bool_masked_pos"][..., None], p["embeddings.mask_token"], x)
+    x = np.concatenate([np.repeat(p["embeddings.cls_token"], len(x), axis=0), x], axis=1)
+    x = out["embeddings"] = x + p["embeddings.position_embeddings"]  # equation 1
+    bias = np.where(masks.get("attention_mask", np.ones(x.shape[:2])), 0.0, -np.inf)[:, None]
+    head_masks = masks.get("head_mask", np.ones(config.num_attention_heads))
+    for i, mask in enumerate(np.broadcast_to(head_masks, (config.num_hidden_layers, config.num_attention_heads))):
+        name = f"encoder.layer.{i}"
+        own = {key.removeprefix(f"{name}."): array for key, array in p.items() if key.startswith(f"{name}.")}
+        x, blocks = layer(x, own, config.layer_norm_eps, mask, bias)
+        out |= {f"{name}.{key}": array for key, array in blocks.items()} | {name: x}
+    x = out["layernorm"] = layer_norm(x, p, "layernorm", config.layer_norm_eps)  # equation 4 is its first token
+    if "pooler.dense.weight" in p:
+        out["pooler"] = np.tanh(linear(x[:, 0], p, "pooler.dense"))
+    if "classifier.weight" in p:
+        out["classifier"] = linear(x[:, 0], p, "classifier")
+    if "decoder.0.weight" in p:
+        y = linear(x[:, 1:], p, "decoder.0")
+        y = y.reshape(-1, len(rows), len(columns), config.num_channels, *pair(config.encoder_stride))
+        out["reconstruction"] = np.block([[y[:, i, j] for j in range(len(columns))] for i in range(len(rows))])
+    return out

@@ -1,0 +1,136 @@
+"""Every block of every backend agrees with a reading of the paper in NumPy and float64, on random small models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from unittest.mock import patch
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tolerances
+from conftest import relative_error
+from hypothesis import Phase, given, settings
+from reference import forward
+from test_agreement import tensors
+
+from vit_core.config import ViTConfig
+from vit_core.params import PARTS
+
+RESULTS = {  # fields of an output, by the reference's name of what they hold
+    "last_hidden_state": "layernorm",
+    "pooler_output": "pooler",
+    "logits": "classifier",
+    "reconstruction": "reconstruction",
+}
+
+
+@st.composite
+def configs(draw: st.DrawFn, masked: bool) -> ViTConfig:
+    """Tiny models with the paper's activation; images need not be whole patches unless they are to be reconstructed."""
+    heads, sizes = draw(st.integers(1, 3)), st.tuples(st.integers(1, 3), st.integers(1, 3))
+    patch_size, grid, rest = draw(sizes), draw(sizes), draw(sizes)
+    image_size = tuple(p * n + (0 if masked else r % p) for p, n, r in zip(patch_size, grid, rest, strict=True))
+    return ViTConfig(
+        hidden_size=heads * draw(st.integers(2, 4)),
+        num_hidden_layers=draw(st.integers(1, 3)),
+        num_attention_heads=heads,
+        intermediate_size=draw(st.integers(1, 9)),
+        layer_norm_eps=draw(st.sampled_from([1e-12, 1e-3, 0.5])),
+        image_size=image_size,
+        patch_size=patch_size,
+        encoder_stride=patch_size if masked else draw(sizes),
+        num_channels=draw(st.integers(1, 3)),
+        qkv_bias=draw(st.booleans()),
+        pooler_output_size=draw(st.sampled_from([None, 5])),
+        num_labels=draw(st.integers(1, 3)),
+        dtype="float64",
+    )
+
+
+@st.composite
+def masks(draw: st.DrawFn, config: ViTConfig, masked: bool) -> dict[str, np.ndarray]:
+    """Some of the masks that a model takes, for two pictures."""
+    rng, tokens = np.random.default_rng(draw(st.integers(0, 99))), config.num_patches + 1
+    shape = draw(st.sampled_from([(), (config.num_hidden_layers,)]))
+    found = {"bool_masked_pos": rng.random((2, tokens - 1)) < 0.5} if masked else {}
+    if draw(st.booleans()):
+        found["head_mask"] = rng.integers(0, 3, (*shape, config.num_attention_heads)) / 2
+    if draw(st.booleans()):
+        found["attention_mask"] = rng.random((2, tokens)) + (np.arange(tokens) == 0) > 0.5
+    return found
+
+
+def torch_blocks(model: Any, call: dict[str, Any], backend: Any) -> tuple[Any, dict[str, Any]]:
+    """The output of a call, and what every module returned by its name."""
+    found: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
+    return backend.call(model, **call), found
+
+
+def tf_blocks(model: Any, call: dict[str, Any], backend: Any) -> tuple[Any, dict[str, Any]]:
+    """The output of a call, and what every layer returned by its path, run eagerly to see it."""
+    import keras
+
+    found, original = {}, keras.layers.Layer.__call__
+
+    def recorded(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(layer, *args, **kwargs)
+        path = str(layer.path).removeprefix(f"{model.path}/")  # None for what has no variables
+        found[path.replace("/", ".").replace("layer_._", "layer.")] = output
+        return output
+
+    model.run_eagerly = True
+    with patch.object(keras.layers.Layer, "__call__", recorded):
+        return backend.call(model, **call), found
+
+
+def flax_blocks(model: Any, call: dict[str, Any], backend: Any) -> tuple[Any, dict[str, Any]]:
+    """The output of a call, and what every module returned by its path."""
+    from flax.traverse_util import flatten_dict
+
+    capture = partial(model.module.apply, **call, capture_intermediates=True, mutable=["intermediates"])
+    output, state = backend.jax.jit(capture)({"params": model.params})
+    calls = flatten_dict(state["intermediates"])
+    return output, {".".join(path[:-1]): value[0] for path, value in calls.items() if path[-1] == "__call__"}
+
+
+BLOCKS = {"torch": torch_blocks, "tf": tf_blocks, "flax": flax_blocks}
+
+
+def compared(output: Any, blocks: dict[str, Any], layers: int) -> Iterator[tuple[str, Any]]:
+    """Every value of a backend beside the name it has in the reference, if it has one."""
+    found = {n.removeprefix("vit."): value[0] if isinstance(value, tuple) else value for n, value in blocks.items()}
+    names = [f"encoder.layer.{i}" for i in range(layers)]
+    yield from found.items()
+    yield from ((f"{name}.residual", found[name] - found[f"{name}.output"]) for name in names)
+    yield from zip(["embeddings", *names], output.hidden_states, strict=True)
+    yield from zip([f"{name}.probabilities" for name in names], output.attentions or (), strict=False)
+    yield from ((RESULTS[field], output[field]) for field in RESULTS if field in output)
+
+
+@pytest.mark.parametrize(("cls", "masked"), [*((cls, False) for cls in PARTS), ("ViTForMaskedImageModeling", True)])
+@settings(max_examples=6, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
+@given(data=st.data())
+def test_every_block(backend: Any, cls: str, masked: bool, data: st.DataObject) -> None:
+    config = data.draw(configs(masked))
+    call = data.draw(masks(config, masked))
+    stored = tensors(config, cls)
+    pixels = np.random.default_rng(1).standard_normal((2, config.num_channels, *config.image_size))
+    expected = forward({name: tensor.read() for name, tensor in stored.items()}, config, pixels, **call)
+    model = getattr(backend.package, f"{backend.prefix}{cls}").from_tensors(config.copy(), stored, 0)
+    attentions = data.draw(st.booleans())
+    call |= {"pixel_values": pixels, "output_hidden_states": True, "output_attentions": attentions}
+    output, blocks = BLOCKS[backend.name](model, call, backend)
+    missing = {name for name in expected if attentions or not name.endswith(".probabilities")}
+    for name, value in compared(output, blocks, config.num_hidden_layers):
+        if name in expected:
+            actual = np.asarray(value)
+            assert actual.dtype == np.float64, name
+            assert relative_error(actual, expected[name]) <= tolerances.SAME_FUNCTION_FLOAT64, name
+            print(relative_error(actual, expected[name]))
+            missing.discard(name)
+    assert not missing
