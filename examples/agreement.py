@@ -116,15 +116,22 @@ def train_tf(batches: Sequence[Batch], optimizer: str, dtype: str, tick: Callabl
         if optimizer == "sgd"
         else keras.optimizers.AdamW(rate, decay, *betas, EPSILON)
     )
-    losses = []
-    for step, (pixels, labels) in enumerate(batches, 1):
+    variables = model.trainable_variables
+    update.build(variables)
+
+    @tf.function
+    def step(pixels: tf.Tensor, labels: tf.Tensor, epsilon: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape:
             loss = model(pixels, labels=labels, training=True).loss
-        if optimizer == "adamw":
-            # Keras adds epsilon to the root of the second moment before its bias is corrected, the others after.
-            update.epsilon = EPSILON * (1 - BETAS[1] ** step) ** 0.5
-        update.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
-        losses.append(float(loss))
+        update.epsilon = epsilon
+        update.apply(tape.gradient(loss, variables), variables)
+        return loss
+
+    losses = []
+    for i, (pixels, labels) in enumerate(batches, 1):
+        # Keras adds epsilon to the root of the second moment before its bias is corrected, the others after.
+        epsilon = EPSILON * (1 - BETAS[1] ** i) ** 0.5
+        losses.append(float(step(pixels, labels, tf.constant(epsilon, dtype))))
         tick()
     return finished(model, losses)
 

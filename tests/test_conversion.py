@@ -428,6 +428,22 @@ def test_a_failure_leaves_the_old_target(tmp_path: Path) -> None:
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
+def test_nothing_outside_the_target_is_touched(tmp_path: Path) -> None:
+    """Links in the target lead to files that are neither written through nor removed."""
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    target.mkdir()
+    outside.write_bytes(b"precious")
+    names = ("model.safetensors", "config.json", "model-00001-of-00002.safetensors")
+    for name in names:
+        (target / name).symlink_to(outside)
+    (target / "config.json").unlink()
+    convert(CLS, target, to="torch")
+    convert(CLS, tmp_path / "b.npz", to="google")
+    assert outside.read_bytes() == b"precious"
+    assert sorted(os.listdir(tmp_path)) == ["b.npz", "outside", "target"]
+    assert not (target / "model.safetensors").is_symlink() and not (target / names[2]).exists()
+
+
 def test_a_shard_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
     source = CHECKPOINTS / "cls" / "pt_safetensors_sharded"
     shutil.copytree(source, tmp_path / "m")

@@ -131,24 +131,26 @@ def verify(
     checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
     if checkpoint.config is None:
         raise FileNotFoundError(f"No {CONFIG_NAME} beside {checkpoint.path}: put the one of its model there.")
-    architecture, arguments = _class(checkpoint, checkpoint.config)
+    architecture, arguments, masked = _class(checkpoint, checkpoint.config)
     found = pictures(images or ([str(DIGITS / "pictures")] if _is_digits(model) else []))
     with _progress() as tell:
+        for name in names:
+            tell(f"Importing {name}")
+            import_quietly(name)
         models: dict[str, Any] = {}
         for name in names:
             tell(f"Loading {name}")
             models[name] = _loaded(name, architecture, model, dtype=dtype, revision=revision, **arguments)
         pixels = _pixels(found, models[names[0]], checkpoint, model, revision)
         tell("Comparing")
-        result = _compare(models, pixels, dtype, allowed, _takes_mask(architecture, checkpoint))
+        result = _compare(models, pixels, dtype, allowed, masked)
     shown = [picture.name for picture in found] or ["noise 1", "noise 2"]
     if as_json:
         facts = {"model": model, "architecture": architecture, "dtype": dtype, "tolerance": allowed}
         print_json(facts | {"backends": names, "skipped": skipped} | _document(result, shown))
     else:
-        _show(
-            result, names, skipped, f"{architecture} in {dtype} on {len(shown)} pictures{'' if found else ' of noise'}"
-        )
+        on = f"{len(shown)} pictures{'' if found else ' of noise'}"
+        _show(result, names, skipped, f"{architecture} in {dtype} on {on}")
     if result.ok is False:
         _complain_of(result.differences)
         raise typer.Exit(1)
@@ -174,31 +176,25 @@ def _chosen(wanted: str | None) -> tuple[list[str], list[str]]:
     return names, [name for name in BACKENDS if name not in names]
 
 
-def _class(checkpoint: Checkpoint, config: ViTConfig) -> tuple[str, dict[str, bool]]:
-    """The model class that config.json names, else the one that has the stored parts, and what it is built with."""
+def _class(checkpoint: Checkpoint, config: ViTConfig) -> tuple[str, dict[str, bool], bool]:
+    """The model class that config.json names, else the one of the stored parts; its arguments; whether masks fit it."""
     settle = import_module("conversion.settle")
     parts = settle.parts_of(checkpoint.tensors)
     named = (name for name in config.architectures or () if name in PARTS)
     architecture = next(named, None) or settle.architecture_of(parts)
-    if architecture != "ViTModel":
-        return architecture, {}
-    return architecture, {"add_pooling_layer": "pooler" in parts, "use_mask_token": "mask_token" in parts}
+    if architecture == "ViTModel":
+        masked = "mask_token" in parts
+        return architecture, {"add_pooling_layer": "pooler" in parts, "use_mask_token": masked}, masked
+    fits = pair(config.patch_size) == pair(config.encoder_stride)  # which the masked loss asks for
+    return architecture, {}, architecture == "ViTForMaskedImageModeling" and fits
 
 
 def _is_digits(model: str) -> bool:
     return os.path.exists(model) and DIGITS.samefile(model)
 
 
-def _takes_mask(architecture: str, checkpoint: Checkpoint) -> bool:
-    """Whether there is a mask token, and no loss that refuses a mask for the size of what the decoder gives."""
-    config = checkpoint.config
-    fits = architecture == "ViTModel" or (config and pair(config.patch_size) == pair(config.encoder_stride))
-    return "embeddings.mask_token" in checkpoint.tensors and architecture != "ViTForImageClassification" and bool(fits)
-
-
 def _loaded(backend: str, architecture: str, model: str, **options: Any) -> Any:
     """The model in a backend. Raises ValueError for a checkpoint that lacks parameters."""
-    import_quietly(backend)
     if options["dtype"] == "float64" and backend == "flax":
         import_module("jax").config.update("jax_enable_x64", True)  # without it JAX computes in float32
     cls = getattr(import_backend(backend), architecture)
@@ -211,15 +207,17 @@ def _loaded(backend: str, architecture: str, model: str, **options: Any) -> Any:
 def _pixels(
     found: list[Picture], loaded: Any, checkpoint: Checkpoint, model: str, revision: str | None
 ) -> Iterator[Array]:
-    """The pictures one by one, (C, H, W), as the model's preprocessor makes them; without any, two of seeded noise.
+    """The pictures one by one, (C, H, W), as the model's preprocessor makes them in the model's size.
 
-    Raises OSError or ValueError for one that can't be read.
+    Without any there are two of seeded noise. Raises OSError or ValueError for one that can't be read.
     """
     config: ViTConfig = loaded.config
+    height, width = pair(config.image_size)
     if not found:
-        return iter(np.random.default_rng(0).standard_normal((2, config.num_channels, *pair(config.image_size))))
+        return iter(np.random.default_rng(0).standard_normal((2, config.num_channels, height, width)))
     if checkpoint.processor is not None:
-        processor = ViTImageProcessor.from_dict(checkpoint.processor)
+        size = {"height": height, "width": width}
+        processor = ViTImageProcessor.from_dict({**checkpoint.processor, "size": size})
     else:
         source = checkpoint.path.parent if os.path.isfile(model) else model
         processor = find_processor(source, config, revision=revision)
