@@ -1,4 +1,4 @@
-# make demo | test | check | oracle | bench: each sets up what it needs on a fresh machine and reuses it the next time.
+# make demo | test | check | oracle | bench | mutants: each sets up what it needs once, and reuses it the next time.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
@@ -10,14 +10,14 @@ FAMILIES = timm==1.0.31 torchvision==0.28.0
 READY = $(VENV)/.installed-$(EXTRAS)
 ORACLE_READY = $(ORACLE)/.installed
 
-.PHONY: demo test check oracle bench clean
+.PHONY: demo test check oracle bench mutants clean
 
 demo: $(READY)
 	@mkdir -p $(DEMO)
 	$(VENV)/bin/vit classify $(PICTURES)
-	$(VENV)/bin/python examples/side_by_side.py
 	$(VENV)/bin/vit inspect vit_core/assets/digits
 	$(VENV)/bin/vit attend $(firstword $(sort $(wildcard $(PICTURES)/*.png))) --out $(DEMO)/attention.png
+	$(VENV)/bin/vit verify vit_core/assets/digits
 
 test: $(READY)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
@@ -32,6 +32,9 @@ oracle: $(ORACLE_READY)
 
 bench: $(ORACLE_READY)
 	$(ORACLE)/bin/python -m benchmarks
+
+mutants: $(READY)
+	$(VENV)/bin/python tests/mutants.py
 
 clean:
 	rm -rf $(VENV) $(ORACLE) build dist out

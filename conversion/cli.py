@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from inspect import signature
 from math import prod
 from typing import Annotated, Any
@@ -25,7 +24,7 @@ from rich.text import Text
 from conversion.converting import convert
 from conversion.report import Entry, Report, Verification
 from conversion.targets import TARGETS
-from vit_core.backends import BACKENDS
+from vit_core.backends import BACKENDS, is_installed
 from vit_core.cli.common import AsJson, complain, console, execute, import_quietly, one_line, print_json
 from vit_core.cli.inspect import by, config_facts, ranges, size_in_bytes
 from vit_core.config import ViTConfig
@@ -148,9 +147,8 @@ def vit_convert(
 
 def _import_backends() -> None:
     """Import what a verification runs, before anything is written: a framework that can't be imported ends it here."""
-    for name, modules in BACKENDS.items():
-        if all(find_spec(module) is not None for module in modules):
-            import_quietly(name)
+    for name in filter(is_installed, BACKENDS):
+        import_quietly(name)
 
 
 def _pixels(text: str | None, option: str) -> int | tuple[int, int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from conversion.plan import Plan
 from conversion.reading import read
 from conversion.report import Difference, Verification
-from vit_core.backends import BACKENDS, import_backend, run
+from vit_core.backends import BACKENDS, import_backend, is_installed, run
 from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig, pair
 from vit_core.safetensors_file import Tensor
@@ -32,7 +31,7 @@ def verified(source: Plan, planned: Plan, target: Path, weights: str) -> Verific
     result = Verification(len(planned.tensors), sorted(_unequal(planned, again)))
     used = again.config or planned.config
     for backend in BACKENDS:
-        if any(find_spec(module) is None for module in BACKENDS[backend]):
+        if not is_installed(backend):
             result.skipped.append(backend)
             continue
         ours = _outputs(backend, source.config, source.architecture, source.tensors)

@@ -220,7 +220,7 @@ def plot(runs: dict[str, dict[str, Run]], out: Path) -> None:
                 lower.plot(steps, np.where(apart, apart, np.nan), **STYLES[name] | {"linestyle": "-", "marker": "."})
         upper.set(title=f"{OPTIMIZERS[optimizer]}, learning rate {RATES[optimizer]:g}", ylim=(0, None))
         upper.legend(frameon=False, handlelength=4)
-        lower.set(xlabel="step", yscale="log")
+        lower.set(xlabel="step (no point: equal to the bit)", yscale="log")
         for axis in (upper, lower):
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
@@ -270,10 +270,12 @@ def main(
         apart = ["" if row["backend"] == names[0] else f"{row[key]:.1e}" for key in ("losses_apart", "weights_apart")]
         table.add_row(OPTIMIZERS[row["optimizer"]], STYLES[row["backend"]]["label"], f"{row['last_loss']:.6f}", *apart)
     Console().print(table)
-    print(
-        f"Apart: the largest difference to {STYLES[names[0]]['label']} over {steps} steps in float32, relative to the"
+    Console().print(
+        f"Apart: the largest difference to {STYLES[names[0]]['label']} over {steps} steps in float32, relative to the loss "
+        "of the step and to the largest weight, keys' biases aside.",
+        highlight=False,
     )
-    print(f"loss of the step and to the largest weight, keys' biases aside. The curves are in {out}.")
+    print(f"The curves are in {out}.")
     if skipped:
         print(f"Skipped, not installed: {', '.join(skipped)}.")
 

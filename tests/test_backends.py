@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_digits import DIGITS, ROOT
+from test_digits import DIGITS
 
 from vit_core.attention_maps import rollout
-from vit_core.backends import BACKENDS, backend_of, first_installed
+from vit_core.backends import backend_of
 from vit_core.cli import main
 from vit_core.image_processing import ViTImageProcessor
 
@@ -65,14 +62,3 @@ def test_inspect_reads_what_a_backend_saved(backend: Any, tmp_path: Path, capsys
     document = json.loads(capsys.readouterr().out)
     assert document["format"] == backend.package.ViTPreTrainedModel.file_format
     assert document["missing"] == document["unexpected"] == []
-
-
-def test_side_by_side() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "side_by_side.py")], capture_output=True, text=True, check=True
-    )
-    last = done.stdout.splitlines()[-1]
-    names = [name for name, modules in BACKENDS.items() if all(map(importlib.util.find_spec, modules))]
-    assert last.startswith(" and ".join(names))
-    assert first_installed() == names[0]
-    assert float(last.split()[-1].rstrip(".")) < 1e-5

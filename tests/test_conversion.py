@@ -25,6 +25,7 @@ from vit_core import ViTConfig
 from vit_core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vit_core.config import pair
 from vit_core.params import PARTS, specs
+from vit_core.pipeline import find_processor
 from vit_core.position import resize_position_embeddings
 from vit_core.safetensors_file import Tensor, read_safetensors
 
@@ -491,3 +492,14 @@ def test_verification(tmp_path: Path, to: str) -> None:
     assert report.verification.tensors == 40 and report.verification.unequal == []
     assert {d.output for d in report.verification.differences} == {"logits"}
     assert max(d.absolute for d in report.verification.differences) == 0
+
+
+def test_a_pipeline_prepares_pictures_as_the_source_does(backend: Any) -> None:
+    """Whatever the format; without a warning, which would fail the test."""
+    picture = GOLDEN.parent.parent / "vit_core/assets/digits/pictures/2-1466.png"
+    for name in ("timm", "torchvision", "google"):
+        file = FAMILIES / CASES[name]["file"]
+        model = backend.load("ViTForImageClassification", file, num_attention_heads=2)
+        processor = find_processor(file, model.config)
+        assert list(processor.image_mean) == read(file, num_attention_heads=2).processor["image_mean"], name
+        assert processor(picture, return_tensors="np", do_convert_rgb=True).pixel_values.shape == (1, 3, 32, 32)

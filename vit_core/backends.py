@@ -5,6 +5,7 @@ All that the core knows of a framework's tensors stands here, in `run` and `plac
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,10 +20,15 @@ DIGITS = Path(__file__).parent / "assets" / "digits"  # a small trained classifi
 BACKENDS = {"torch": ("vit_torch", "torch"), "tf": ("vit_tf", "tensorflow"), "flax": ("vit_flax", "flax")}
 
 
+def is_installed(name: str) -> bool:
+    """Whether a backend's package and its framework are there."""
+    return all(find_spec(module) is not None for module in BACKENDS[name])
+
+
 def first_installed() -> str:
     """The first backend that is there. Raises ImportError when none is."""
-    for name, modules in BACKENDS.items():
-        if all(find_spec(module) is not None for module in modules):
+    for name in BACKENDS:
+        if is_installed(name):
             return name
     raise ImportError('No backend is installed: pip install "vit-trio[torch]", or with [tf] or [flax]')
 
@@ -37,7 +43,7 @@ def import_backend(name: str) -> Any:
         raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
 
 
-def open_checkpoint(source: str, **options: Any) -> Any:
+def open_checkpoint(source: str | os.PathLike[str], **options: Any) -> Any:
     """The `Checkpoint` that `conversion.read` makes of a file, a folder or a hub id of any format."""
     return import_module("conversion").read(source, **options)
 
@@ -64,7 +70,12 @@ def run(model: Any, pixel_values: NDArray[Any], **options: Any) -> dict[str, Any
         return {name: array(value) for name, value in model(pixel_values, return_dict=True, **options).items()}
     torch = import_module("torch")
     with torch.inference_mode():
-        output = model(torch.from_numpy(pixel_values).to(model.device), return_dict=True, **options)
+        given = {"pixel_values": pixel_values, **options}
+        tensors = {
+            name: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
+            for name, value in given.items()
+        }
+        output = model(return_dict=True, **tensors)
         return {name: array(value) for name, value in output.items()}
 
 

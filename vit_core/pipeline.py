@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vit_core import calls
-from vit_core.backends import DIGITS, accelerator, backend_of, first_installed, import_backend, place, run
+from vit_core.backends import (
+    DIGITS,
+    accelerator,
+    backend_of,
+    first_installed,
+    import_backend,
+    open_checkpoint,
+    place,
+    run,
+)
 from vit_core.config import ViTConfig, pair
 from vit_core.image_processing import ViTImageProcessor, load_image
 from vit_core.images import LAST, as_rgb
@@ -218,17 +227,25 @@ def find_processor(
     given: ViTImageProcessor | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> ViTImageProcessor:
-    """The processor given, itself or by name, or that of the model; where that has none, the default and a warning."""
+    """The processor given, itself or by name, or that of the model, of whatever format it is.
+
+    Where that does not say how its pictures are prepared, the default and a warning.
+    """
     if isinstance(given, ViTImageProcessor):
         return given
     options = {key: options[key] for key in _HUB_OPTIONS if key in options}
     if given is not None:
         return ViTImageProcessor.from_pretrained(given, **options)
     if name is not None:
-        try:
-            return ViTImageProcessor.from_pretrained(name, **options)
-        except FileNotFoundError:
-            pass
+        if not os.path.isfile(name):
+            try:
+                return ViTImageProcessor.from_pretrained(name, **options)
+            except FileNotFoundError:
+                pass
+        heads = config.num_attention_heads  # which the files of some families do not state
+        if stored := open_checkpoint(name, num_attention_heads=heads, head="drop", config=config, **options).processor:
+            height, width = pair(config.image_size)
+            return ViTImageProcessor.from_dict({**stored, "size": {"height": height, "width": width}})
     return _default_processor("The model" if name is None else str(name), config)
 
 

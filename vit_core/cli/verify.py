@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import combinations, groupby, islice
 from math import isfinite
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from vit_core.backends import BACKENDS, DIGITS, first_installed, import_backend, open_checkpoint, run
+from vit_core.backends import BACKENDS, DIGITS, first_installed, import_backend, is_installed, open_checkpoint, run
 from vit_core.checkpoint import Checkpoint
 from vit_core.cli.common import (
     AsJson,
@@ -36,7 +36,6 @@ from vit_core.cli.common import (
     print_json,
 )
 from vit_core.config import CONFIG_NAME, ViTConfig, pair
-from vit_core.image_processing import ViTImageProcessor
 from vit_core.params import PARTS
 from vit_core.pipeline import ImageClassificationPipeline, find_processor
 
@@ -141,7 +140,7 @@ def verify(
         for name in names:
             tell(f"Loading {name}")
             models[name] = _loaded(name, architecture, model, dtype=dtype, revision=revision, **arguments)
-        pixels = _pixels(found, models[names[0]], checkpoint, model, revision)
+        pixels = _pixels(found, models[names[0]], model, revision)
         tell("Comparing")
         result = _compare(models, pixels, dtype, allowed, masked)
     shown = [picture.name for picture in found] or ["noise 1", "noise 2"]
@@ -149,7 +148,7 @@ def verify(
         facts = {"model": model, "architecture": architecture, "dtype": dtype, "tolerance": allowed}
         print_json(facts | {"backends": names, "skipped": skipped} | _document(result, shown))
     else:
-        on = f"{len(shown)} pictures{'' if found else ' of noise'}"
+        on = f"{len(shown)} picture{'s' * (len(shown) > 1)}{'' if found else ' of noise'}"
         _show(result, names, skipped, f"{architecture} in {dtype} on {on}")
     if result.ok is False:
         _complain_of(result.differences)
@@ -170,9 +169,7 @@ def _chosen(wanted: str | None) -> tuple[list[str], list[str]]:
     if names:
         return names, []
     first_installed()
-    for name, modules in BACKENDS.items():
-        if all(find_spec(module) is not None for module in modules):
-            names.append(name)
+    names = [name for name in BACKENDS if is_installed(name)]
     return names, [name for name in BACKENDS if name not in names]
 
 
@@ -194,19 +191,19 @@ def _is_digits(model: str) -> bool:
 
 
 def _loaded(backend: str, architecture: str, model: str, **options: Any) -> Any:
-    """The model in a backend. Raises ValueError for a checkpoint that lacks parameters."""
+    """The model in a backend. Raises ValueError for a checkpoint that lacks parameters, warns of what is not used."""
     if options["dtype"] == "float64" and backend == "flax":
         import_module("jax").config.update("jax_enable_x64", True)  # without it JAX computes in float32
     cls = getattr(import_backend(backend), architecture)
     loaded, report = cls.from_pretrained(model, output_loading_info=True, **options)
     if report.missing_keys:
         raise ValueError(report.warning(architecture))
+    if message := report.warning(architecture):
+        warnings.warn(message, stacklevel=2)  # once: it is the same for every backend
     return loaded
 
 
-def _pixels(
-    found: list[Picture], loaded: Any, checkpoint: Checkpoint, model: str, revision: str | None
-) -> Iterator[Array]:
+def _pixels(found: list[Picture], loaded: Any, model: str, revision: str | None) -> Iterator[Array]:
     """The pictures one by one, (C, H, W), as the model's preprocessor makes them in the model's size.
 
     Without any there are two of seeded noise. Raises OSError or ValueError for one that can't be read.
@@ -215,12 +212,7 @@ def _pixels(
     height, width = pair(config.image_size)
     if not found:
         return iter(np.random.default_rng(0).standard_normal((2, config.num_channels, height, width)))
-    if checkpoint.processor is not None:
-        size = {"height": height, "width": width}
-        processor = ViTImageProcessor.from_dict({**checkpoint.processor, "size": size})
-    else:
-        source = checkpoint.path.parent if os.path.isfile(model) else model
-        processor = find_processor(source, config, revision=revision)
+    processor = find_processor(model, config, revision=revision)
     preprocess = ImageClassificationPipeline(loaded, processor).preprocess
     return (preprocess(picture.source) for picture in found)
 
@@ -235,7 +227,7 @@ def _compare(
     while batch := list(islice(pixels, _BATCH)):
         images = np.stack(batch).astype(dtype)
         mask = rng.random((len(batch), config.num_patches)) < 0.5 if masked else None
-        outputs = {name: _outputs(name, model, images, mask) for name, model in models.items()}
+        outputs = {name: _outputs(model, images, mask) for name, model in models.items()}
         for first, second in combinations(models, 2):
             for output, ours in outputs[first].items():
                 each = found.setdefault((first, second, output), Difference((first, second), output, tolerance))
@@ -247,11 +239,11 @@ def _compare(
     return result
 
 
-def _outputs(backend: str, model: Any, pixels: Array, mask: Array | None) -> dict[str, Array]:
+def _outputs(model: Any, pixels: Array, mask: Array | None) -> dict[str, Array]:
     """What a model gives for pixels (B, C, H, W) and a mask (B, N), by name, its hidden states first and numbered."""
     options: dict[str, Any] = {"output_hidden_states": True}
     if mask is not None:
-        options["bool_masked_pos"] = import_module("torch").from_numpy(mask) if backend == "torch" else mask
+        options["bool_masked_pos"] = mask
     output = run(model, pixels, **options)
     hidden = {f"hidden_states[{i}]": state for i, state in enumerate(output.pop("hidden_states"))}
     return hidden | output

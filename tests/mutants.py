@@ -1,0 +1,446 @@
+"""Does the suite notice? Small faults are put into a copy of the packages, one at a time, and tests must fail on each.
+
+python tests/mutants.py [--only NAME] [--all]     or: make mutants
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("vit_core", "vit_torch", "vit_tf", "vit_flax", "conversion")
+COPIED = (*PACKAGES, "tests", "examples", "pyproject.toml", "README.md")
+LIMIT = 3600  # seconds for the tests of one mutant; one that hangs is noticed as well
+WHOLE_SUITE = ("tests", "")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault: `old`, which stands once in `file`, becomes `new`; `tests` are a file and a `-k` expression."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, str]
+
+
+def models(keyword: str) -> tuple[str, str]:
+    return "tests/test_models.py", keyword
+
+
+def golden(backend: str, case: str = "eager-base") -> tuple[str, str]:
+    return models(f"test_golden_output and {backend}-{case}")
+
+
+def reference(backend: str, cls: str) -> tuple[str, str]:
+    return "tests/test_reference.py", f"{backend}-{cls}"
+
+
+MUTANTS = (
+    Mutant(
+        "torch: last norm with PyTorch's own epsilon",
+        "vit_torch/modeling.py",
+        "self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)",
+        "self.layernorm = nn.LayerNorm(config.hidden_size)",
+        reference("torch", "ViTModel"),
+    ),
+    Mutant(
+        "tf: norms with Keras's own epsilon",
+        "vit_tf/weights.py",
+        "LayerNorm(epsilon=self.config.layer_norm_eps, dtype",
+        "LayerNorm(dtype",
+        golden("tf"),
+    ),
+    Mutant(
+        "flax: GELU by tanh",
+        "vit_flax/activations.py",
+        "jax.nn.gelu(x, approximate=False)",
+        "jax.nn.gelu(x, approximate=True)",
+        golden("flax"),
+    ),
+    Mutant(
+        "torch: tanh GELU is the exact one",
+        "vit_torch/activations.py",
+        'F.gelu(x, approximate="tanh")',
+        "F.gelu(x)",
+        golden("torch", "eager-cls_act"),
+    ),
+    Mutant(
+        "tf: scale of the scores forgotten",
+        "vit_tf/attention.py",
+        "tf.matmul(q * q.shape[-1] ** -0.5, k, transpose_b=True)",
+        "tf.matmul(q, k, transpose_b=True)",
+        golden("tf"),
+    ),
+    Mutant(
+        "flax: queries and keys swapped",
+        "vit_flax/modeling.py",
+        "for f in (self.query, self.key, self.value))",
+        "for f in (self.key, self.query, self.value))",
+        golden("flax"),
+    ),
+    Mutant(
+        "tf: biases of linear layers ignored",
+        "vit_tf/layers.py",
+        "x = tf.nn.bias_add(x, self.bias) if self.use_bias else x",
+        "x = x",
+        golden("tf"),
+    ),
+    Mutant(
+        "torch: head_mask ignored by fused attention",
+        "vit_torch/attention.py",
+        "return context if head_mask is None else context * head_mask[:, None, None].to(context.dtype)",
+        "return context",
+        models("test_head_mask_silences_heads and torch"),
+    ),
+    Mutant(
+        "tf: one layer's head_mask for all",
+        "vit_tf/modeling.py",
+        "mask = head_mask[i] if",
+        "mask = head_mask[0] if",
+        models("test_head_mask_silences_heads and tf"),
+    ),
+    Mutant(
+        "flax: attention_mask ignored",
+        "vit_flax/attention.py",
+        "scores = scores if bias is None else scores + bias",
+        "scores = scores",
+        models("test_attention_mask_hides_tokens and flax"),
+    ),
+    Mutant(
+        "torch: attention_mask inverted",
+        "vit_torch/attention.py",
+        "zeros.masked_fill(mask == 0,",
+        "zeros.masked_fill(mask != 0,",
+        models("test_attention_mask_hides_tokens and torch"),
+    ),
+    Mutant(
+        "core: coefficient of the bicubic kernel",
+        "vit_core/position.py",
+        "cubic(abs(x - base - tap), -0.75,",
+        "cubic(abs(x - base - tap), -0.5,",
+        ("tests/test_position.py", "test_hf_is_torch_bicubic"),
+    ),
+    Mutant(
+        "core: resized positions column by column",
+        "vit_core/position.py",
+        '"ah,hwd,bw->abd"',
+        '"ah,hwd,bw->bad"',
+        models("test_interpolation_of_any_grid and torch"),
+    ),
+    Mutant(
+        "torch: class token after the patches",
+        "vit_torch/modeling.py",
+        "torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)",
+        "torch.cat([x, self.cls_token.expand(x.shape[0], -1, -1)], dim=1)",
+        golden("torch"),
+    ),
+    Mutant(
+        "flax: class token without its position",
+        "vit_flax/modeling.py",
+        "self.dropout(x + positions.astype(x.dtype),",
+        "self.dropout(x + positions.astype(x.dtype).at[:, 0].set(0),",
+        golden("flax"),
+    ),
+    Mutant(
+        "torch: hidden states after the next norm",
+        "vit_torch/modeling.py",
+        "hidden_states.append(x)",
+        "hidden_states.append(layer.layernorm_before(x))",
+        golden("torch", "eager-base"),
+    ),
+    Mutant(
+        "flax: hidden states before the MLP",
+        "vit_flax/modeling.py",
+        "        x = x + self.output(self.intermediate(self.layernorm_after(x), train), train)\n        return x, (x,",
+        "        state = x\n        x = x + self.output(self.intermediate(self.layernorm_after(x), train), train)\n"
+        "        return x, (state,",
+        golden("flax"),
+    ),
+    Mutant(
+        "tf: rows and columns of the pixel shuffle",
+        "vit_tf/modeling.py",
+        "tf.transpose(x, (0, 3, 1, 4, 2, 5))",
+        "tf.transpose(x, (0, 3, 1, 5, 2, 4))",
+        models("test_pixel_shuffle_puts_channels_first and tf"),
+    ),
+    Mutant(
+        "torch: masked loss without its epsilon",
+        "vit_torch/losses.py",
+        "(pixel_mask.sum() + 1e-5)",
+        "pixel_mask.sum()",
+        reference("torch", "ViTForMaskedImageModeling"),
+    ),
+    Mutant(
+        "flax: masked loss not divided by the channels",
+        "vit_flax/losses.py",
+        "(pixel_mask.sum() + 1e-5) / config.num_channels",
+        "(pixel_mask.sum() + 1e-5)",
+        models("test_reconstruction_of_any_shape and flax"),
+    ),
+    Mutant(
+        "tf: the mask keeps patches instead of replacing them",
+        "vit_tf/modeling.py",
+        "x = tf.where(tf.cast(bool_masked_pos, bool)[..., None], tf.cast(self.mask_token, x.dtype), x)",
+        "x = tf.where(tf.cast(bool_masked_pos, bool)[..., None], x, tf.cast(self.mask_token, x.dtype))",
+        models("test_masked_patches_do_not_matter and tf"),
+    ),
+    Mutant(
+        "torch: labels smoothed",
+        "vit_torch/losses.py",
+        "F.cross_entropy(logits, labels.reshape(-1).long())",
+        "F.cross_entropy(logits, labels.reshape(-1).long(), label_smoothing=0.1)",
+        models("test_losses and torch"),
+    ),
+    Mutant(
+        "flax: mean over ignored labels too",
+        "vit_flax/losses.py",
+        "each.sum() / kept.sum()",
+        "each.mean()",
+        models("test_losses and flax"),
+    ),
+    Mutant(
+        "tf: softmax in float32 whatever the dtype",
+        "vit_tf/attention.py",
+        "wide = scores.dtype if scores.dtype == tf.float64 else tf.float32",
+        "wide = tf.float32",
+        reference("tf", "ViTModel"),
+    ),
+    Mutant(
+        "torch: pooler without its activation",
+        "vit_torch/modeling.py",
+        "ViTDense(config.hidden_size, width, act=act) if add_pooling_layer",
+        "ViTDense(config.hidden_size, width) if add_pooling_layer",
+        golden("torch"),
+    ),
+    Mutant(
+        "torch: attention dropout in evaluation",
+        "vit_torch/modeling.py",
+        "self.config.attention_probs_dropout_prob if self.training else 0.0",
+        "self.config.attention_probs_dropout_prob",
+        ("tests/test_torch.py", "test_dropout_only_in_training"),
+    ),
+    Mutant(
+        "tf: dropout in evaluation",
+        "vit_tf/modeling.py",
+        "self.dropout(self.dense(x), training=training)",
+        "self.dropout(self.dense(x), training=True)",
+        ("tests/test_tf.py", "test_dropout_only_in_training_and_by_the_seed"),
+    ),
+    Mutant(
+        "core: the seed has no part in the draw",
+        "vit_core/initialization.py",
+        "SeedSequence([seed, stream])",
+        "SeedSequence([0, stream])",
+        ("tests/test_initialization.py", "test_seeded_draw"),
+    ),
+    Mutant(
+        "core: Flax files not transposed",
+        "vit_core/params.py",
+        '{**_KERNELS, ("norm", "weight"): "scale"}, axes=_KERNEL_AXES)',
+        '{**_KERNELS, ("norm", "weight"): "scale"})',
+        ("tests/test_msgpack.py", "test_golden_files_hold_what_the_pytorch_files_hold"),
+    ),
+    Mutant(
+        "core: channels of a kernel swapped",
+        "vit_core/params.py",
+        '"conv": (2, 3, 1, 0)',
+        '"conv": (2, 3, 0, 1)',
+        ("tests/test_checkpoint.py", "test_formats_hold_the_same_arrays"),
+    ),
+    Mutant(
+        "core: maps of msgpack in the order of the model",
+        "vit_core/msgpack_file.py",
+        "for name in sorted(node):",
+        "for name in node:",
+        ("tests/test_msgpack.py", "test_golden_files_are_written_again_byte_for_byte"),
+    ),
+    Mutant(
+        "core: wrong shapes are initialised anew unasked",
+        "vit_core/loading.py",
+        "elif ignore_mismatched_sizes or (fresh_head and spec.part in HEADS):",
+        "elif True:",
+        ("tests/test_pretrained.py", "test_all_wrong_shapes_are_listed_at_once and torch"),
+    ),
+    Mutant(
+        "core: missing parameters are not reported",
+        "vit_core/loading.py",
+        "report.missing_keys.append(shown)",
+        "pass",
+        ("tests/test_pretrained.py", "test_classifier_and_decoder_on_a_trunk and torch"),
+    ),
+    Mutant(
+        "conversion: order of queries and keys in timm's array",
+        "conversion/formats/timm.py",
+        'module("blocks.{}.attn.qkv", QUERY, KEY, VALUE)',
+        'module("blocks.{}.attn.qkv", KEY, QUERY, VALUE)',
+        ("tests/test_conversion.py", "test_outputs_are_those_of_the_library_that_wrote_it and torch and timm"),
+    ),
+    Mutant(
+        "conversion: one norm for the other in google's files",
+        "conversion/formats/google.py",
+        '_norm(_BLOCK + "LayerNorm_0", LAYER + "layernorm_before")',
+        '_norm(_BLOCK + "LayerNorm_0", LAYER + "layernorm_after")',
+        ("tests/test_conversion.py", "test_outputs_are_those_of_the_library_that_wrote_it and torch"),
+    ),
+)
+
+
+def mutated(mutant: Mutant, text: str) -> str:
+    """The text with the fault. Raises ValueError for a mutant whose text does not stand in it exactly once."""
+    if text.count(mutant.old) != 1:
+        raise ValueError(
+            f"The mutant {mutant.name!r} is stale: its text stands {text.count(mutant.old)} times in {mutant.file}, "
+            f"expected once:\n{mutant.old}"
+        )
+    return text.replace(mutant.old, mutant.new)
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the packages and tests, from which Python imports. Raises RuntimeError when it does not."""
+    ignore = shutil.ignore_patterns("__pycache__", "oracle", ".hypothesis")
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copy(source, folder / name)
+    names = ", ".join(PACKAGES)
+    code = f"from importlib.util import find_spec\nfor n in '{names}'.split(', '): print(find_spec(n).origin)"
+    found = subprocess.check_output([sys.executable, "-c", code], cwd=folder, env=environment(folder), text=True)
+    if not all(line.startswith(f"{folder}{os.sep}") for line in found.split()):
+        raise RuntimeError(f"Python imports {found.split()}, expected packages of {folder}: run it in this repository.")
+    return folder
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Without compiled files: two mutants of one size within a second would share one."""
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    return os.environ | quiet | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def pytest(folder: Path, file: str, keyword: str) -> tuple[str, str]:
+    """(passed, failed, skipped or broken; the first test that failed, or the end of the output)."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", file, "-k", keyword]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment(folder), text=True, capture_output=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return "failed", f"no end after {LIMIT} s"
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
+    if done.returncode == 1 and failed:
+        return "failed", failed[1]
+    if done.returncode == 0:
+        return ("passed" if re.search(r"\d+ passed", done.stdout) else "skipped"), ""
+    return "broken", (done.stdout + done.stderr)[-2000:]
+
+
+@contextmanager
+def fault(mutant: Mutant, folder: Path) -> Iterator[None]:
+    """The copy with the fault in it."""
+    file = folder / mutant.file
+    text = file.read_text()
+    file.write_text(mutated(mutant, text))
+    try:
+        yield
+    finally:
+        file.write_text(text)
+
+
+def check(mutant: Mutant | tuple[str, str], folder: Path, all_tests: bool) -> tuple[str, str]:
+    """What pytest says of a mutant; of a pair, a file and a keyword, what it says without any fault."""
+    if isinstance(mutant, tuple):
+        return pytest(folder, *mutant)
+    with fault(mutant, folder):
+        return pytest(folder, *(WHOLE_SUITE if all_tests else mutant.tests))
+
+
+def sound(chosen: list[Mutant]) -> list[tuple[str, str]]:
+    """The tests of the mutants, file by file: they have to pass before a fault is put in."""
+    files = sorted({mutant.tests[0] for mutant in chosen})
+    return [(f, " or ".join(sorted({f"({m.tests[1]})" for m in chosen if m.tests[0] == f}))) for f in files]
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="Part of the names of the mutants to run.")] = None,
+    all_tests: Annotated[bool, typer.Option("--all", help="Run the whole suite on each mutant.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Mutants at a time.")] = 2,
+) -> None:
+    """Put in each fault and run its tests; the exit code is 1 when one is not noticed."""
+    chosen = [m for m in MUTANTS if not only or any(part in m.name for part in only)]
+    if not chosen:
+        raise SystemExit(
+            f"No mutant is called {', '.join(only or [])}: there are\n" + "\n".join(m.name for m in MUTANTS)
+        )
+    for mutant in chosen:
+        mutated(mutant, (ROOT / mutant.file).read_text())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with tempfile.TemporaryDirectory() as folder, Progress(*columns, console=Console(stderr=True)) as progress:
+        copies: SimpleQueue[Path] = SimpleQueue()
+        for i in range(jobs):
+            copies.put(copied(Path(folder).resolve() / str(i)))
+
+        def run(work: list[Mutant] | list[tuple[str, str]], title: str) -> list[tuple[str, str]]:
+            bar = progress.add_task(title, total=len(work))
+
+            def one(item: Mutant | tuple[str, str]) -> tuple[str, str]:
+                copy = copies.get()
+                try:
+                    return check(item, copy, all_tests)
+                finally:
+                    copies.put(copy)
+                    progress.advance(bar)
+
+            with ThreadPoolExecutor(jobs) as pool:
+                return list(pool.map(one, work))
+
+        clean = [WHOLE_SUITE] if all_tests else sound(chosen)
+        for (file, _), (state, said) in zip(clean, run(clean, "without faults"), strict=True):
+            if state in ("failed", "broken"):
+                raise SystemExit(f"{file} does not pass without any fault: {said}")
+        found = run(chosen, "mutants")
+    show(chosen, found)
+
+
+WORDS = {
+    "failed": "killed",
+    "passed": "[bold red]survived[/]",
+    "skipped": "not run: skipped",
+    "broken": "[red]broken[/]",
+}
+
+
+def show(chosen: list[Mutant], found: list[tuple[str, str]]) -> None:
+    """Print the table. Raises SystemExit when a mutant survived, or broke the tests before they ran."""
+    table = Table("Mutant", "", "Noticed by", box=None)
+    for mutant, (state, said) in zip(chosen, found, strict=True):
+        table.add_row(mutant.name, WORDS[state], escape(said))
+    Console().print(table)
+    states = [state for state, _ in found]
+    print(f"{states.count('failed')} of {len(chosen)} killed.")
+    if {"passed", "broken"} & set(states):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)
