@@ -11,4 +11,4 @@ AUTOCAST_BFLOAT16 = 0.12  # on a tiny model of large random weights: 6.0e-2 meas
 SAME_SCORES = 1e-5  # probabilities of the digits model in two backends: logits differ by 1.9e-6 at worst
 SAME_TRAINING_FLOAT64 = {"losses": 1e-9, "weights": 1e-8}  # after 50 steps: 4.6e-14 and 6.8e-12 measured
 SAME_TRAINING_FLOAT32 = {"losses": 1e-3, "weights": 1e-3}  # keys' biases aside: 1.8e-5 and 4.1e-5 measured
-FULL_SIZE = {"float32": 1e-5, "bfloat16": 4e-2, "float16": 5e-3}  # ViT-B/16: 1.2e-6, 2.0e-2, 2.4e-3 at worst
+FULL_SIZE = {"float32": 1e-5, "bfloat16": 4e-2, "float16": 5e-3}  # ViT-B/16: 1.2e-6, 1.7e-2 and 2.3e-3 at worst
