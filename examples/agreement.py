@@ -210,6 +210,7 @@ def plot(runs: dict[str, dict[str, Run]], out: Path) -> None:
     figure, axes = plt.subplots(
         2, len(runs), figsize=(11, 6), sharex=True, sharey="row", layout="constrained", height_ratios=(3, 2)
     )
+    top = 1.1 * max(run.losses.max() for found in runs.values() for run in found.values())
     for (upper, lower), (optimizer, found) in zip(axes.T, runs.items(), strict=True):
         first = next(iter(found))
         steps = np.arange(1, len(found[first].losses) + 1)
@@ -218,7 +219,7 @@ def plot(runs: dict[str, dict[str, Run]], out: Path) -> None:
             if name != first:
                 apart = loss_differences(run, found[first])
                 lower.plot(steps, np.where(apart, apart, np.nan), **STYLES[name] | {"linestyle": "-", "marker": "."})
-        upper.set(title=f"{OPTIMIZERS[optimizer]}, learning rate {RATES[optimizer]:g}", ylim=(0, None))
+        upper.set(title=f"{OPTIMIZERS[optimizer]}, learning rate {RATES[optimizer]:g}", ylim=(0, top))
         upper.legend(frameon=False, handlelength=4)
         lower.set(xlabel="step (no point: equal to the bit)", yscale="log")
         for axis in (upper, lower):
@@ -270,9 +271,10 @@ def main(
         apart = ["" if row["backend"] == names[0] else f"{row[key]:.1e}" for key in ("losses_apart", "weights_apart")]
         table.add_row(OPTIMIZERS[row["optimizer"]], STYLES[row["backend"]]["label"], f"{row['last_loss']:.6f}", *apart)
     Console().print(table)
+    first = STYLES[names[0]]["label"]
     Console().print(
-        f"Apart: the largest difference to {STYLES[names[0]]['label']} over {steps} steps in float32, relative to the loss "
-        "of the step and to the largest weight, keys' biases aside.",
+        f"Apart: the largest difference to {first} over {steps} steps in float32, relative to the loss of the step "
+        "and to the largest weight, keys' biases aside.",
         highlight=False,
     )
     print(f"The curves are in {out}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from importlib.metadata import version
 from io import BytesIO, TextIOWrapper
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
+from command import Command, process
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -33,42 +33,10 @@ torch = pytest.importorskip("torch")
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits
 
 
-class Vit:
-    """Runs the command in this process; `code`, `out` and `err` are what the last run left."""
-
-    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
-        self.capture = capture
-
-    def __call__(self, *arguments: Any) -> Vit:
-        self.capture.readouterr()
-        self.code = main([str(argument) for argument in arguments])
-        self.out, self.err = self.capture.readouterr()
-        return self
-
-    def json(self, *arguments: Any) -> dict[str, Any]:
-        """The one document on the standard output of a run that succeeds and has nothing to complain of."""
-        self(*arguments, "--json")
-        assert (self.code, self.err) == (0, "")
-        document: dict[str, Any] = json.loads(self.out)
-        return document
-
-    def refused(self, *arguments: Any) -> str:
-        """The one line on the standard error of a run that is refused."""
-        self(*arguments)
-        assert (self.code, self.out) == (2, "")
-        assert self.err.startswith("vit: ")
-        assert self.err.count("\n") == 1
-        return self.err
-
-
 @pytest.fixture
-def vit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Vit:
+def vit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.delenv("COLUMNS", raising=False)  # a user's terminal would fold the tables
-    return Vit(capsys)
-
-
-def process(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120, **options)
+    return Command("vit", main, capsys)
 
 
 # ---- the command itself -----------------------------------------------------------------------------------------
@@ -102,7 +70,7 @@ def test_a_reader_that_leaves_early_and_a_full_disk() -> None:
         assert result.stderr == "vit: [Errno 28] No space left on device\n"
 
 
-def test_ctrl_c_is_quiet(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
@@ -137,7 +105,7 @@ def test_ctrl_c_is_quiet(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
         (["attend", NINE, "--out", "x.png", "--layer", "9"], "--layer must be from 0 to 4, or from -5 to -1, got 9"),
     ],
 )
-def test_bad_input_is_one_line(vit: Vit, arguments: list[Any], message: str) -> None:
+def test_bad_input_is_one_line(vit: Command, arguments: list[Any], message: str) -> None:
     assert message in vit.refused(*arguments)
 
 
@@ -183,7 +151,7 @@ def test_files_folders_patterns_and_hidden_files(tmp_path: Path, monkeypatch: py
         pictures(["empty"])
 
 
-def test_classify_a_folder(vit: Vit) -> None:
+def test_classify_a_folder(vit: Command) -> None:
     document = vit.json("classify", DIGITS / "pictures", "--batch-size", 5, "--top-k", 2)
     assert list(document) == ["model", "backend", "images", "failed"]
     assert (document["model"], document["backend"], document["failed"]) == (str(DIGITS), "torch", [])
@@ -192,7 +160,7 @@ def test_classify_a_folder(vit: Vit) -> None:
     assert document["images"] == vit.json("classify", DIGITS / "pictures" / "*.png", "-k2", "--batch-size", 5)["images"]
 
 
-def test_classify_prints_a_table(vit: Vit) -> None:
+def test_classify_prints_a_table(vit: Command) -> None:
     vit("classify", NINE)
     assert vit.err == ""
     lines = [line for line in vit.out.splitlines() if " % " in line]
@@ -200,7 +168,7 @@ def test_classify_prints_a_table(vit: Vit) -> None:
     assert lines[0].split()[:2] == [str(NINE), "9"]
 
 
-def test_classify_the_standard_input(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classify_the_standard_input(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(NINE.read_bytes())))
     document = vit.json("classify", "-")
     assert document["images"][0]["file"] == "-"
@@ -211,7 +179,7 @@ def test_classify_the_standard_input(vit: Vit, monkeypatch: pytest.MonkeyPatch) 
     assert "which is a terminal: pipe one in" in vit.refused("classify", "-")
 
 
-def test_unreadable_pictures_are_reported_and_the_rest_go_on(vit: Vit, tmp_path: Path) -> None:
+def test_unreadable_pictures_are_reported_and_the_rest_go_on(vit: Command, tmp_path: Path) -> None:
     broken, missing = tmp_path / "bro\nken\x1b[31m.png", tmp_path / "missing.png"
     broken.write_bytes(NINE.read_bytes()[:60])
     vit("classify", broken, NINE, missing, PICTURES[0])
@@ -230,7 +198,7 @@ def test_unreadable_pictures_are_reported_and_the_rest_go_on(vit: Vit, tmp_path:
     assert len(document["images"]) == 1
 
 
-def test_another_model_and_its_warning(vit: Vit) -> None:
+def test_another_model_and_its_warning(vit: Command) -> None:
     vit("classify", NINE, "--model", CKPT / "cls" / "pt_safetensors", "--json")
     assert vit.code == 0
     assert vit.err.startswith(f"vit: warning: {CKPT / 'cls' / 'pt_safetensors'} has no preprocessor_config.json")
@@ -238,7 +206,7 @@ def test_another_model_and_its_warning(vit: Vit) -> None:
     assert len(json.loads(vit.out)["images"][0]["predictions"]) == 3
 
 
-def test_a_progress_bar_over_many_pictures_on_a_terminal(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_progress_bar_over_many_pictures_on_a_terminal(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
     vit("classify", DIGITS / "pictures", "--json")
@@ -263,7 +231,7 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_inspect_tells_the_truth(vit: Vit, folder: str) -> None:
+def test_inspect_tells_the_truth(vit: Command, folder: str) -> None:
     path = CKPT / folder
     config = ViTConfig.from_json_file(path / "config.json")
     assert config.architectures
@@ -287,7 +255,7 @@ def test_inspect_tells_the_truth(vit: Vit, folder: str) -> None:
     assert document["parameters"][0]["name"] == "embeddings.cls_token"
 
 
-def test_inspect_folds_layers_that_are_alike(vit: Vit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_folds_layers_that_are_alike(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     vit("inspect", CKPT / "tiny_12_layers" / "pt_safetensors")
     assert (vit.code, vit.err) == (0, "")
@@ -302,7 +270,7 @@ def test_inspect_folds_layers_that_are_alike(vit: Vit, monkeypatch: pytest.Monke
     assert vit.out.count("attention.attention.query.weight") == 12
 
 
-def test_inspect_says_what_does_not_fit(vit: Vit, tmp_path: Path) -> None:
+def test_inspect_says_what_does_not_fit(vit: Command, tmp_path: Path) -> None:
     source = CKPT / "mini" / "pt_safetensors"
     shutil.copy(source / "config.json", tmp_path)
     tensors = load_file(source / "model.safetensors")
@@ -327,7 +295,7 @@ def test_inspect_says_what_does_not_fit(vit: Vit, tmp_path: Path) -> None:
         assert line in vit.out
 
 
-def test_inspect_a_file_without_a_configuration(vit: Vit, tmp_path: Path) -> None:
+def test_inspect_a_file_without_a_configuration(vit: Command, tmp_path: Path) -> None:
     shutil.copy(CKPT / "mini" / "pt_safetensors" / "model.safetensors", tmp_path / "weights.safetensors")
     document = vit.json("inspect", tmp_path / "weights.safetensors")
     assert (document["config"], document["architecture"], document["missing"]) == (None, None, [])
@@ -339,7 +307,7 @@ def test_inspect_a_file_without_a_configuration(vit: Vit, tmp_path: Path) -> Non
 # ---- attend -----------------------------------------------------------------------------------------------------
 
 
-def test_attend_draws_the_rollout_of_the_models_attentions(vit: Vit, tmp_path: Path) -> None:
+def test_attend_draws_the_rollout_of_the_models_attentions(vit: Command, tmp_path: Path) -> None:
     import vit_torch
 
     out = tmp_path / "out.png"
@@ -361,7 +329,7 @@ def test_attend_draws_the_rollout_of_the_models_attentions(vit: Vit, tmp_path: P
 
 @pytest.mark.parametrize(("name", "suffix"), [("cls_nonsquare", "jpg"), ("tiny_patch_8x4", "webp"), ("base", "png")])
 def test_attend_with_other_grids_formats_and_without_a_classifier(
-    vit: Vit, tmp_path: Path, name: str, suffix: str
+    vit: Command, tmp_path: Path, name: str, suffix: str
 ) -> None:
     out = tmp_path / f"out.{suffix}"
     vit("attend", NINE, "--out", out, "--model", CKPT / name / "pt_safetensors", "--json")
@@ -374,7 +342,7 @@ def test_attend_with_other_grids_formats_and_without_a_classifier(
         assert drawing.width == 1416
 
 
-def test_attend_shows_what_a_centre_crop_leaves(vit: Vit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attend_shows_what_a_centre_crop_leaves(vit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for file in ("config.json", "model.safetensors"):
         shutil.copy(DIGITS / file, tmp_path)
     processor = {"size": {"shortest_edge": 32}, "do_center_crop": True, "crop_size": 24, "do_convert_rgb": True}
@@ -395,7 +363,7 @@ def test_attend_shows_what_a_centre_crop_leaves(vit: Vit, tmp_path: Path, monkey
     assert seen[0].getextrema() == ((255, 255),) * 3
 
 
-def test_a_failed_drawing_leaves_the_old_file(vit: Vit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_drawing_leaves_the_old_file(vit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 

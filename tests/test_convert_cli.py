@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import Command, process
 from hub_server import HubServer, Repo, client_environment
 from safetensors.numpy import load_file, save_file
 from typer.main import get_command
@@ -39,42 +40,10 @@ OPTIONS = {option for parameter in get_command(app).params for option in paramet
 INSTALLED = [name for name, modules in BACKENDS.items() if all(find_spec(module) for module in modules)]
 
 
-class Command:
-    """Runs the command in this process; `code`, `out` and `err` are what the last run left."""
-
-    def __init__(self, capture: pytest.CaptureFixture[str]) -> None:
-        self.capture = capture
-
-    def __call__(self, *arguments: Any) -> Command:
-        self.capture.readouterr()
-        self.code = main([str(argument) for argument in arguments])
-        self.out, self.err = self.capture.readouterr()
-        return self
-
-    def json(self, *arguments: Any) -> dict[str, Any]:
-        """The one document on the standard output of a run that succeeds and has nothing to complain of."""
-        self(*arguments, "--json")
-        assert (self.code, self.err) == (0, "")
-        document: dict[str, Any] = json.loads(self.out)
-        return document
-
-    def refused(self, *arguments: Any) -> str:
-        """The one line on the standard error of a run that is refused."""
-        self(*arguments)
-        assert (self.code, self.out) == (2, "")
-        assert self.err.startswith("vit-convert: ")
-        assert self.err.count("\n") == 1
-        return self.err
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.delenv("COLUMNS", raising=False)  # a user's terminal would fold the tables
-    return Command(capsys)
-
-
-def process(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120, **options)
+    return Command("vit-convert", main, capsys)
 
 
 def config_of(folder: Path) -> ViTConfig:

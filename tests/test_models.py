@@ -169,6 +169,14 @@ def test_reconstruction_of_any_shape(backend: Any, image: Any, patch: Any, targe
     assert output.loss == pytest.approx(error.sum() / (kept.sum() + 1e-5) / 3, rel=1e-5)
 
 
+def test_nothing_masked_is_no_loss(backend: Any) -> None:
+    """The epsilon of the divisor makes it 0, not NaN."""
+    config = ViTConfig(**TINY)
+    model = backend.build("ViTForMaskedImageModeling", config, seed=0)
+    mask = np.zeros((2, config.num_patches), bool)
+    assert backend.call(model, pixel_values=pixels(config), bool_masked_pos=mask).loss == 0
+
+
 def test_pixel_shuffle_puts_channels_first(backend: Any) -> None:
     """Channel c, row i, column j of a patch come from decoder channel c * r * r + i * r + j."""
     config = ViTConfig(**{**TINY, "image_size": 8})
