@@ -20,7 +20,7 @@ demo: $(READY)
 	$(VENV)/bin/vit verify vit_core/assets/digits
 
 test: $(READY)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

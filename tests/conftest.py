@@ -14,6 +14,22 @@ GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = GOLDEN / "ckpt"
 
 
+# Files that take minutes: with one process a file, those begin first, so that none is left for the end.
+LONGEST = (
+    "test_jax_examples.py",
+    "test_keras_examples.py",
+    "test_models.py",
+    "test_tf.py",
+    "test_flax.py",
+    "test_readme.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Any:
     """Each backend in turn; one whose framework is not installed is skipped by name."""

@@ -454,6 +454,16 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SLOWLY = """
+import sys, time
+import conversion.converting as converting
+from conversion.cli import main
+fast = converting.xxh3_128_hexdigest
+converting.xxh3_128_hexdigest = lambda data: time.sleep(0.2) or fast(data)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX's")
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
@@ -465,7 +475,8 @@ def test_an_interrupted_run_leaves_the_old_target(
     assert process(SCRIPT, MINI, folder, "--to", "torch").returncode == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    running = subprocess.Popen([SCRIPT, large, target, "--to", "torch"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = [sys.executable, "-c", SLOWLY, large, target, "--to", "torch"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size > 1 << 20 for path in folder.rglob("*") if path.is_file() and path.exists()):
         assert running.poll() is None
@@ -527,7 +538,7 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         exec(compile(block, "docs/convert.md", "exec"), names)
     assert capsys.readouterr().out.splitlines() == [
         "['model.weights.h5', 'task.weights.h5']",
-        "transpose (1, 0), reshape (64, 4, 16) (64, 4, 16) float32 64",
+        "transpose (1, 0), reshape (64, 4, 16) (64, 4, 16) float32 32",
         "keras-hub 4 88",
         "(10, 64)",
     ]
