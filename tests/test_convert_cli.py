@@ -455,8 +455,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
 import conversion.converting as converting
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it runs in the background
 from conversion.cli import main
 fast = converting.xxh3_128_hexdigest
 converting.xxh3_128_hexdigest = lambda data: time.sleep(0.2) or fast(data)
