@@ -134,10 +134,8 @@ def _checked(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: ViTConf
     ]
     if wrong:
         raise ValueError(
-            f"{checkpoint.path} does not fit its configuration:\n  "
-            + "\n  ".join(wrong[:12])
-            + "\nMend the config.json "
-            "beside it, or pass the options that say what it is."
+            f"{checkpoint.path} does not fit its configuration:\n  " + "\n  ".join(wrong[:12]) + "\n"
+            "Mend the config.json beside it, or pass the options that say what it is."
         )
     config = config.copy(architectures=[architecture])
     ordered = {name: tensors[name] for name in wanted}

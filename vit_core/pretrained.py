@@ -23,13 +23,8 @@ from vit_core.safetensors_file import Tensor
 from vit_core.validation import dtype_name
 
 StrPath = str | Path
-_READING = (
-    "filename",
-    "key",
-    "stored_image_size",
-    "fold_layer_scale",
-    "ignore_unknown",
-)  # options of `conversion.read`
+# Options of `conversion.read` that a caller may give.
+_READING = ("filename", "key", "stored_image_size", "fold_layer_scale", "ignore_unknown")
 
 
 class PretrainedModel(ABC):
