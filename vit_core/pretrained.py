@@ -18,6 +18,7 @@ from vit_core.checkpoint import OWN_CONTAINERS, SAFETENSORS, Checkpoint, Contain
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.files import replacing_files
 from vit_core.loading import fit, resolve_dtype
+from vit_core.parameter_groups import ParameterGroup, parameter_groups
 from vit_core.params import ALL_PARTS, HEADS, PARTS, Spec, specs
 from vit_core.safetensors_file import Tensor
 from vit_core.validation import dtype_name
@@ -33,6 +34,7 @@ class PretrainedModel(ABC):
     architecture: ClassVar[str]  # the PyTorch name of the model class, a key of PARTS
     file_format: ClassVar[str]  # the format the backend saves in: pt, tf or flax
     config: ViTConfig
+    parts: frozenset[str]  # the optional parts of the table that the model has
 
     @classmethod
     def parts_of(
@@ -59,6 +61,22 @@ class PretrainedModel(ABC):
     @abstractmethod
     def to_tensors(self) -> dict[str, Tensor]:
         """Every parameter by canonical name, in PyTorch's layout, converted one by one when read."""
+
+    @abstractmethod
+    def specs(self) -> dict[str, Spec]:
+        """The table's entries of this model's parameters, by the names that its framework gives them."""
+
+    def parameter_groups(self, layer_decay: float = 1.0, freeze: bool = False) -> list[ParameterGroup]:
+        """The model's parameters, by the keys of `specs`, in groups that an optimizer treats alike.
+
+        Layer by layer down from the head, learning rates fall by the factor `layer_decay`; with `freeze` the head alone
+        is in a group. Raises ValueError for a `layer_decay` outside (0, 1], and for `freeze` without a head.
+        """
+        if freeze and not self.parts & set(HEADS):
+            raise ValueError(
+                f"freeze=True trains the head alone, and {type(self).__name__} has none: pass a model with one."
+            )
+        return parameter_groups(self.specs(), self.config.num_hidden_layers, layer_decay, freeze)
 
     @classmethod
     def from_pretrained(

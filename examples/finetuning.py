@@ -1,0 +1,41 @@
+"""What the fine-tuning scripts share: their own flags, and what stands before the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from pictures import Loader, Pictures, open_model, read_pictures
+from training import Settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Settings):
+    """The flags of the fine-tuning scripts."""
+
+    classes: Annotated[str | None, typer.Option(help="Names of the classes, with commas, in their order.")] = None
+    validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of pictures to validate on.")] = 0.2
+    freeze: Annotated[bool, typer.Option(help="Train the head alone.")] = False
+    layer_decay: Annotated[float, typer.Option(help="Factor of the rate from a layer to the one below.")] = 0.75
+    mixup: Annotated[float, typer.Option(min=0, help="Blend pictures by weights from Beta(mixup, mixup).")] = 0.0
+    label_smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="Share of a target over all classes.")] = 0.1
+
+
+def prepare(
+    settings: FineTuning, model_class: Any, shard: int = 0, shards: int = 1
+) -> tuple[Any, Loader, Pictures, Pictures]:
+    """(model, loader, pictures to train on, pictures to validate on), and a line that says what they are.
+
+    The model's head is drawn from the seed where the checkpoint has none for as many classes as the pictures have.
+    Raises typer.BadParameter for pictures that can't be trained on, and OSError or ValueError for such a checkpoint.
+    """
+    pictures = read_pictures(settings.pictures, settings.classes)
+    training, held_out = pictures.split(settings.validation, settings.seed)
+    labels = {"id2label": dict(enumerate(pictures.classes)), "label2id": {n: i for i, n in enumerate(pictures.classes)}}
+    model, loader = open_model(settings, model_class, shard, shards, **labels)
+    loader.steps(training)
+    if shard == 0:
+        print(f"{len(training.paths)} pictures to train on, {len(held_out.paths)} to validate on, in "
+              f"{len(pictures.classes)} classes: {', '.join(pictures.classes)}")  # fmt: skip
+    return model, loader, training, held_out

@@ -1,0 +1,316 @@
+"""Pictures for training: a folder of class folders or a CSV, checked before the first step, in batches of NumPy arrays.
+
+Every batch is a function of the seed, the epoch and its number, so that a run that is resumed, or shared out over
+several processes, sees the pictures of the run that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from PIL import Image
+from rich.progress import track
+from sklearn.model_selection import train_test_split
+
+from vit_core.cli.common import SUFFIXES
+from vit_core.config import ViTConfig, pair
+from vit_core.image_processing import ViTImageProcessor, load_image
+from vit_core.images import as_rgb
+from vit_core.pipeline import find_processor
+
+Batch = tuple[np.ndarray, np.ndarray]  # pixels (B, C, H, W) and what belongs to them (B, ...)
+AHEAD = 2  # batches that are read while the model is busy
+PADDING = -1  # the label of what fills a last batch up
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files, their class numbers (n,), and the names of the classes."""
+
+    paths: list[Path]
+    labels: np.ndarray
+    classes: list[str]
+
+    def __getitem__(self, index: np.ndarray) -> Pictures:
+        """Some of them."""
+        return Pictures([self.paths[i] for i in index], self.labels[index], self.classes)
+
+    def split(self, share: float, seed: int) -> tuple[Pictures, Pictures]:
+        """(training, validation), stratified by class. Raises typer.BadParameter where a class is too small."""
+        numbers, classes = np.arange(len(self.paths)), self.labels if self.classes else None
+        try:
+            parts = train_test_split(numbers, test_size=share, stratify=classes, random_state=seed)
+        except ValueError as error:
+            raise typer.BadParameter(
+                f"--validation {share:g} can't be held out of {len(numbers)} pictures: {error}"
+            ) from error
+        return self[parts[0]], self[parts[1]]
+
+
+# ---- finding and checking ----------------------------------------------------------------------------------------
+
+
+def read_pictures(source: Path, classes: str | None = None) -> Pictures:
+    """The pictures of a folder of class folders, or of a CSV with the columns file and label.
+
+    A file is relative to the CSV. `classes`, names with commas between them, states which there are and in what order;
+    a label may then be the number of a class. Raises typer.BadParameter that lists all that is wrong.
+    """
+    stated = [name.strip() for name in classes.split(",")] if classes else None
+    found, problems = (_from_folder if source.is_dir() else _from_csv)(source, stated)
+    names = stated or sorted({name for _, name in found}, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else n))
+    numbers = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
+    for path, label in found:
+        if label and label not in numbers:
+            problems.append(
+                f"{path} has the label {label}, expected one of {', '.join(names)}, or 0 to {len(names) - 1}"
+            )
+    labels = np.array([numbers.get(label, PADDING) for _, label in found], np.int64)
+    problems += [f"class {name} has no picture" for i, name in enumerate(names) if not (labels == i).any()]
+    if len(names) < 2:
+        problems.append(f"{source} has {len(names)} classes, expected two or more")
+    paths = [path for path, _ in found]
+    problems += _unreadable(paths)
+    if problems:
+        more = f"; and {len(problems) - 20} more problems" if len(problems) > 20 else ""
+        raise typer.BadParameter("; ".join(problems[:20]) + more + ".")
+    return Pictures(paths, labels, names)
+
+
+def find_pictures(folder: Path) -> Pictures:
+    """Every picture below a folder, without classes. Raises typer.BadParameter that lists all that is wrong."""
+    paths = _pictures_below(folder)
+    problems = _unreadable(paths) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
+    if problems:
+        raise typer.BadParameter("; ".join(problems) + ".")
+    return Pictures(paths, np.zeros(len(paths), np.int64), [])
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _from_folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    found = {path: _pictures_below(path) for path in folders if classes is None or path.name in classes}
+    problems = [f"{path} holds no picture ({', '.join(SUFFIXES)})" for path, inside in found.items() if not inside]
+    return [(path, parent.name) for parent, inside in found.items() for path in inside], problems
+
+
+def _from_csv(source: Path, _: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    with source.open(newline="") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        if missing := sorted({"file", "label"} - set(columns)):
+            raise typer.BadParameter(
+                f"{source} has the columns {', '.join(columns)}, but no {' and no '.join(missing)}."
+            )
+        rows = [(source.parent / row["file"], (row["label"] or "").strip()) for row in reader]
+    return rows, [f"{path} has no label" for path, label in rows if not label]
+
+
+def _unreadable(paths: list[Path]) -> list[str]:
+    """Why pictures can't be read, after all have been."""
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(_problem, paths)
+        found = track(checks, "Checking the pictures", total=len(paths), transient=True)
+        return [problem for problem in found if problem]
+
+
+def _problem(path: Path) -> str:
+    try:
+        load_image(path).load()
+    except (OSError, ValueError) as error:
+        return str(error).rstrip(".")
+    return ""
+
+
+# ---- batches -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Pictures as pixels, decoded and augmented by threads, some batches ahead of the model.
+
+    A batch of `batch_size` pictures is cut into `accumulate` parts that follow each other, and each of those into
+    `shards`, of which this process reads the one with the number `shard`.
+    """
+
+    processor: ViTImageProcessor
+    config: ViTConfig
+    batch_size: int
+    seed: int
+    accumulate: int = 1
+    shard: int = 0
+    shards: int = 1
+    augment: bool = False
+    flip: bool = False
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        parts = self.accumulate * self.shards
+        if self.batch_size % parts:
+            raise typer.BadParameter(
+                f"--batch-size {self.batch_size} can't be cut into {parts} equal parts, --accumulate {self.accumulate} "
+                f"on {self.shards} devices or processes: pass a multiple of {parts}."
+            )
+
+    def steps(self, pictures: Pictures) -> int:
+        """Batches in an epoch, the remainder left out. Raises typer.BadParameter where there is none."""
+        if len(pictures.paths) < self.batch_size:
+            raise typer.BadParameter(
+                f"{len(pictures.paths)} pictures to train on are fewer than --batch-size {self.batch_size}."
+            )
+        return len(pictures.paths) // self.batch_size
+
+    def order(self, pictures: Pictures, epoch: int) -> Iterator[np.ndarray]:
+        """The numbers of the pictures of each batch of an epoch, in its order."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(pictures.paths))
+        yield from order[: self.steps(pictures) * self.batch_size].reshape(-1, self.batch_size)
+
+    def own(self, batch: np.ndarray) -> list[np.ndarray]:
+        """The parts of a whole batch that this process works on, one after the other."""
+        return list(batch.reshape(self.accumulate, self.shards, -1)[:, self.shard])
+
+    def pixels(self, pictures: Pictures, epoch: int) -> Iterator[Batch]:
+        """The pixels of each part of an epoch, and the numbers (B,) of its pictures."""
+        parts = (part for batch in self.order(pictures, epoch) for part in self.own(batch))
+        yield from self._ahead(pictures, ((part, part) for part in parts), epoch)
+
+    def mixed(
+        self, pictures: Pictures, epoch: int, mixup: float = 0.0, label_smoothing: float = 0.0
+    ) -> Iterator[Batch]:
+        """Pixels and targets (B, K), the shares of each class, of each part of an epoch.
+
+        mixup: each picture is blended with another of its batch, with a weight from Beta(mixup, mixup) (Zhang et al.
+        2018, "mixup"). label_smoothing: this share of a target is spread over all classes (Szegedy et al. 2016).
+        """
+        count = len(pictures.classes)
+        targets = np.eye(count, dtype=np.float32) * (1 - label_smoothing) + label_smoothing / count
+        if not mixup:
+            for pixels, part in self.pixels(pictures, epoch):
+                yield pixels, targets[pictures.labels[part]]
+            return
+        for pixels, (part, partners, weight) in self._ahead(pictures, self._blends(pictures, epoch, mixup), epoch):
+            both, size = targets[pictures.labels[np.concatenate([part, partners])]], len(part)
+            yield tuple(weight * each[:size] + (1 - weight) * each[size:] for each in (pixels, both))  # type: ignore[misc]
+
+    def _blends(self, pictures: Pictures, epoch: int, mixup: float) -> Iterator[tuple[np.ndarray, Any]]:
+        for step, batch in enumerate(self.order(pictures, epoch)):
+            random = np.random.default_rng((self.seed, epoch, step))
+            weight, partners = np.float32(random.beta(mixup, mixup)), random.permutation(batch)
+            for part, others in zip(self.own(batch), self.own(partners), strict=True):
+                yield np.concatenate([part, others]), (part, others, weight)
+
+    def validation(self, pictures: Pictures) -> Iterator[Batch]:
+        """Pixels and labels (B,) of this process's share of all pictures, not augmented; the last batch is filled up.
+
+        What fills it is labelled `PADDING`. Every process has as many batches, all of one size.
+        """
+        size = self.batch_size // self.accumulate
+        numbers = np.arange(-(-len(pictures.paths) // size) * size) % len(pictures.paths)
+        labels = np.where(np.arange(len(numbers)) < len(pictures.paths), pictures.labels[numbers], PADDING)
+        shares = [part.reshape(-1, self.shards, size // self.shards)[:, self.shard] for part in (numbers, labels)]
+        yield from self._ahead(pictures, zip(*shares, strict=True), None)
+
+    def _ahead(
+        self, pictures: Pictures, parts: Iterable[tuple[np.ndarray, Any]], epoch: int | None
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """The pixels of numbered pictures, each part with what came with it, read `AHEAD` parts in advance."""
+        waiting: deque[tuple[list[Future[np.ndarray]], Any]] = deque()
+        with ThreadPoolExecutor(self.workers) as pool:
+            for part in chain(parts, [None] * AHEAD):
+                if part is not None:
+                    jobs = {i: pool.submit(self.read, pictures.paths[i], int(i), epoch) for i in dict.fromkeys(part[0])}
+                    waiting.append(([jobs[i] for i in part[0]], part[1]))
+                if waiting and (len(waiting) > AHEAD or part is None):
+                    futures, rest = waiting.popleft()
+                    yield np.stack([future.result() for future in futures]), rest
+
+    def read(self, path: Path, number: int, epoch: int | None = None) -> np.ndarray:
+        """The pixels (C, H, W) of a picture as the model takes them, augmented unless `epoch` is None."""
+        image = load_image(path)
+        image = as_rgb(image, convert=True) if self.config.num_channels == 3 else image.convert("L")
+        if epoch is not None and self.augment:
+            image = augmented(image, np.random.default_rng((self.seed, epoch, number)), self.flip)
+        pixels: np.ndarray = self.processor(image, return_tensors="np")["pixel_values"][0]
+        return pixels
+
+
+def augmented(image: Image.Image, random: np.random.Generator, flip: bool) -> Image.Image:
+    """A picture rotated by up to 12 degrees, zoomed and shifted by up to 12 %, with `flip` mirrored half the time."""
+    turn, zoom, right, down = random.uniform(-0.12, 0.12, 4)
+    cos, sin = ((1 + zoom) * f(turn * math.pi / 1.8) for f in (math.cos, math.sin))
+    mirror = -1 if flip and random.random() < 0.5 else 1
+    x, y = (image.width - 1) / 2, (image.height - 1) / 2
+    rows = (cos * mirror, -sin), (sin * mirror, cos)
+    shifts = x * (1 + 2 * right), y * (1 + 2 * down)
+    matrix = [value for (a, b), shift in zip(rows, shifts, strict=True) for value in (a, b, shift - a * x - b * y)]
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+
+
+def open_model(
+    settings: Any, model_class: Any, shard: int, shards: int, scratch: bool = False, **overrides: Any
+) -> tuple[Any, Loader]:
+    """The model of a training's settings, and what reads pictures for this process of it.
+
+    `overrides` are fields of its configuration. With `scratch` all weights are drawn from the seed. The first process
+    says what was not in the checkpoint.
+    """
+    if settings.image_size is not None:
+        overrides["image_size"] = settings.image_size
+    model, report = model_class.from_pretrained(
+        settings.model, seed=settings.seed, output_loading_info=True, **overrides
+    )
+    drawn = [name for name, *_ in report.mismatched_keys] + report.missing_keys
+    if scratch:
+        model, drawn = model_class(model.config, seed=settings.seed), ["everything"]
+    if shard == 0:
+        print(
+            f"Drawn anew: {', '.join(drawn) or 'nothing'}. Resized: {', '.join(map(str, report.resized)) or 'nothing'}."
+        )
+    processor = find_processor(settings.model, model.config)
+    height, width = pair(model.config.image_size)
+    loader = Loader(
+        ViTImageProcessor.from_dict({**processor.to_dict(), "size": {"height": height, "width": width}}),
+        model.config,
+        settings.batch_size,
+        settings.seed,
+        settings.accumulate,
+        shard,
+        shards,
+        settings.augment,
+        settings.flip,
+        settings.workers,
+    )
+    return model, loader
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------------
+
+
+def evaluate(
+    logits_of: Callable[[np.ndarray], np.ndarray],
+    batches: Iterable[Batch],
+    total: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
+) -> dict[str, float]:
+    """Mean cross entropy and accuracy on batches of `Loader.validation`; `total` adds up the sums of all processes."""
+    sums = np.zeros(3)  # loss, right, pictures
+    for pixels, labels in batches:
+        known = labels != PADDING
+        logits = np.asarray(logits_of(pixels), np.float64)[known]
+        labels = labels[known]
+        losses = np.logaddexp.reduce(logits, axis=1) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        sums += losses.sum(), (logits.argmax(1) == labels).sum(), known.sum()
+    loss, right, count = total(sums)
+    return {"val_loss": float(loss / count), "val_accuracy": float(right / count)}

@@ -1,0 +1,260 @@
+"""What the PyTorch training scripts share: one loop on one device, under DistributedDataParallel, or under FSDP2.
+
+torchrun starts the processes. Checkpoints are those of torch.distributed.checkpoint, each process writing its own part.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import typer
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from training import Run, Settings
+
+import vit_torch
+from vit_core.config import ViTConfig
+
+PARALLEL = ("none", "ddp", "fsdp")
+TIMEOUT = timedelta(minutes=10)  # without a word from the others, before a process gives up
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process computes: its device, its number, and how many there are."""
+
+    device: torch.device
+    rank: int
+    world: int
+
+    @property
+    def main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def total(self, sums: np.ndarray) -> np.ndarray:
+        """The sums of all processes, added up."""
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, sums)
+        return np.sum(found, axis=0)
+
+
+@contextmanager
+def processes(parallel: str) -> Iterator[Place]:
+    """This process among those that torchrun started, or the only one. Raises typer.BadParameter for a wrong start."""
+    if parallel not in PARALLEL:
+        raise typer.BadParameter(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
+    started = "RANK" in os.environ
+    if started != (parallel != "none"):
+        raise typer.BadParameter(
+            f"--parallel {parallel} {'under' if started else 'without'} torchrun: ddp and fsdp need `torchrun "
+            "--nproc-per-node N SCRIPT ...`, and none is for a process alone."
+        )
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = torch.device(accelerator.type if accelerator else "cpu", int(os.environ.get("LOCAL_RANK", 0)))
+    if accelerator:
+        torch.accelerator.set_device_index(device.index)
+    alone = {} if started else {"backend": "gloo", "store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group(timeout=TIMEOUT, **alone)
+    try:
+        yield Place(device, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def wrapped(model: Any, parallel: str, place: Place, averaging: bool = False) -> Any:
+    """The model on its device; ddp averages its gradients over the processes, fsdp cuts its parameters over them."""
+    model = model.to(place.device)
+    if parallel == "ddp" and not averaging:
+        return DistributedDataParallel(model)
+    if parallel == "fsdp":
+        mesh = init_device_mesh(place.device.type, (place.world,))
+        for layer in model.vit.encoder.layer:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    return model
+
+
+def make_optimizer(model: Any, settings: Any, layer_decay: float = 1.0, freeze: bool = False) -> torch.optim.Optimizer:
+    """AdamW over the model's parameter groups; what is in none of them is frozen."""
+    named = dict(model.named_parameters())
+    groups = [
+        {
+            "params": [named.pop(name) for name in group.names],
+            "lr": settings.rate * group.scale,
+            "weight_decay": settings.weight_decay if group.decay else 0.0,
+        }
+        for group in model.parameter_groups(layer_decay, freeze)
+    ]
+    for parameter in named.values():
+        parameter.requires_grad_(False)
+    return torch.optim.AdamW(groups)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> LRScheduler:
+    """A linear rise to each group's rate, then half a cosine down to zero, over all steps of the run."""
+    warmup = settings.warmup_steps(steps)
+    rise = LinearLR(optimizer, settings.first_rate(steps) / settings.rate, total_iters=warmup)
+    return SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, max(steps - warmup, 1))], [warmup])
+
+
+class Trainer:
+    """A model, its optimizer, and the average of its weights, over the steps of a run.
+
+    `network` is `model` as it is called in training.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        settings: Settings,
+        place: Place,
+        folder: Path,
+        steps: int,
+        layer_decay: float = 1.0,
+        freeze: bool = False,
+    ) -> None:
+        self.model, self.settings, self.place, self.folder = model, settings, place, folder
+        self.average = wrapped(deepcopy(model), settings.parallel, place, averaging=True) if settings.ema else None
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        self.network = wrapped(model, settings.parallel, place)
+        self.optimizer = make_optimizer(model, settings, layer_decay, freeze)
+        self.schedule = make_schedule(self.optimizer, settings, settings.epochs * steps)
+        self.updates = 0
+
+    @property
+    def evaluated(self) -> Any:
+        """The model whose weights are measured and saved: the average, where there is one."""
+        return self.model if self.average is None else self.average
+
+    def epoch(
+        self, batches: Iterable[Any], loss_of: Callable[..., Tensor], run: Run
+    ) -> tuple[list[float], list[float]]:
+        """Train on the parts of an epoch; returns the loss, over all processes, and the learning rate of each step."""
+        losses, rates, parts = [], [], self.settings.accumulate
+        self.network.train()
+        for number, batch in enumerate(batches, start=1):
+            last = number % parts == 0
+            with self._alone() if not last else nullcontext(), self._precision():
+                loss = loss_of(self.network, *(torch.from_numpy(each).to(self.place.device) for each in batch)) / parts
+                loss.backward()
+            losses.append(loss.detach())
+            if last:
+                rates.append(self.schedule.get_last_lr()[-1])
+                self._step()
+                run.advance()
+        sums = torch.stack(losses).view(-1, parts).sum(1).double().cpu().numpy()
+        return list(self.place.total(sums) / self.place.world), rates
+
+    def _step(self) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            decay = self.settings.ema if self.updates else 0.0  # the first average is the first weights
+            get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.model.parameters()), self.updates)
+        self.updates += 1
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep gradients here until the last part of a batch."""
+        if isinstance(self.network, DistributedDataParallel):
+            with self.network.no_sync():
+                yield
+        else:
+            yield
+
+    def _precision(self) -> Any:
+        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+
+    @torch.no_grad()
+    def predict(self, output_of: Callable[..., Tensor], *arrays: np.ndarray) -> np.ndarray:
+        """What the evaluated model gives, as an array."""
+        self.evaluated.eval()
+        with self._precision():
+            output = output_of(self.evaluated, *(torch.from_numpy(each).to(self.place.device) for each in arrays))
+        return output.float().cpu().numpy()
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        state = {
+            "model": model,
+            "optimizer": optimizer,
+            "schedule": self.schedule.state_dict(),
+            "updates": self.updates,
+        }
+        if self.average is not None:
+            state["average"] = get_model_state_dict(self.average)
+        return state
+
+    def save(self, epoch: int) -> None:
+        """Write the state after an epoch; the last two are kept."""
+        dcp.save(self._state(), checkpoint_id=self.folder / str(epoch))
+        if self.place.main:
+            for number in checkpoints(self.folder)[:-2]:
+                shutil.rmtree(self.folder / str(number))
+
+    def resume(self) -> int:
+        """Take up the state of the last whole checkpoint; returns how many epochs it has seen, 0 without one."""
+        if not (found := checkpoints(self.folder)):
+            return 0
+        state = self._state()
+        dcp.load(state, checkpoint_id=self.folder / str(found[-1]))
+        set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.updates = state["updates"]
+        return found[-1]
+
+    def export(self, out: Path) -> None:
+        """Write the evaluated weights, gathered from all processes, as a Hugging Face folder."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(self.evaluated, options=options)
+        if self.place.main:
+            whole = type(self.model)(self.model.config)
+            whole.load_state_dict(weights)
+            whole.save_pretrained(out)
+
+
+def checkpoints(folder: Path) -> list[int]:
+    """The numbers of the whole checkpoints in a folder: those whose metadata, which are written last, are there."""
+    return sorted(int(p.parent.name) for p in folder.glob("*/.metadata") if p.parent.name.isdigit())
+
+
+def gather(folder: Path, epoch: int, out: Path) -> None:
+    """Write a checkpoint, of however many processes, as a Hugging Face folder: the average of the weights, if any."""
+    config = ViTConfig.from_pretrained(folder)
+    model = getattr(vit_torch, config.architectures[0])(config)
+    path = folder / str(epoch)
+    stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    name = "average" if any(key.startswith("average.") for key in stored) else "model"
+    state = {name: model.state_dict()}
+    with processes("none"):
+        dcp.load(state, checkpoint_id=path)
+    model.load_state_dict(state[name])
+    model.save_pretrained(out)

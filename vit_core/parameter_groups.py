@@ -1,0 +1,53 @@
+"""Parameters that train alike, read off the parameter table: layer-wise learning rates, weight decay, frozen trunks.
+
+Layer-wise learning-rate decay: Clark et al. 2020, "ELECTRA", section 3.1; for ViT, Bao et al. 2022, "BEiT", appendix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from vit_core.params import HEADS, LAYER, Spec
+
+_LAYER = re.compile(re.escape(LAYER).replace(r"\{\}", r"(\d+)"))
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Names of parameters, the factor of their learning rate, and whether weight decay applies to them."""
+
+    names: tuple[str, ...]
+    scale: float
+    decay: bool
+
+
+def parameter_groups(
+    specs: Mapping[str, Spec], num_layers: int, layer_decay: float = 1.0, freeze: bool = False
+) -> list[ParameterGroup]:
+    """The groups of a model's parameters, those nearest the pixels first.
+
+    The head and the final LayerNorm learn at the full rate, each layer below at `layer_decay` times the rate of the one
+    above, the embeddings below the first layer. Weight decay is for the matrices of linear layers and convolutions.
+    With `freeze`, the head alone is in a group. Raises ValueError for a `layer_decay` outside (0, 1].
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}.")
+    found: dict[tuple[int, bool], list[str]] = {}
+    for name, spec in specs.items():
+        if not freeze or spec.part in HEADS:
+            decay = spec.kind in ("linear", "conv") and spec.leaf == "weight"
+            found.setdefault((_depth(spec, num_layers), decay), []).append(name)
+    return [
+        ParameterGroup(tuple(names), layer_decay ** (num_layers + 1 - depth), decay)
+        for (depth, decay), names in sorted(found.items())
+    ]
+
+
+def _depth(spec: Spec, num_layers: int) -> int:
+    """0 for the embeddings, i + 1 for layer i, one more than the last layer's for what comes after it."""
+    if spec.name.startswith("embeddings."):
+        return 0
+    layer = _LAYER.match(spec.name)
+    return int(layer[1]) + 1 if layer else num_layers + 1
