@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
+GUIDES = ("docs/finetune.md", "docs/scale.md")
 
 
 def run_blocks(document: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> list[str]:
@@ -67,6 +68,6 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for document in ("README.md", "CONTRIBUTING.md", "docs/jax.md", "docs/keras.md", "docs/convert.md"):
+    for document in ("README.md", "CONTRIBUTING.md", "docs/jax.md", "docs/keras.md", "docs/convert.md", *GUIDES):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
             assert (ROOT / document).parent.joinpath(target).exists(), target

@@ -1,0 +1,363 @@
+"""The fine-tuning and pre-training scripts of examples/ in every framework: their files, agreement, and resumption."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trainings
+import typer
+from backends import BACKENDS
+from PIL import Image
+from safetensors.numpy import load_file
+from trainings import command, kill_when, losses, need, run, start, table, write_digits
+
+from vit_core.backends import DIGITS
+from vit_core.config import ViTConfig
+from vit_core.image_processing import ViTImageProcessor
+from vit_core.parameter_groups import parameter_groups
+from vit_core.params import specs
+
+FLAGS = ("--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing")
+SAME_LOSS = 2e-4  # relative, of every step against PyTorch's, over 12 steps of AdamW
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("digits"), per_class=8)
+
+
+@pytest.fixture(scope="module", params=list(trainings.FRAMEWORKS))
+def framework(request: pytest.FixtureRequest) -> str:
+    need(request.param)
+    return str(request.param)
+
+
+class Runs:
+    """Whole runs of the scripts with `FLAGS`, each made when it is first asked for."""
+
+    def __init__(self, pictures: Path, folder: Path) -> None:
+        self.pictures, self.folder, self.output = pictures, folder, dict[str, str]()
+
+    def __call__(self, framework: str) -> Path:
+        out = self.folder / framework
+        if framework not in self.output:
+            self.output[framework] = run(f"finetune_{framework}.py", self.pictures, "--out", out, *FLAGS)
+        return out
+
+
+@pytest.fixture(scope="module")
+def runs(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(pictures, tmp_path_factory.mktemp("runs"))
+
+
+# ---- fine-tuning -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_a_run_leaves(framework: str, runs: Runs) -> None:
+    out = runs(framework)
+    assert (
+        "64 pictures to train on, 16 to validate on, in 10 classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
+        in runs.output[framework]
+    )
+    epochs, steps = table(out / "metrics.csv"), table(out / "steps.csv")
+    assert [list(rows[0]) for rows in (epochs, steps)] == [
+        ["epoch", "loss", "val_loss", "val_accuracy"],
+        ["step", "epoch", "loss", "learning_rate"],
+    ]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    assert [row["epoch"] for row in epochs] == [1, 2, 3]
+    assert epochs[2]["val_accuracy"] > 0.8
+    logged = events(out)
+    assert [event.value for event in logged["loss"]] == pytest.approx(losses(out))
+    assert [event.step for event in logged["val_accuracy"]] == [4, 8, 12]
+    with Image.open(out / "curves.png") as curves:
+        assert curves.size == (1350, 350)
+        assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= set(curves.convert("RGB").get_flattened_data())
+    config = ViTConfig.from_pretrained(out)
+    assert config.id2label == {i: str(i) for i in range(10)}
+    assert ViTImageProcessor.from_pretrained(out).size == {"height": 24, "width": 24}
+
+
+def events(out: Path) -> Any:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(
+        str(out)
+    )
+    accumulator.Reload()
+    return {name: accumulator.Scalars(name) for name in accumulator.Tags()["scalars"]}
+
+
+@pytest.mark.slow
+def test_every_backend_loads_it(framework: str, runs: Runs, pictures: Path) -> None:
+    out = runs(framework)
+    image = Image.open(pictures / "3" / sorted(p.name for p in (pictures / "3").iterdir())[0])
+    pixels = ViTImageProcessor.from_pretrained(out)(image, return_tensors="np").pixel_values
+    found = []
+    for make in BACKENDS.values():
+        try:
+            backend = make()
+        except ImportError:
+            continue
+        model = backend.load("ViTForImageClassification", out)
+        found.append(np.asarray(backend.call(model, pixel_values=pixels).logits))
+    assert len(found) > 1
+    for logits in found[1:]:
+        np.testing.assert_allclose(logits, found[0], rtol=0, atol=1e-5 * np.abs(found[0]).max())
+
+
+@pytest.mark.slow
+def test_the_same_losses_as_in_pytorch(framework: str, runs: Runs) -> None:
+    need("torch")
+    ours, torch = (table(runs(name) / "steps.csv") for name in (framework, "torch"))
+    for name, tolerance in (("learning_rate", 1e-6), ("loss", SAME_LOSS)):
+        np.testing.assert_allclose([r[name] for r in ours], [r[name] for r in torch], rtol=tolerance, err_msg=name)
+    for row, expected in zip(*(table(runs(name) / "metrics.csv") for name in (framework, "torch")), strict=True):
+        assert row == pytest.approx(expected, rel=SAME_LOSS)
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_as_one_that_was_not(framework: str, runs: Runs, pictures: Path, tmp_path: Path) -> None:
+    whole, out = runs(framework), tmp_path / "killed"
+    arguments = (f"finetune_{framework}.py", pictures, "--out", out, *FLAGS)
+    kill_when(start(command(*arguments)), out / "metrics.csv")  # which is written after the first checkpoint
+    assert not (out / "model.safetensors").exists()
+    assert "Resumed after epoch" in run(*arguments)
+    assert table(out / "steps.csv") == table(whole / "steps.csv")
+    expected, actual = (load_file(folder / "model.safetensors") for folder in (whole, out))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(actual[name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_a_frozen_trunk_at_a_higher_resolution(framework: str, pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    config = ViTConfig(
+        image_size=224, patch_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    vit_torch = import_module("vit_torch")
+    vit_torch.ViTForImageClassification(config, seed=1).save_pretrained(tmp_path / "small")
+    ViTImageProcessor().save_pretrained(tmp_path / "small")
+    settings = settings_of(
+        framework, "finetune", pictures, tmp_path / "large", model=str(tmp_path / "small"), image_size=384, freeze=True,
+        epochs=1, batch_size=64, precision="bfloat16",
+    )  # fmt: skip
+    before = load_file(tmp_path / "small" / "model.safetensors")
+    after = load_file(tmp_path / "large" / "model.safetensors")
+    name = "vit.embeddings.position_embeddings"
+    assert before.pop(name).shape == (1, 7 * 7 + 1, 16) and after[name].shape == (1, 12 * 12 + 1, 16)
+    resized = vit_torch.ViTForImageClassification.from_pretrained(tmp_path / "small", image_size=384)
+    np.testing.assert_allclose(after[name], resized.state_dict()[name].numpy(), rtol=0, atol=1e-6)
+    for name, array in before.items():
+        if not name.startswith("classifier"):
+            np.testing.assert_array_equal(after[name], array, err_msg=name)
+    assert np.abs(after["classifier.bias"]).min() > settings.rate / 100
+    assert ViTImageProcessor.from_pretrained(tmp_path / "large").size == {"height": 384, "width": 384}
+
+
+def settings_of(framework: str, kind: str, pictures: Path, out: Path, **flags: Any) -> Any:
+    """Run a script in this process; returns its settings."""
+    script = import_module(f"{kind}_{framework}")
+    settings = {"finetune": "FineTuning", "pretrain": "PreTraining"}[kind]
+    made = getattr(script, settings)(pictures=pictures, out=out, **flags)
+    script.main(made)
+    return made
+
+
+# ---- pre-training ------------------------------------------------------------------------------------------------
+
+
+class PreTrained:
+    """Short pre-trainings, each made when it is first asked for."""
+
+    def __init__(self, pictures: Path, folder: Path) -> None:
+        self.pictures, self.folder = pictures, folder
+
+    def __call__(self, framework: str) -> Path:
+        out = self.folder / framework
+        if not out.exists():
+            flags = {"epochs": 3, "batch_size": 24, "mask_unit": 8, "scratch": True, "rate": 2e-3}
+            settings_of(framework, "pretrain", self.pictures, out, **flags)
+        return out
+
+
+@pytest.fixture(scope="module")
+def pretrained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> PreTrained:
+    return PreTrained(pictures, tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.mark.slow
+def test_pretraining(framework: str, pretrained: PreTrained) -> None:
+    out = pretrained(framework)
+    found = losses(out)
+    assert found[-1] < 0.9 * found[0]
+    assert ViTConfig.from_pretrained(out).architectures == ["ViTForMaskedImageModeling"]
+    assert [list(row) for row in table(out / "metrics.csv")] == [["epoch", "loss", "val_loss"]] * 3
+    with Image.open(out / "reconstructions.png") as picture:
+        assert picture.size == (600, 1200)
+        assert len(set(picture.convert("L").get_flattened_data())) > 100
+    need("torch")
+    np.testing.assert_allclose(found, losses(pretrained("torch")), rtol=SAME_LOSS)
+
+
+@pytest.mark.slow
+def test_fine_tuning_what_was_pretrained(pretrained: PreTrained, pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    before = load_file(pretrained("torch") / "model.safetensors")
+    settings_of(
+        "torch", "finetune", pictures, tmp_path, model=str(pretrained("torch")), epochs=1, batch_size=32, freeze=True
+    )
+    after = load_file(tmp_path / "model.safetensors")
+    name = "vit.encoder.layer.0.output.dense.weight"
+    np.testing.assert_array_equal(after[name], before[name])
+    assert set(after) - set(before) == {"classifier.weight", "classifier.bias"}
+
+
+def test_masks(tmp_path: Path) -> None:
+    need("torch")
+    pretraining = import_module("pretraining")
+    config = ViTConfig(image_size=(64, 96), patch_size=16)
+    settings = pretraining.PreTraining(pictures=tmp_path, out=tmp_path, mask_ratio=0.5)
+    masks = pretraining.Masks.of(settings, config)
+    found = masks(np.arange(20), epoch=0)
+    assert found.shape == (20, 4 * 6) and found.dtype == bool
+    assert (found.sum(1) == 12).all()  # half of 2 x 3 squares of 2 x 2 patches
+    squares = found.reshape(20, 2, 2, 3, 2).transpose(0, 1, 3, 2, 4).reshape(20, 6, 4)
+    assert (squares.all(2) | ~squares.any(2)).all()
+    assert len(np.unique(found, axis=0)) > 5
+    np.testing.assert_array_equal(found, masks(np.arange(20), epoch=0))
+    assert (found != masks(np.arange(20), epoch=1)).any()
+    pixels = masks.pixels(found)
+    assert pixels.shape == (20, 1, 64, 96) and pixels.mean() == 0.5
+    wrong = pretraining.PreTraining(pictures=tmp_path, out=tmp_path, mask_unit=24)
+    with pytest.raises(typer.BadParameter, match="--mask-unit 24 must be a multiple of the patches, 16x16"):
+        pretraining.Masks.of(wrong, config)
+
+
+# ---- data --------------------------------------------------------------------------------------------------------
+
+
+def test_bad_pictures_are_named_before_the_first_step(pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    read_pictures = import_module("pictures").read_pictures
+    bad = tmp_path / "bad"
+    for name in ("cat", "dog", "empty"):
+        (bad / name).mkdir(parents=True)
+    for name in ("cat", "dog"):
+        Image.new("L", (8, 8)).save(bad / name / "fine.png")
+    (bad / "dog" / "torn.png").write_bytes((pictures / "labels.csv").read_bytes())
+    with pytest.raises(typer.BadParameter) as error:
+        read_pictures(bad)
+    assert f"{bad / 'empty'} holds no picture" in error.value.message
+    assert str(bad / "dog" / "torn.png") in error.value.message
+    assert "fine.png" not in error.value.message
+    output = run("finetune_torch.py", bad, "--out", tmp_path / "out", code=2)
+    assert "holds no picture" in output and "Traceback" not in output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "classes", "expected"),
+    [
+        (
+            "file,label\na.png,cat\nb.png,cow\n",
+            "cat,dog",
+            "b.png has the label cow, expected one of cat, dog, or 0 to 1",
+        ),
+        ("file,label\na.png,0\nb.png,2\n", "cat,dog", "b.png has the label 2, expected one of cat, dog, or 0 to 1"),
+        ("file,label\na.png,-1\nb.png,1\n", "cat,dog", "a.png has the label -1"),
+        ("file,label\na.png,0\nb.png,0\n", "cat,dog", "class dog has no picture"),
+        ("file,label\na.png,\nb.png,1\n", None, "a.png has no label"),
+        ("file,label\na.png,1\nb.png,1\n", None, "has 1 classes, expected two or more"),
+        ("file,label\na.png,1\nmissing.png,2\n", None, "missing.png"),
+        ("file,class\na.png,1\n", None, "has the columns file, class, but no label"),
+    ],
+)
+def test_a_bad_csv(content: str, classes: str | None, expected: str, tmp_path: Path) -> None:
+    need("torch")
+    for name in "ab":
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(typer.BadParameter) as error:
+        import_module("pictures").read_pictures(tmp_path / "labels.csv", classes)
+    assert expected in error.value.message
+
+
+def test_a_csv_gives_the_pictures_of_its_folder(pictures: Path) -> None:
+    need("torch")
+    read_pictures = import_module("pictures").read_pictures
+    by_folder, by_table = read_pictures(pictures), read_pictures(pictures / "labels.csv")
+    assert by_folder.classes == by_table.classes == [str(i) for i in range(10)]
+    assert set(zip(by_folder.paths, by_folder.labels, strict=True)) == set(
+        zip(by_table.paths, by_table.labels, strict=True)
+    )
+
+
+def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> None:
+    need("torch")
+    module = import_module("pictures")
+    processor, config = ViTImageProcessor.from_pretrained(DIGITS), ViTConfig.from_pretrained(DIGITS)
+    found = module.read_pictures(pictures)
+
+    def loader(**options: Any) -> Any:
+        return module.Loader(processor, config, 16, 0, augment=True, **options)
+
+    whole = list(loader().mixed(found, 1, mixup=0.5, label_smoothing=0.1))
+    assert len(whole) == 5 and whole[0][0].shape == (16, 3, 24, 24)
+    np.testing.assert_allclose(whole[0][1].sum(1), 1, rtol=1e-6)
+    parts = [
+        list(loader(accumulate=2, shards=2, shard=s).mixed(found, 1, mixup=0.5, label_smoothing=0.1)) for s in (0, 1)
+    ]
+    for kind in (0, 1):
+        joined = [
+            np.concatenate([parts[s][i][kind] for i in (2 * step, 2 * step + 1) for s in (0, 1)]) for step in range(5)
+        ]
+        for step in range(5):
+            np.testing.assert_array_equal(joined[step], whole[step][kind])
+    with pytest.raises(typer.BadParameter, match="--batch-size 16 can't be cut into 6 equal parts"):
+        loader(accumulate=3, shards=2)
+    shares = [list(loader(shards=2, shard=s).validation(found)) for s in (0, 1)]
+    labels = np.concatenate([b[1] for share in shares for b in share])
+    assert sorted(labels[labels != module.PADDING]) == sorted(found.labels)
+
+
+def test_a_run_with_other_flags_is_not_resumed(runs: Runs, pictures: Path) -> None:
+    need("torch")
+    module = import_module("finetuning")
+    settings = module.FineTuning(pictures=pictures, out=runs("torch"), epochs=9)
+    with pytest.raises(typer.BadParameter, match="holds a run with epochs=3, not 9"):
+        import_module("training").begin(settings, None, None)
+
+
+# ---- parameter groups --------------------------------------------------------------------------------------------
+
+
+def test_parameter_groups_of_every_backend(backend: Any) -> None:
+    config = ViTConfig.from_pretrained(DIGITS)
+    model = backend.load("ViTForImageClassification", DIGITS)
+    groups = model.parameter_groups(layer_decay=0.5)
+    names = [name for group in groups for name in group.names]
+    assert len(names) == len(set(names)) and set(names) == set(model.specs())
+    canonical = {model.specs()[name].name: group for group in groups for name in group.names}
+    for name, scale, decay in [
+        ("embeddings.cls_token", 0.5**6, False),
+        ("embeddings.patch_embeddings.projection.weight", 0.5**6, True),
+        ("encoder.layer.0.attention.attention.query.weight", 0.5**5, True),
+        ("encoder.layer.4.output.dense.bias", 0.5, False),
+        ("encoder.layer.4.layernorm_after.weight", 0.5, False),
+        ("layernorm.weight", 1, False),
+        ("classifier.weight", 1, True),
+    ]:
+        assert (canonical[name].scale, canonical[name].decay) == (scale, decay), name
+    head = [model.specs()[name].name for group in model.parameter_groups(freeze=True) for name in group.names]
+    assert sorted(head) == ["classifier.bias", "classifier.weight"]
+    assert canonical.keys() == specs(config, model.parts).keys()
+
+
+def test_wrong_layer_decay() -> None:
+    for value in (0, 1.5):
+        with pytest.raises(ValueError, match="layer_decay must be above 0 and at most 1"):
+            parameter_groups({}, 1, value)

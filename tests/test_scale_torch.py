@@ -1,0 +1,106 @@
+"""PyTorch's training scripts on two processes: the losses of one, sharded checkpoints, and what a lost process does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import typer
+from safetensors.numpy import load_file
+from trainings import EXAMPLES, losses, need, start, table, write_digits
+
+FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
+SAME_LOSS = 1e-5  # relative, of every step on two processes against one: 5e-7 measured
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("torch")
+    return write_digits(tmp_path_factory.mktemp("digits"), per_class=5)
+
+
+@pytest.fixture(scope="module")
+def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    finetune(pictures, out)
+    return out
+
+
+def finetune(pictures: Path, out: Path, **flags: Any) -> None:
+    named = dict(zip([f[2:].replace("-", "_") for f in FLAGS[::2]], FLAGS[1::2], strict=True)) | flags  # type: ignore[union-attr]
+    script = import_module("finetune_torch")
+    script.main(script.FineTuning(pictures=pictures, out=out, **named))
+
+
+def torchrun(*arguments: Any) -> list[str]:
+    launcher = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*launcher, str(EXAMPLES / "finetune_torch.py"), *map(str, arguments)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, tmp_path: Path) -> None:
+    process = start(
+        torchrun(pictures, "--out", tmp_path / "two", "--parallel", parallel, *FLAGS), PYTHONWARNINGS="error"
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert output.count("epoch 2 of 2") == 1
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(alone), rtol=SAME_LOSS)
+    for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
+        assert row == pytest.approx(expected, rel=SAME_LOSS)
+    checkpoints = tmp_path / "two" / "checkpoints"
+    parts = {"ddp": 1, "fsdp": 2}[parallel]  # under ddp every process has the whole, which one of them writes
+    assert sum(path.stat().st_size > 1e5 for path in (checkpoints / "2").glob("*.distcp")) >= parts
+    import_module("gather").main(checkpoints, tmp_path / "gathered", None)
+    expected, gathered = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "gathered"))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(gathered[name], array, err_msg=name)
+    assert (tmp_path / "gathered" / "preprocessor_config.json").exists()
+    with pytest.raises(typer.BadParameter, match=r"no whole checkpoint 7: .* found 1, 2\."):
+        import_module("gather").main(checkpoints, tmp_path / "none", 7)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_run_which_resumes_on_one(pictures: Path, tmp_path: Path) -> None:
+    arguments = (pictures, "--out", tmp_path / "lost", "--parallel", "fsdp", *FLAGS[2:], "--epochs", 4)
+    process = start(torchrun(*arguments))
+    while not (tmp_path / "lost" / "metrics.csv").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    workers = [
+        child for child in psutil.Process(process.pid).children() if "finetune_torch.py" in " ".join(child.cmdline())
+    ]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "finetune_torch.py FAILED" in output and "Signal 9 (SIGKILL) received by PID" in output
+    done = max(int(path.parent.name) for path in (tmp_path / "lost" / "checkpoints").glob("*/.metadata"))
+    assert 1 <= done < 4
+    seen = table(tmp_path / "lost" / "steps.csv")[: done * 5]
+    script = import_module("finetune_torch")
+    engine = import_module("torch_engine")
+    settings = script.FineTuning(
+        pictures=pictures, out=tmp_path / "lost", epochs=4, batch_size=8, accumulate=2, ema=0.9, mixup=0.2
+    )
+    assert engine.checkpoints(tmp_path / "lost" / "checkpoints")[-1] == done
+    script.main(settings)
+    rows = table(tmp_path / "lost" / "steps.csv")
+    assert rows[: len(seen)] == seen
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert (tmp_path / "lost" / "model.safetensors").exists()
+
+
+def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path) -> None:
+    for parallel, expected in (("ddp", "--parallel ddp without torchrun"), ("tpu", "must be one of none, ddp, fsdp")):
+        with pytest.raises(typer.BadParameter, match=expected):
+            finetune(pictures, tmp_path, parallel=parallel)
