@@ -36,6 +36,7 @@ from training import Run, Settings
 
 import vit_torch
 from vit_core.config import ViTConfig
+from vit_core.parameter_groups import ParameterGroup
 
 PARALLEL = ("none", "ddp", "fsdp")
 TIMEOUT = timedelta(minutes=10)  # without a word from the others, before a process gives up
@@ -97,20 +98,23 @@ def wrapped(model: Any, parallel: str, place: Place, averaging: bool = False) ->
     return model
 
 
-def make_optimizer(model: Any, settings: Any, layer_decay: float = 1.0, freeze: bool = False) -> torch.optim.Optimizer:
-    """AdamW over the model's parameter groups; what is in none of them is frozen."""
-    named = dict(model.named_parameters())
-    groups = [
+def freeze_others(model: Any, groups: list[ParameterGroup]) -> None:
+    """Let no parameter learn that is in none of the groups; before `wrapped`, which asks what does."""
+    learning = {name for group in groups for name in group.names}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in learning)
+
+
+def make_optimizer(model: Any, groups: list[ParameterGroup], settings: Settings) -> torch.optim.Optimizer:
+    """AdamW over groups of the model's parameters."""
+    return torch.optim.AdamW(
         {
-            "params": [named.pop(name) for name in group.names],
+            "params": [model.get_parameter(name) for name in group.names],
             "lr": settings.rate * group.scale,
             "weight_decay": settings.weight_decay if group.decay else 0.0,
         }
-        for group in model.parameter_groups(layer_decay, freeze)
-    ]
-    for parameter in named.values():
-        parameter.requires_grad_(False)
-    return torch.optim.AdamW(groups)
+        for group in groups
+    )
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> LRScheduler:
@@ -140,8 +144,10 @@ class Trainer:
         self.average = wrapped(deepcopy(model), settings.parallel, place, averaging=True) if settings.ema else None
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        groups = model.parameter_groups(layer_decay, freeze)
+        freeze_others(model, groups)
         self.network = wrapped(model, settings.parallel, place)
-        self.optimizer = make_optimizer(model, settings, layer_decay, freeze)
+        self.optimizer = make_optimizer(model, groups, settings)
         self.schedule = make_schedule(self.optimizer, settings, settings.epochs * steps)
         self.updates = 0
 

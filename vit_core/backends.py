@@ -6,6 +6,7 @@ All that the core knows of a framework's tensors stands here, in `run` and `plac
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,6 +98,13 @@ def place(model: Any, device: Any) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device={device!r} can't be used ({reason}): pass one that this machine has.") from error
+
+
+def replica(model: Any, device: Any) -> Any:
+    """A copy of a torch model on a device that `place` takes. Raises ValueError as that does."""
+    copied = deepcopy(model)
+    place(copied, device)
+    return copied
 
 
 def accelerator(backend: str) -> str | None:

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPException
 from itertools import islice
+from queue import SimpleQueue
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -28,6 +32,7 @@ from vit_core.backends import (
     import_backend,
     open_checkpoint,
     place,
+    replica,
     run,
 )
 from vit_core.config import ViTConfig, pair
@@ -37,6 +42,7 @@ from vit_core.loading import LoadReport
 
 Array = NDArray[Any]
 Predictions = list[dict[str, Any]]  # {"label": str, "score": float}, the highest score first
+Result = Predictions | OSError | ValueError
 
 TASK = "image-classification"
 FUNCTIONS = ("softmax", "sigmoid", "none")
@@ -48,7 +54,8 @@ _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "rev
 class ImageClassificationPipeline:
     """Classifies one image or several: `classifier("cat.png")`.
 
-    top_k, function_to_apply and batch_size are what calls use that give none of their own.
+    top_k, function_to_apply and batch_size are what calls use that give none of their own. replicas: copies of the
+    model on other devices, which take batches beside it.
     """
 
     task = TASK
@@ -61,8 +68,9 @@ class ImageClassificationPipeline:
         top_k: int | None = 5,
         function_to_apply: str | None = None,
         batch_size: int = 1,
+        replicas: Sequence[Any] = (),
     ) -> None:
-        self.model = model
+        self.model, self.replicas = model, tuple(replicas)
         self.backend = backend_of(model)
         if not model.config.num_labels:
             raise ValueError("The model has num_labels=0 and so no classes: pass one that was saved with its labels.")
@@ -70,7 +78,8 @@ class ImageClassificationPipeline:
         self.defaults = {"top_k": top_k, "function_to_apply": function_to_apply, "batch_size": batch_size}
         self._checked({})
         if self.backend == "torch":
-            model.eval()
+            for each in (model, *replicas):
+                each.eval()
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """The predictions for one image, or a list of them for a list of images or an array (B, C, H, W).
@@ -88,21 +97,43 @@ class ImageClassificationPipeline:
             results.append(result)
         return results if several else results[0]
 
-    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Predictions | OSError | ValueError]:
+    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Result]:
         """For each image, in order and as soon as its batch is done, its predictions, or why it can't be read.
 
-        Takes what a call takes, but images one by one from any iterable, a batch ahead at most.
+        Takes what a call takes, but images one by one from any iterable, and prepares them in threads while the model
+        is at work. Of images taken whose results are not given, there are two batches at most for each model: one for
+        it to work at, and the next. Closing the iterator ends its threads.
         """
         used = self._checked(options)
         size = used.pop("batch_size")
-        rest = iter(images)
-        with ThreadPoolExecutor(min(size, os.cpu_count() or 1)) as pool:
-            while batch := list(islice(rest, size)):
-                prepared = list(pool.map(self._prepared, batch))
-                pixels = [each for each in prepared if not isinstance(each, Exception)]
-                logits = iter(run(self.model, np.stack(pixels))["logits"] if pixels else ())
-                for each in prepared:
-                    yield each if isinstance(each, Exception) else self.postprocess(next(logits), **used)
+        rest, models = iter(images), (self.model, *self.replicas)
+        free: SimpleQueue[Any] = SimpleQueue()
+        for model in models:
+            free.put(model)
+        waiting: deque[Callable[[], list[Result]]] = deque()
+        with _threads(len(models)) as runners, _threads(os.cpu_count() or 1) as decoders:
+            while True:
+                while len(waiting) < 2 * len(models) and (taken := list(islice(rest, size))):
+                    batch = [decoders.submit(self._prepared, image) for image in taken]
+                    task = partial(self._results, batch, free, used)
+                    # One model runs in the caller's thread, where contexts such as autocast hold that were set there.
+                    waiting.append(task if len(models) == 1 else runners.submit(task).result)
+                if not waiting:
+                    return
+                yield from waiting.popleft()()
+
+    def _results(
+        self, batch: list[Future[Array | OSError | ValueError]], free: SimpleQueue[Any], used: dict[str, Any]
+    ) -> list[Result]:
+        """What a model that is free gives for a batch of images, once they are prepared."""
+        prepared = [each.result() for each in batch]
+        pixels = [each for each in prepared if not isinstance(each, Exception)]
+        model = free.get()
+        try:
+            logits = iter(run(model, np.stack(pixels))["logits"] if pixels else ())
+        finally:
+            free.put(model)
+        return [each if isinstance(each, Exception) else self.postprocess(next(logits), **used) for each in prepared]
 
     def preprocess(self, image: Any) -> Array:
         """One image as pixels (C, H, W) that fit the model. Raises OSError or ValueError."""
@@ -174,7 +205,7 @@ def pipeline(
     image_processor: the model's own if None; without a preprocessor_config.json, one for the model's size, and a
     warning.
     device, for torch: a torch device, its name, n for "cuda:n" or -1 for the CPU; if None, a model given by name goes
-    to CUDA where there is any.
+    to CUDA where there is any. With a list of them the model is copied to each, and a batch goes to one that is free.
     options: those of `from_pretrained`, such as dtype and revision, for a model given by name.
 
     Raises ImportError that says what to install, OSError for what can't be found or fetched, and ValueError for
@@ -182,6 +213,7 @@ def pipeline(
     """
     if task != TASK:
         raise ValueError(f"task must be {TASK!r}, got {task!r}.")
+    device, *others = device if isinstance(device, list | tuple) and device else [device]
     if model is None or isinstance(model, str | os.PathLike):
         name = DIGITS if model is None else model
         loaded, report = load(name, backend, device, **options)
@@ -196,8 +228,23 @@ def pipeline(
             place(model, device)
         loaded, processor = model, find_processor(None, model.config, image_processor)
     return ImageClassificationPipeline(
-        loaded, processor, top_k=top_k, function_to_apply=function_to_apply, batch_size=batch_size
+        loaded,
+        processor,
+        top_k=top_k,
+        function_to_apply=function_to_apply,
+        batch_size=batch_size,
+        replicas=[replica(loaded, each) for each in others],
     )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads, which are gone at the end, and the work with them that has not begun."""
+    pool = ThreadPoolExecutor(number)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def load(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
 from typing import Annotated
 
 import typer
@@ -27,10 +30,11 @@ from vit_core.cli.common import (
     pictures,
     print_json,
 )
-from vit_core.pipeline import ImageClassificationPipeline, Predictions, pipeline
+from vit_core.cli.results import Journal, check_target
+from vit_core.pipeline import ImageClassificationPipeline, Predictions, Result, pipeline
 
 Results = list[tuple[Picture, Predictions]]
-Failures = list[tuple[Picture, Exception]]
+Failures = list[tuple[Picture, str]]
 
 
 def classify(
@@ -42,30 +46,101 @@ def classify(
     backend: Backend = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="N", help="Labels for each picture.")] = 3,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures the model sees at once.")] = 16,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Where torch runs, a copy of the model on each: cuda:0,cuda:1.",
+            show_default="CUDA where there is any",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write results to a .csv, .jsonl or .parquet file; the same command goes on with a run that stopped.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what is in pictures."""
     found = pictures(images)
+    if out is not None:
+        check_target(out, overwrite)
     import_quietly(backend)
-    classifier = pipeline(model=model, backend=backend, revision=revision, top_k=top_k, batch_size=batch_size)
-    results, failures = _run(classifier, found)
-    if failures and len(found) == 1:
-        raise failures[0][1]
-    if as_json:
-        _print_json(model, classifier.backend, results, failures)
-    elif results:
-        _print_table(results)
+    classifier = pipeline(
+        model=model,
+        backend=backend,
+        revision=revision,
+        device=devices.split(",") if devices is not None else None,
+        top_k=top_k,
+        batch_size=batch_size,
+    )
+    facts = {"model": model, "backend": classifier.backend}
+    if out is not None:
+        settings = {**facts, "revision": revision, "top_k": top_k}
+        with Journal(out, settings, min(top_k, classifier.model.config.num_labels)) as journal:
+            failures = _write(classifier, found, journal, facts if as_json else None)
+    else:
+        failures = _show(classifier, found, facts if as_json else None)
     for _, error in failures:
-        complain(str(error))
+        complain(error)
     if failures:
         complain(f"{len(failures)} of {len(found)} pictures could not be read.")
         raise typer.Exit(1)
 
 
-def _run(classifier: ImageClassificationPipeline, found: list[Picture]) -> tuple[Results, Failures]:
-    """The predictions for every picture that can be read, and why the others can't."""
+def _show(classifier: ImageClassificationPipeline, found: list[Picture], facts: dict[str, str] | None) -> Failures:
+    """Print the results, as JSON with these facts if there are any. Raises the error of a single picture."""
     results, failures = Results(), Failures()
+    for picture, result in _run(classifier, found):
+        if not isinstance(result, Exception):
+            results.append((picture, result))
+        elif len(found) == 1:
+            raise result
+        else:
+            failures.append((picture, str(result)))
+    if facts is not None:
+        images = [{"file": picture.name, "predictions": predictions} for picture, predictions in results]
+        print_json({**facts, "images": images, "failed": _document(failures)})
+    elif results:
+        _print_table(results)
+    return failures
+
+
+def _write(
+    classifier: ImageClassificationPipeline, found: list[Picture], journal: Journal, facts: dict[str, str] | None
+) -> Failures:
+    """Bring the journal to its end; print a summary, as JSON with these facts if there are any."""
+    failures, left = Failures(), [picture for picture in found if picture.name not in journal]
+    start = perf_counter()
+    for picture, result in _run(classifier, left, len(found)):
+        journal.add(picture.name, result)
+        if isinstance(result, Exception):
+            failures.append((picture, str(result)))
+    rate = len(left) / (perf_counter() - start)
+    journal.finish(picture.name for picture in found)
+    classified, earlier = len(left) - len(failures), len(found) - len(left)
+    if facts is not None:
+        numbers = {"classified": classified, "earlier": earlier, "pictures_per_second": rate}
+        print_json({**facts, "out": str(journal.out), **numbers, "failed": _document(failures)})
+    else:
+        before = f", {earlier} by an earlier run" if earlier else ""
+        failed = f", {len(failures)} could not be read" if failures else ""
+        speed = f", {rate:.0f} a second" if left else ""
+        print(f"{classified} classified{before}{failed}{speed}: {one_line(journal.out)}")
+    return failures
+
+
+def _run(
+    classifier: ImageClassificationPipeline, left: list[Picture], total: int | None = None
+) -> Iterator[tuple[Picture, Result]]:
+    """The pictures with their results, the last of `total` pictures."""
+    total = len(left) if total is None else total
     with Progress(
         TextColumn("Classifying"),
         BarColumn(),
@@ -73,27 +148,16 @@ def _run(classifier: ImageClassificationPipeline, found: list[Picture]) -> tuple
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
-        disable=len(found) == 1 or not sys.stderr.isatty(),
+        disable=total == 1 or not sys.stderr.isatty(),
     ) as progress:
-        task = progress.add_task("", total=len(found))
-        for picture, result in zip(found, classifier.stream(each.source for each in found), strict=True):
-            if isinstance(result, Exception):
-                failures.append((picture, result))
-            else:
-                results.append((picture, result))
+        task = progress.add_task("", total=total, completed=total - len(left))
+        for picture, result in zip(left, classifier.stream(each.source for each in left), strict=True):
+            yield picture, result
             progress.advance(task)
-    return results, failures
 
 
-def _print_json(model: str, backend: str, results: Results, failures: Failures) -> None:
-    print_json(
-        {
-            "model": model,
-            "backend": backend,
-            "images": [{"file": picture.name, "predictions": predictions} for picture, predictions in results],
-            "failed": [{"file": picture.name, "error": str(error)} for picture, error in failures],
-        }
-    )
+def _document(failures: Failures) -> list[dict[str, str]]:
+    return [{"file": picture.name, "error": error} for picture, error in failures]
 
 
 def _print_table(results: Results) -> None:
