@@ -73,3 +73,15 @@ def test_the_guide_names_every_flag() -> None:
     text = (ROOT / "docs" / "finetune.md").read_text()
     fields = {name for kind in (FineTuning, PreTraining) for name in kind.__dataclass_fields__} - {"pictures"}
     assert not [name for name in sorted(fields) if f"`--{name.replace('_', '-')}" not in text]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_scaling_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    need("torch")
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    for line in commands("scale.md"):
+        run(line, monkeypatch)
+    assert "Epoch 1 is in my-gathered" in capsys.readouterr().out
+    assert len((tmp_path / "results.csv").read_text().splitlines()) == 101
+    assert (tmp_path / "results.parquet").is_file()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
-from test_digits import DIGITS, REQUIRED_ACCURACY, ROOT, held_out  # noqa: F401  # a fixture
+from test_digits import REQUIRED_ACCURACY, ROOT, held_out  # noqa: F401  # a fixture
 
-from vit_core.config import ViTConfig
 from vit_core.image_processing import ViTImageProcessor
 
 for name in ("tensorflow", "keras", "sklearn", "matplotlib"):
@@ -27,10 +25,6 @@ for name in ("tensorflow", "keras", "sklearn", "matplotlib"):
 
 KERAS_ITSELF = "ignore:__array__ implementation:DeprecationWarning"  # of its variables, with NumPy 2
 CURVES = [(31, 119, 180), (255, 127, 14)]  # the colours of training and validation
-CLASSES = ("1", "4", "8")
-STD = [0.2, 0.5, 0.7]
-PIXELS = 1e-6  # absolute, on pictures of the model's size, values to 3: 7.2e-7 measured
-GREY_LEVEL = 1 / 255 / min(STD)  # Pillow rounds to 8 bits what it resizes, Keras does not: 0.67 of a level measured
 
 
 def start(script: str, *arguments: Any) -> subprocess.Popen[str]:
@@ -160,102 +154,3 @@ def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     assert "Epoch 3/3" in output
     assert {int(row["epoch"]) for row in log(tmp_path)} == {0, 1, 2}
     assert_curves_are_drawn(tmp_path / "history.png")
-
-
-# ---- keras_image_folder.py ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, held_out: Any) -> Path:  # noqa: F811
-    """Held-out digits of three classes, a folder each."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for image, label, number in zip(held_out.images(), held_out.labels.astype(str), held_out.numbers, strict=True):
-        if label in CLASSES:
-            (folder / f"digit-{label}").mkdir(exist_ok=True)
-            image.save(folder / f"digit-{label}" / f"{number}.png")
-    return folder
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("freeze", [False, True])
-def test_a_folder_is_learnt(folder: Path, freeze: bool, tmp_path: Path) -> None:
-    options = ("--epochs", 5, "--batch", 16, *(("--freeze", "--rate", 1e-2) if freeze else ()))
-    output = run("keras_image_folder.py", folder, "--out", tmp_path, *options)
-    assert "3 classes: digit-1, digit-4, digit-8. Initialised anew: classifier.weight, classifier.bias." in output
-    accuracy = re.search(r"Validation accuracy: (\S+)%", output)
-    assert accuracy is not None and float(accuracy[1]) > 80
-    assert ViTConfig.from_pretrained(tmp_path).label2id == {"digit-1": 0, "digit-4": 1, "digit-8": 2}
-    assert ViTImageProcessor.from_pretrained(tmp_path) == ViTImageProcessor.from_pretrained(DIGITS)
-    assert len(log(tmp_path)) == 5
-    assert_curves_are_drawn(tmp_path / "history.png")
-    assert trunk_is_untouched(tmp_path) == freeze
-
-
-def trunk_is_untouched(folder: Path) -> bool:
-    vit_tf = pytest.importorskip("vit_tf")
-    options = {"add_pooling_layer": False, "output_loading_info": True}
-    models = (vit_tf.TFViTModel.from_pretrained(path, **options)[0] for path in (folder, DIGITS))
-    actual, expected = (model.to_tensors() for model in models)
-    return all(np.array_equal(actual[name].read(), tensor.read()) for name, tensor in expected.items())
-
-
-@pytest.mark.parametrize(("side", "tolerance"), [(24, PIXELS), (8, GREY_LEVEL)])
-def test_pixels_are_those_of_the_processor(side: int, tolerance: float, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    from keras_image_folder import datasets
-
-    draw, paths = np.random.default_rng(0), []
-    for i in range(10):
-        paths.append(tmp_path / "ab"[i % 2] / f"{i}.png")
-        paths[-1].parent.mkdir(exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(paths[-1])
-    processor = ViTImageProcessor.from_pretrained(DIGITS, image_mean=[0.4, 0.5, 0.6], image_std=STD)
-    config = ViTConfig.from_pretrained(DIGITS, id2label={0: "a", 1: "b"})
-    training, validation = datasets(tmp_path, config, processor, 4, 0.2, 0)
-    batches = [(pixels.numpy(), labels.numpy()) for part in (training, validation) for pixels, labels in part]
-    pixels, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
-    expected = processor(paths, data_format="channels_last", return_tensors="np").pixel_values
-    nearest = [int(np.abs(expected - each).max(axis=(1, 2, 3)).argmin()) for each in pixels]
-    assert sorted(nearest) == list(range(10))
-    error = np.abs(pixels - expected[nearest]).max()
-    assert error <= tolerance
-    assert labels.tolist() == [i % 2 for i in nearest]
-
-
-def spoiled(folder: Path, how: str) -> list[str]:
-    """Spoil a folder of pictures; what is to be said of it."""
-    if how == "no classes":
-        for path in list(folder.glob("digit-[48]")):
-            shutil.rmtree(path)
-        return [f"{folder} has 1 class folders, expected one for each of two or more."]
-    if how == "too few":
-        for path in list(folder.glob("*/*"))[4:]:
-            path.unlink()
-        for name in CLASSES:
-            shutil.copy(DIGITS / "pictures" / "8-0500.png", folder / f"digit-{name}" / "again.png")
-        return [f"pictures in {folder} are too few to validate on a share of 0.1."]
-    shutil.rmtree(folder / "digit-1")
-    (folder / "digit-1").mkdir()
-    (folder / "digit-1" / "notes.txt").write_text("no picture")
-    cut, text = sorted((folder / "digit-4").iterdir())[:2]
-    cut.write_bytes(cut.read_bytes()[:60])
-    text.write_text("no picture either")
-    return [
-        f"{folder / 'digit-1'} holds no picture (.bmp, .gif, .jpeg, .jpg, .png);",
-        f"{cut} can't be read: Invalid PNG",
-        f"{text} can't be read: Unknown image file format",
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["no classes", "too few", "empty and unreadable"])
-def test_bad_data_is_named_before_training(how: str, folder: Path, tmp_path: Path) -> None:
-    words = spoiled(Path(shutil.copytree(folder, tmp_path / "in")), how)
-    process = start("keras_image_folder.py", tmp_path / "in", "--out", tmp_path / "out", "--validation", 0.1)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 2, err
-    said = re.sub(r"[│\s]+", "", err)  # the box that it stands in
-    for word in words:
-        assert re.sub(r"\s+", "", word) in said
-    assert "Epoch" not in out
-    assert not (tmp_path / "out").exists()

@@ -1,0 +1,279 @@
+"""Many pictures: prepared while the model is at work, on several devices, into files, by runs that may be stopped."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import Command
+
+from vit_core.backends import DIGITS
+from vit_core.cli import main
+from vit_core.pipeline import ImageClassificationPipeline, pipeline
+
+CKPT = Path(__file__).parent / "golden" / "ckpt"
+PICTURES = sorted((DIGITS / "pictures").iterdir())
+VIT = Path(sys.executable).with_name("vit")
+WAIT = 30  # seconds after which what does not come will not come
+torch = pytest.importorskip("torch")
+
+torch.set_num_threads(1)  # the models are tiny: a second thread only waits
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageClassificationPipeline:
+    return pipeline(device="cpu", top_k=2)
+
+
+@pytest.fixture(scope="module")
+def two() -> ImageClassificationPipeline:
+    return pipeline(device=["cpu", "cpu"], top_k=2)
+
+
+@pytest.fixture(scope="module")
+def expected(digits: ImageClassificationPipeline) -> list[Any]:
+    return digits(PICTURES, batch_size=2)
+
+
+@pytest.fixture
+def vit(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command("vit", main, capsys)
+
+
+# ---- the stream -------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_is_prepared_while_the_model_is_at_work(digits: Any, expected: Any, monkeypatch: Any) -> None:
+    """A batch is prepared only once the model works at the one before, which the model ends only after that."""
+    size = 2
+    batches = len(PICTURES) // size
+    working = [threading.Event() for _ in range(batches)]
+    ready = [threading.Semaphore(0) for _ in range(batches)]
+    preprocess, calls = digits.preprocess, iter(range(batches))
+
+    def late(path: Path) -> Any:
+        batch = PICTURES.index(path) // size
+        assert batch == 0 or working[batch - 1].wait(WAIT)
+        pixels = preprocess(path)
+        ready[batch].release()
+        return pixels
+
+    def slow(*_: Any) -> None:
+        batch = next(calls)
+        working[batch].set()
+        assert batch + 1 == batches or all(ready[batch + 1].acquire(timeout=WAIT) for _ in range(size))
+
+    monkeypatch.setattr(digits, "preprocess", late)
+    with digits.model.register_forward_pre_hook(slow):
+        assert list(digits.stream(PICTURES, batch_size=size)) == expected
+
+
+@pytest.mark.parametrize("models", ["digits", "two"])
+def test_no_more_than_two_batches_a_model_are_taken(models: str, request: pytest.FixtureRequest) -> None:
+    classifier = request.getfixturevalue(models)
+    bound = 2 * 2 * (1 + len(classifier.replicas))
+    given, most = 0, 0
+
+    def pictures() -> Iterator[Path]:
+        nonlocal most
+        for taken in range(1, 61):
+            most = max(most, taken - given)
+            yield PICTURES[taken % len(PICTURES)]
+
+    for given, _ in enumerate(classifier.stream(pictures(), batch_size=2), 1):  # noqa: B007  # read above
+        pass
+    assert (given, most) == (60, bound)
+
+
+@pytest.mark.parametrize("models", ["digits", "two"])
+def test_no_thread_is_left(models: str, request: pytest.FixtureRequest) -> None:
+    classifier, before = request.getfixturevalue(models), threading.enumerate()
+
+    def failing() -> Iterator[Path]:
+        yield from PICTURES
+        raise RuntimeError("no more pictures")
+
+    def full(*_: Any) -> None:
+        raise RuntimeError("no more memory")
+
+    closed = classifier.stream(PICTURES * 10, batch_size=2)
+    next(closed)
+    assert len(threading.enumerate()) > len(before)
+    closed.close()
+    assert threading.enumerate() == before
+    with pytest.raises(RuntimeError, match="no more pictures"):
+        list(classifier.stream(failing(), batch_size=2))
+    with classifier.model.register_forward_pre_hook(full), pytest.raises(RuntimeError, match="no more memory"):
+        list(classifier.stream(PICTURES * 10, batch_size=2))
+    assert threading.enumerate() == before
+
+
+def test_two_devices_share_the_batches_and_keep_the_order(two: Any, expected: Any) -> None:
+    """The first batch that a model begins ends only after three others, which the other model takes."""
+    (replica,) = two.replicas
+    assert replica is not two.model and not replica.training
+    lock, calls, others = threading.Lock(), {id(two.model): 0, id(replica): 0}, threading.Semaphore(0)
+
+    def before(model: Any, _: Any) -> None:
+        with lock:
+            first = not any(calls.values())
+            calls[id(model)] += 1
+        assert not first or all(others.acquire(timeout=WAIT) for _ in range(3))
+
+    with ExitStack() as hooks:
+        for model in (two.model, replica):
+            hooks.enter_context(model.register_forward_pre_hook(before))
+            hooks.enter_context(model.register_forward_hook(lambda *_: others.release()))
+        assert list(two.stream(PICTURES, batch_size=2)) == expected
+    assert sum(calls.values()) == len(PICTURES) // 2 and min(calls.values()) >= 1
+
+
+# ---- vit classify --out -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures, of which one is broken and one has a name that is no text."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in PICTURES[:5]:
+        (folder / path.name).symlink_to(path)
+    (folder / "0.png").write_bytes(PICTURES[0].read_bytes()[:60])
+    (folder / os.fsdecode(b"\xff.png")).symlink_to(PICTURES[5])
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """What a reader of the format finds; as in CSV, None is an empty text and a number its digits."""
+    if path.suffix == ".parquet":
+        table = pytest.importorskip("pyarrow.parquet").read_table(path)
+        assert list(map(str, table.schema.types)) == ["string", *["string", "double"] * 2, "string"]
+        found = table.to_pylist()
+    elif path.suffix == ".jsonl":
+        found = list(map(json.loads, path.read_text().splitlines()))
+    else:
+        with path.open(newline="") as file:
+            found = list(csv.DictReader(file))
+    return [{name: "" if value is None else str(value) for name, value in row.items()} for row in found]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_results_in_a_file(vit: Command, folder: Path, suffix: str) -> None:
+    out = folder.parent / f"results.{suffix}"
+    vit("classify", folder, "--top-k", 2, "--devices", "cpu,cpu", "--batch-size", 2, "--out", out)
+    assert vit.code == 1
+    assert re.fullmatch(rf"6 classified, 1 could not be read, \d+ a second: {re.escape(str(out))}\n", vit.out)
+    assert re.fullmatch(r"vit: .*0\.png is no picture .*\nvit: 1 of 7 pictures could not be read\.\n", vit.err)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["pictures", out.name]
+
+    vit("classify", folder, "--top-k", 2, "--batch-size", 2, "--json")
+    document = json.loads(vit.out)
+    (failed,) = document["failed"]
+    wanted = [
+        {"file": failed["file"], "label": "", "score": "", "label_2": "", "score_2": "", "error": failed["error"]}
+    ]
+    for image in document["images"]:
+        best, second = image["predictions"]
+        scores = {"label_2": second["label"], "score_2": str(second["score"]), "error": ""}
+        wanted.append({"file": image["file"], "label": best["label"], "score": str(best["score"]), **scores})
+    wanted[-1]["file"] = str(folder / "\\udcff.png")
+    assert rows(out) == wanted
+
+
+def test_a_killed_run_is_taken_up_where_it_was(vit: Command, tmp_path: Path, monkeypatch: Any) -> None:
+    pictures, out, journal = tmp_path / "pictures", tmp_path / "results.csv", tmp_path / "results.csv.part"
+    pictures.mkdir()
+    (pictures / "000.png").write_bytes(b"nothing")
+    for i in range(1, 240):
+        (pictures / f"{i:03}.png").symlink_to(PICTURES[i % len(PICTURES)])
+    arguments = ("classify", str(pictures), "--batch-size", "1")  # larger batches than one would round differently
+    killed = subprocess.Popen([VIT, *arguments, "--out", out], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 10:
+        assert killed.poll() is None
+        time.sleep(0.005)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert not out.exists()
+    done = [json.loads(line)["file"] for line in journal.read_bytes().split(b"\n")[1:-1]]
+    with journal.open("ab") as file:
+        file.write(b'{"file": "')
+
+    prepared, opened = ImageClassificationPipeline.preprocess, []
+    monkeypatch.setattr(
+        ImageClassificationPipeline, "preprocess", lambda self, path: opened.append(str(path)) or prepared(self, path)
+    )
+    document = json.loads(vit(*arguments, "--out", out, "--json").out)
+    assert vit.code == 1
+    assert (document["classified"], document["earlier"]) == (240 - len(done), len(done) - 1)
+    assert not set(done[1:]) & set(opened)
+    assert len(opened) == 241 - len(done)  # that which could not be read is tried again
+    assert not journal.exists()
+    vit(*arguments, "--out", tmp_path / "whole.csv")
+    assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_what_a_stopped_run_left_is_for_the_same_command(vit: Command, tmp_path: Path, monkeypatch: Any) -> None:
+    out, journal = tmp_path / "results.jsonl", tmp_path / "results.jsonl.part"
+    arguments = ("classify", DIGITS / "pictures", "--batch-size", 2, "--out", out)
+    preprocess = ImageClassificationPipeline.preprocess
+
+    def interrupted(self: Any, path: Path) -> Any:
+        if path == PICTURES[8]:
+            raise KeyboardInterrupt
+        return preprocess(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassificationPipeline, "preprocess", interrupted)
+        vit(*arguments)
+    assert (vit.code, vit.out, vit.err) == (130, "", "")
+    left = journal.read_bytes()
+    assert left.count(b"\n") == 1 + 8
+    assert f"{journal} is the journal of a run with top_k=3, not 1: repeat" in vit.refused(*arguments, "-k", 1)
+    other = CKPT / "cls" / "pt_safetensors"
+    assert f"model='{DIGITS}', not '{other}'" in vit(*arguments, "--model", other).err
+    assert (vit.code, journal.read_bytes()) == (2, left)
+    assert vit(*arguments).out.startswith("4 classified, 8 by an earlier run, ")
+    assert list(tmp_path.iterdir()) == [out]
+
+    assert f"{out} is there already" in vit.refused(*arguments)
+    assert vit(*arguments, "--overwrite").out.startswith("12 classified, ")
+    journal.write_text("half of a download")
+    assert "is no journal of results" in vit.refused(*arguments, "--overwrite")
+    assert journal.read_text() == "half of a download"
+
+
+def test_a_run_that_does_nothing_leaves_nothing(vit: Command, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vit_core.cli.classify._run", full)
+    assert "No space left" in vit.refused("classify", PICTURES[0], "--out", tmp_path / "results.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "results.xlsx"], "--out results.xlsx must end in one of .csv, .jsonl, .parquet"),
+        (["--out", DIGITS], f"--out {DIGITS} is a folder: name a file in it"),
+        (["--out", "nowhere/results.csv"], "there is no folder nowhere: make it first"),
+        (["--out", "results.parquet"], 'pip install "vit-trio[parquet]"'),
+        (["--devices", "cpu,nope"], "device='nope' can't be used"),
+        (["--devices", ""], "device='' can't be used"),
+    ],
+)
+def test_what_can_not_be(vit: Command, arguments: list[Any], message: str, monkeypatch: Any) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert message in vit.refused("classify", PICTURES[0], *arguments)

@@ -1,0 +1,136 @@
+"""Keras's training scripts on two devices and on two processes: the losses of one, and what a lost process does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from safetensors.numpy import load_file
+from trainings import EXAMPLES, KERAS_ITSELF, command, free_port, losses, need, start, table, write_digits
+
+from vit_core.backends import DIGITS
+from vit_core.config import ViTConfig
+from vit_core.image_processing import ViTImageProcessor
+
+FLAGS: tuple[Any, ...] = ("--epochs", 3, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
+SAME_LOSS = 1e-5  # relative, of every step on two devices against one: 3e-7 measured
+TWO_DEVICES = f"""
+import sys
+import tensorflow as tf
+processor = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+sys.path.insert(0, {str(EXAMPLES)!r})
+from finetune_keras import FineTuning, command, main
+command(main, FineTuning)
+"""
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("keras")
+    return write_digits(tmp_path_factory.mktemp("digits"), per_class=5)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of one layer, whose steps are soon traced."""
+    need("keras")
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = ViTConfig.from_pretrained(DIGITS, **sizes)
+    import_module("vit_tf").ViTForImageClassification(config, seed=0).save_pretrained(folder)
+    ViTImageProcessor.from_pretrained(DIGITS).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(pictures: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    finetune(pictures, out, model=str(model))
+    return out
+
+
+def finetune(pictures: Path, out: Path, **flags: Any) -> None:
+    named = dict(zip([f[2:].replace("-", "_") for f in FLAGS[::2]], FLAGS[1::2], strict=True)) | flags
+    script = import_module("finetune_keras")
+    script.main(script.FineTuning(pictures=pictures, out=out, **named))
+
+
+def assert_same_run(out: Path, expected: Path) -> None:
+    np.testing.assert_allclose(losses(out), losses(expected), rtol=SAME_LOSS)
+    for row, other in zip(*(table(folder / "metrics.csv") for folder in (out, expected)), strict=True):
+        assert row == pytest.approx(other, rel=SAME_LOSS)
+    actual, weights = (load_file(folder / "model.safetensors") for folder in (out, expected))
+    for name, array in weights.items():
+        if "key/bias" in name or "key.bias" in name:
+            continue  # no output depends on it: its gradient is rounding, which AdamW makes into steps of full size
+        np.testing.assert_allclose(actual[name], array, rtol=0, atol=1e-5, err_msg=name)
+
+
+def workers(pictures: Path, model: Path, out: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of one training."""
+    cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
+    arguments = command(
+        "finetune_keras.py", pictures, "--out", out, "--model", model, "--parallel", "multiworker", *FLAGS
+    )
+    tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
+    return [start(arguments, TF_CONFIG=task) for task in tasks]
+
+
+@pytest.mark.slow
+def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_path: Path) -> None:
+    arguments = ("-c", TWO_DEVICES, pictures, "--out", tmp_path, "--model", model, "--parallel", "mirrored", *FLAGS)
+    process = start([sys.executable, "-W", "error", "-W", KERAS_ITSELF, *map(str, arguments)])
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_the_other_and_the_run_resumes(
+    pictures: Path, model: Path, alone: Path, tmp_path: Path
+) -> None:
+    first, second = workers(pictures, model, tmp_path)
+    try:
+        while not (tmp_path / "metrics.csv").exists():
+            assert first.poll() is None and second.poll() is None, first.communicate()[0] + second.communicate()[0]
+            time.sleep(0.02)
+    finally:
+        second.send_signal(signal.SIGKILL)
+    output, _ = first.communicate(timeout=60)
+    second.communicate()
+    assert first.returncode == 1
+    assert "Another process of this training was lost" in output
+    assert "Run the same command again, in all of them, to resume from the last checkpoint." in output
+    assert not (tmp_path / "model.safetensors").exists()
+    outputs = [
+        (process.communicate(timeout=300)[0], process.returncode) for process in workers(pictures, model, tmp_path)
+    ]
+    assert [code for _, code in outputs] == [0, 0], outputs
+    assert [text.count("Resumed after epoch") for text, _ in outputs] == [1, 0]
+    assert [text.count("epoch 3 of 3") for text, _ in outputs] == [1, 0]
+    assert_same_run(tmp_path, alone)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.index"))
+    assert kept == ["epoch-2.index", "epoch-3.index"]
+
+
+def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, expected in (
+        ({"parallel": "multiworker"}, "--parallel multiworker, and TF_CONFIG names no task"),
+        ({"parallel": "tpu"}, "must be one of none, mirrored, multiworker"),
+        ({"accumulate": 3}, "--batch-size 8 can't be cut into equal parts, --accumulate 3 on 1 devices"),
+    ):
+        with pytest.raises(typer.BadParameter, match=expected):
+            finetune(pictures, tmp_path, **flags)
+    monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}}')
+    with pytest.raises(typer.BadParameter, match="--parallel none, and TF_CONFIG names worker"):
+        finetune(pictures, tmp_path)
