@@ -39,8 +39,8 @@ def main(settings: FineTuning) -> None:
                 batches = loader.mixed(training, epoch, settings.mixup, settings.label_smoothing)
                 losses, rates = trainer.epoch(batches, loss_of, run)
                 scores = evaluate(logits_of, loader.validation(held_out), place.total)
-                trainer.save(epoch + 1)
                 run.end_epoch(epoch, losses, rates, **scores)
+                trainer.save(epoch + 1)
         trainer.export(settings.out)
         if place.main:
             loader.processor.save_pretrained(settings.out)

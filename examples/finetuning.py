@@ -28,7 +28,7 @@ def prepare(
     """(model, loader, pictures to train on, pictures to validate on), and a line that says what they are.
 
     The model's head is drawn from the seed where the checkpoint has none for as many classes as the pictures have.
-    Raises typer.BadParameter for pictures that can't be trained on, and OSError or ValueError for such a checkpoint.
+    Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
     """
     pictures = read_pictures(settings.pictures, settings.classes)
     training, held_out = pictures.split(settings.validation, settings.seed)

@@ -36,7 +36,7 @@ def main(
     if chosen not in found:
         numbers = ", ".join(map(str, sorted(found))) or "none"
         raise typer.BadParameter(
-            f"{folder} has no whole checkpoint {'' if epoch is None else epoch}: expected numbered folders of "
+            f"{folder} has no whole checkpoint{'' if epoch is None else f' {epoch}'}: expected numbered folders of "
             f"torch.distributed.checkpoint or Orbax, found {numbers}."
         )
     import_module(found[chosen]).gather(folder.absolute(), chosen, out)

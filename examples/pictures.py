@@ -265,13 +265,17 @@ def open_model(
     """The model of a training's settings, and what reads pictures for this process of it.
 
     `overrides` are fields of its configuration. With `scratch` all weights are drawn from the seed. The first process
-    says what was not in the checkpoint.
+    says what was not in the checkpoint. Raises typer.BadParameter for a checkpoint that can't be read.
     """
     if settings.image_size is not None:
         overrides["image_size"] = settings.image_size
-    model, report = model_class.from_pretrained(
-        settings.model, seed=settings.seed, output_loading_info=True, **overrides
-    )
+    try:
+        model, report = model_class.from_pretrained(
+            settings.model, seed=settings.seed, output_loading_info=True, **overrides
+        )
+        processor = find_processor(settings.model, model.config)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"--model {settings.model}: {error}") from error
     drawn = [name for name, *_ in report.mismatched_keys] + report.missing_keys
     if scratch:
         model, drawn = model_class(model.config, seed=settings.seed), ["everything"]
@@ -279,7 +283,6 @@ def open_model(
         print(
             f"Drawn anew: {', '.join(drawn) or 'nothing'}. Resized: {', '.join(map(str, report.resized)) or 'nothing'}."
         )
-    processor = find_processor(settings.model, model.config)
     height, width = pair(model.config.image_size)
     loader = Loader(
         ViTImageProcessor.from_dict({**processor.to_dict(), "size": {"height": height, "width": width}}),

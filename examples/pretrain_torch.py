@@ -36,8 +36,8 @@ def main(settings: PreTraining) -> None:
             for epoch in range(done, settings.epochs):
                 losses, rates = trainer.epoch(masked(loader, masks, training, epoch), loss_of, run)
                 scores = evaluate(reconstruct, held_out_batches(loader, masks, held_out), masks, place.total)
-                trainer.save(epoch + 1)
                 run.end_epoch(epoch, losses, rates, **scores)
+                trainer.save(epoch + 1)
         batch = next(held_out_batches(loader, masks, held_out))
         picture = settings.out / RECONSTRUCTIONS if place.main else None
         draw_reconstructions(picture, reconstruct, batch, loader, masks)

@@ -84,7 +84,7 @@ def prepare(
 ) -> tuple[Any, Loader, Masks, Pictures, Pictures]:
     """(model, loader, masks, pictures to train on, pictures to validate on).
 
-    Raises typer.BadParameter for pictures that can't be trained on, and OSError or ValueError for such a checkpoint.
+    Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
     """
     training, held_out = find_pictures(settings.pictures).split(settings.validation, settings.seed)
     model, loader = open_model(settings, model_class, shard, shards, scratch=settings.scratch)

@@ -114,7 +114,10 @@ class Run:
         self.progress.advance(self.bar)
 
     def end_epoch(self, epoch: int, losses: Iterable[Any], rates: Iterable[Any], **metrics: float) -> None:
-        """Write what an epoch gave, counted from 0: the loss and learning rate of each step, and its metrics."""
+        """Write what an epoch gave, counted from 0: the loss and learning rate of each step, and its metrics.
+
+        To be called before the epoch's checkpoint is written: a run that is resumed drops rows that are ahead of it.
+        """
         if self.writer is None:
             return
         first = epoch * self.steps + 1

@@ -13,8 +13,9 @@ import typer
 from backends import BACKENDS
 from PIL import Image
 from safetensors.numpy import load_file
-from trainings import command, kill_when, losses, need, run, start, table, write_digits
+from trainings import command, kill, losses, need, run, start, table, wait_for_a_checkpoint, write_digits
 
+import conversion
 from vit_core.backends import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.image_processing import ViTImageProcessor
@@ -22,7 +23,8 @@ from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
 
 FLAGS = ("--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing")
-SAME_LOSS = 2e-4  # relative, of every step against PyTorch's, over 12 steps of AdamW
+SAME_LOSS = 1e-5  # relative to the largest, of every step against PyTorch's, over 12 steps of AdamW
+SAME_RATE = 1e-6  # relative to the highest
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +115,9 @@ def test_every_backend_loads_it(framework: str, runs: Runs, pictures: Path) -> N
 def test_the_same_losses_as_in_pytorch(framework: str, runs: Runs) -> None:
     need("torch")
     ours, torch = (table(runs(name) / "steps.csv") for name in (framework, "torch"))
-    for name, tolerance in (("learning_rate", 1e-6), ("loss", SAME_LOSS)):
-        np.testing.assert_allclose([r[name] for r in ours], [r[name] for r in torch], rtol=tolerance, err_msg=name)
+    for name, tolerance in (("learning_rate", SAME_RATE), ("loss", SAME_LOSS)):
+        found, expected = ([row[name] for row in rows] for rows in (ours, torch))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(expected), err_msg=name)
     for row, expected in zip(*(table(runs(name) / "metrics.csv") for name in (framework, "torch")), strict=True):
         assert row == pytest.approx(expected, rel=SAME_LOSS)
 
@@ -123,7 +126,11 @@ def test_the_same_losses_as_in_pytorch(framework: str, runs: Runs) -> None:
 def test_a_killed_run_ends_as_one_that_was_not(framework: str, runs: Runs, pictures: Path, tmp_path: Path) -> None:
     whole, out = runs(framework), tmp_path / "killed"
     arguments = (f"finetune_{framework}.py", pictures, "--out", out, *FLAGS)
-    kill_when(start(command(*arguments)), out / "metrics.csv")  # which is written after the first checkpoint
+    process = start(command(*arguments))
+    try:
+        wait_for_a_checkpoint(framework, out, process)
+    finally:
+        kill(process)
     assert not (out / "model.safetensors").exists()
     assert "Resumed after epoch" in run(*arguments)
     assert table(out / "steps.csv") == table(whole / "steps.csv")
@@ -145,17 +152,21 @@ def test_a_frozen_trunk_at_a_higher_resolution(framework: str, pictures: Path, t
         framework, "finetune", pictures, tmp_path / "large", model=str(tmp_path / "small"), image_size=384, freeze=True,
         epochs=1, batch_size=64, precision="bfloat16",
     )  # fmt: skip
-    before = load_file(tmp_path / "small" / "model.safetensors")
-    after = load_file(tmp_path / "large" / "model.safetensors")
-    name = "vit.embeddings.position_embeddings"
+    before, after = weights(tmp_path / "small"), weights(tmp_path / "large")
+    name = "embeddings.position_embeddings"
     assert before.pop(name).shape == (1, 7 * 7 + 1, 16) and after[name].shape == (1, 12 * 12 + 1, 16)
     resized = vit_torch.ViTForImageClassification.from_pretrained(tmp_path / "small", image_size=384)
-    np.testing.assert_allclose(after[name], resized.state_dict()[name].numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(after[name], resized.state_dict()[f"vit.{name}"].numpy(), rtol=0, atol=1e-6)
     for name, array in before.items():
         if not name.startswith("classifier"):
             np.testing.assert_array_equal(after[name], array, err_msg=name)
     assert np.abs(after["classifier.bias"]).min() > settings.rate / 100
     assert ViTImageProcessor.from_pretrained(tmp_path / "large").size == {"height": 384, "width": 384}
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """The parameters in a folder by canonical name."""
+    return {name: tensor.read() for name, tensor in conversion.read(folder).tensors.items()}
 
 
 def settings_of(framework: str, kind: str, pictures: Path, out: Path, **flags: Any) -> Any:
@@ -206,12 +217,12 @@ def test_pretraining(framework: str, pretrained: PreTrained) -> None:
 @pytest.mark.slow
 def test_fine_tuning_what_was_pretrained(pretrained: PreTrained, pictures: Path, tmp_path: Path) -> None:
     need("torch")
-    before = load_file(pretrained("torch") / "model.safetensors")
+    before = weights(pretrained("torch"))
     settings_of(
         "torch", "finetune", pictures, tmp_path, model=str(pretrained("torch")), epochs=1, batch_size=32, freeze=True
     )
-    after = load_file(tmp_path / "model.safetensors")
-    name = "vit.encoder.layer.0.output.dense.weight"
+    after = weights(tmp_path)
+    name = "encoder.layer.0.output.dense.weight"
     np.testing.assert_array_equal(after[name], before[name])
     assert set(after) - set(before) == {"classifier.weight", "classifier.bias"}
 

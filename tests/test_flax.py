@@ -34,6 +34,14 @@ SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
 VALUES_ONLY = ("label range", "negative label")  # bad calls that only values show, not shapes
 
 
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly() -> Any:
+    """Most of the time of these tests is XLA's optimising; test_models.py and others run what it optimises."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def build(cls: str = "ViTForImageClassification", options: dict[str, Any] | None = None, **changes: Any) -> Any:
     return getattr(vit_flax, f"Flax{cls}")(CONFIG.copy(**changes), **{"seed": 0, **(options or {})})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 from safetensors.numpy import load_file
-from trainings import command, free_port, losses, need, start, table, write_digits
+from trainings import command, free_port, losses, need, start, table, wait_for_a_checkpoint, write_digits
 
 from vit_core.backends import DIGITS
 from vit_core.config import ViTConfig
@@ -83,9 +82,7 @@ def test_two_processes_train_as_one(data: dict[str, Path], alone: Path, tmp_path
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_which_resumes_on_one(data: dict[str, Path], alone: Path, tmp_path: Path) -> None:
     processes = start_two(data, tmp_path, "tensor")
-    while not (tmp_path / "checkpoints" / "1").exists():
-        assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
-        time.sleep(0.01)
+    wait_for_a_checkpoint("jax", tmp_path, *processes)
     os.kill(processes[1].pid, signal.SIGKILL)
     output, _ = processes[0].communicate(timeout=ENDED)
     processes[1].communicate()

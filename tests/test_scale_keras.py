@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,18 @@ import numpy as np
 import pytest
 import typer
 from safetensors.numpy import load_file
-from trainings import EXAMPLES, KERAS_ITSELF, command, free_port, losses, need, start, table, write_digits
+from trainings import (
+    EXAMPLES,
+    KERAS_ITSELF,
+    command,
+    free_port,
+    losses,
+    need,
+    start,
+    table,
+    wait_for_a_checkpoint,
+    write_digits,
+)
 
 from vit_core.backends import DIGITS
 from vit_core.config import ViTConfig
@@ -101,9 +111,7 @@ def test_a_lost_process_ends_the_other_and_the_run_resumes(
 ) -> None:
     first, second = workers(pictures, model, tmp_path)
     try:
-        while not (tmp_path / "metrics.csv").exists():
-            assert first.poll() is None and second.poll() is None, first.communicate()[0] + second.communicate()[0]
-            time.sleep(0.02)
+        wait_for_a_checkpoint("keras", tmp_path, first, second)
     finally:
         second.send_signal(signal.SIGKILL)
     output, _ = first.communicate(timeout=60)

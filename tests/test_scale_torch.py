@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import psutil
 import pytest
 import typer
 from safetensors.numpy import load_file
-from trainings import EXAMPLES, losses, need, start, table, write_digits
+from trainings import EXAMPLES, losses, need, start, table, wait_for_a_checkpoint, write_digits
 
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 SAME_LOSS = 1e-5  # relative, of every step on two processes against one: 5e-7 measured
@@ -73,9 +72,7 @@ def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, 
 def test_a_lost_process_ends_the_run_which_resumes_on_one(pictures: Path, tmp_path: Path) -> None:
     arguments = (pictures, "--out", tmp_path / "lost", "--parallel", "fsdp", *FLAGS[2:], "--epochs", 4)
     process = start(torchrun(*arguments))
-    while not (tmp_path / "lost" / "metrics.csv").exists():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+    wait_for_a_checkpoint("torch", tmp_path / "lost", process)
     workers = [
         child for child in psutil.Process(process.pid).children() if "finetune_torch.py" in " ".join(child.cmdline())
     ]

@@ -17,8 +17,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+FIRST = {"torch": "1/.metadata", "keras": "checkpoint", "jax": "1"}  # what is there once the first checkpoint is whole
 FRAMEWORKS = {"torch": "torch", "keras": "tensorflow", "jax": "jax"}  # by the name in the scripts: what they need
-QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "JAX_PLATFORMS": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than these trainings
+}
 KERAS_ITSELF = "ignore:__array__ implementation:DeprecationWarning"  # of its variables, with NumPy 2
 
 if str(EXAMPLES) not in sys.path:
@@ -61,14 +68,18 @@ def run(script: str, *arguments: Any, code: int = 0, **variables: str) -> str:
     return output
 
 
-def kill_when(process: subprocess.Popen[str], path: Path) -> None:
-    """Kill a process and its children, which can't do anything about it, as soon as a file is there."""
-    try:
-        while not path.exists():
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.01)
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
+def wait_for_a_checkpoint(framework: str, out: Path, *processes: subprocess.Popen[str]) -> None:
+    """Wait until the checkpoint of the first epoch is whole; the processes must not end before."""
+    while not (out / "checkpoints" / FIRST[framework]).exists():
+        assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
+        time.sleep(0.01)
+
+
+def kill(*processes: subprocess.Popen[str]) -> None:
+    """Kill processes and their children, which can't do anything about it."""
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
 
