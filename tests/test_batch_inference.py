@@ -248,6 +248,7 @@ def test_what_a_stopped_run_left_is_for_the_same_command(vit: Command, tmp_path:
     assert list(tmp_path.iterdir()) == [out]
 
     assert f"{out} is there already" in vit.refused(*arguments)
+    assert "--overwrite replaces the file of --out" in vit.refused("classify", PICTURES[0], "--overwrite")
     assert vit(*arguments, "--overwrite").out.startswith("12 classified, ")
     journal.write_text("half of a download")
     assert "is no journal of results" in vit.refused(*arguments, "--overwrite")

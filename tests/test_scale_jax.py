@@ -19,7 +19,7 @@ from vit_core.backends import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.image_processing import ViTImageProcessor
 
-FLAGS = {"epochs": 2, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2, "rate": 5e-3}
+FLAGS = {"epochs": 3, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2, "rate": 5e-3}
 SAME_LOSS = 1e-5  # relative, of every step on two processes against one: 5e-7 measured
 ENDED = 60  # seconds in which a process ends after another was lost: the engine's 20, and some for a busy machine
 
@@ -65,13 +65,13 @@ def test_two_processes_train_as_one(data: dict[str, Path], alone: Path, tmp_path
     processes = start_two(data, tmp_path / "two", "data")
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    assert ["epoch 2 of 2" in output for output in outputs] == [True, False]
+    assert ["epoch 3 of 3" in output for output in outputs] == [True, False]
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(alone), rtol=SAME_LOSS)
     for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
         assert row == pytest.approx(expected, rel=SAME_LOSS)
     checkpoints = tmp_path / "two" / "checkpoints"
     for part in ("ocdbt.process_0", "ocdbt.process_1"):
-        assert sum(path.stat().st_size for path in (checkpoints / "2" / "default" / part).rglob("*")) > 1e5
+        assert sum(path.stat().st_size for path in (checkpoints / "3" / "default" / part).rglob("*")) > 1e5
     import_module("gather").main(checkpoints, tmp_path / "gathered", None)
     expected, gathered = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "gathered"))
     assert expected.keys() == gathered.keys()
@@ -89,7 +89,7 @@ def test_a_lost_process_ends_the_run_which_resumes_on_one(data: dict[str, Path],
     assert processes[0].returncode == -signal.SIGABRT
     assert "Process 0 of 2. If another one is lost, this one ends within 20 seconds: run the same command" in output
     assert "most likely indicates that another task died" in output
-    assert not (tmp_path / "checkpoints" / "2").exists()
+    assert not (tmp_path / "model.safetensors").exists()
     seen = table(tmp_path / "steps.csv")[:5]
     finetune(data, tmp_path)
     assert table(tmp_path / "steps.csv")[:5] == seen

@@ -71,6 +71,8 @@ def classify(
     found = pictures(images)
     if out is not None:
         check_target(out, overwrite)
+    elif overwrite:
+        raise ValueError("--overwrite replaces the file of --out: name that too.")
     import_quietly(backend)
     classifier = pipeline(
         model=model,
