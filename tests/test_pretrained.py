@@ -392,7 +392,7 @@ def test_a_kill_leaves_a_whole_checkpoint(backend: Any, tmp_path: Path) -> None:
         tmp_path
     )
     code = SAVER.format(package=backend.package.__name__)
-    delays = np.random.default_rng(0).uniform(0.0, 0.25, 12)
+    delays = np.random.default_rng(0).uniform(0.0, 0.25, 12 if backend.name == "torch" else 4)  # the code is one
     for delay in delays:
         with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
