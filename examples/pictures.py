@@ -203,7 +203,7 @@ class Loader:
             return
         for pixels, (part, partners, weight) in self._ahead(pictures, self._blends(pictures, epoch, mixup), epoch):
             both, size = targets[pictures.labels[np.concatenate([part, partners])]], len(part)
-            yield tuple(weight * each[:size] + (1 - weight) * each[size:] for each in (pixels, both))  # type: ignore[misc]
+            yield tuple(weight * each[:size] + (1 - weight) * each[size:] for each in (pixels, both))
 
     def _blends(self, pictures: Pictures, epoch: int, mixup: float) -> Iterator[tuple[np.ndarray, Any]]:
         for step, batch in enumerate(self.order(pictures, epoch)):

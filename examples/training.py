@@ -74,7 +74,7 @@ def command(train: Callable[[Any], None], settings: type[Any]) -> None:
 
     hints = get_type_hints(settings, include_extras=True)
     flags = [p.replace(annotation=hints[name]) for name, p in signature(settings).parameters.items()]
-    main.__signature__ = Signature(flags)  # type: ignore[attr-defined]
+    main.__signature__ = Signature(flags)
     main.__doc__ = train.__doc__
     typer.run(main)
 

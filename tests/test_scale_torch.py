@@ -34,7 +34,7 @@ def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def finetune(pictures: Path, out: Path, **flags: Any) -> None:
-    named = dict(zip([f[2:].replace("-", "_") for f in FLAGS[::2]], FLAGS[1::2], strict=True)) | flags  # type: ignore[union-attr]
+    named = dict(zip([f[2:].replace("-", "_") for f in FLAGS[::2]], FLAGS[1::2], strict=True)) | flags
     script = import_module("finetune_torch")
     script.main(script.FineTuning(pictures=pictures, out=out, **named))
 
