@@ -23,6 +23,7 @@ import typer
 from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from pictures import check_batch_size
 from training import Run, Settings
 
 import vit_flax
@@ -115,11 +116,7 @@ def make_mesh(settings: Settings) -> Mesh:
         )
     devices = sorted(jax.devices(), key=lambda device: device.process_index)
     shape = {"none": (1, 1), "data": (len(devices), 1), "tensor": (count, len(devices) // count)}[parallel]
-    if settings.batch_size % (parts := shape[0] * settings.accumulate):
-        raise typer.BadParameter(
-            f"--batch-size {settings.batch_size} can't be cut into {parts} equal parts, --accumulate "
-            f"{settings.accumulate} on {shape[0]} devices: pass a multiple of {parts}."
-        )
+    check_batch_size(settings.batch_size, settings.accumulate, shape[0])
     return Mesh(np.reshape(devices[: shape[0] * shape[1]], shape), ("data", "model"))
 
 

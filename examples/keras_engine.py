@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 import typer
 from keras import tree
+from pictures import check_batch_size
 from tensorflow import Tensor
 from training import Run, Settings
 
@@ -79,11 +80,7 @@ def devices(settings: Settings) -> Iterator[Place]:
         )
     strategies = {"none": tf.distribute.get_strategy, "mirrored": tf.distribute.MirroredStrategy}
     strategy = strategies.get(settings.parallel, tf.distribute.MultiWorkerMirroredStrategy)()
-    if settings.batch_size % (settings.accumulate * strategy.num_replicas_in_sync):
-        raise typer.BadParameter(
-            f"--batch-size {settings.batch_size} can't be cut into equal parts, --accumulate {settings.accumulate} on "
-            f"{strategy.num_replicas_in_sync} devices: pass a multiple of their product."
-        )
+    check_batch_size(settings.batch_size, settings.accumulate, strategy.num_replicas_in_sync)
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if settings.precision == "bfloat16" else "float32")
     try:

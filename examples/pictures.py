@@ -138,6 +138,15 @@ def _problem(path: Path) -> str:
 # ---- batches -----------------------------------------------------------------------------------------------------
 
 
+def check_batch_size(batch_size: int, accumulate: int, devices: int) -> None:
+    """Raise typer.BadParameter for a batch that can't be cut into as many parts for each of so many devices."""
+    if batch_size % (parts := accumulate * devices):
+        raise typer.BadParameter(
+            f"--batch-size {batch_size} can't be cut into {parts} equal parts, --accumulate {accumulate} on {devices} "
+            f"devices or processes: pass a multiple of {parts}."
+        )
+
+
 @dataclass(frozen=True)
 class Loader:
     """Pictures as pixels, decoded and augmented by threads, some batches ahead of the model.
@@ -158,12 +167,7 @@ class Loader:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        parts = self.accumulate * self.shards
-        if self.batch_size % parts:
-            raise typer.BadParameter(
-                f"--batch-size {self.batch_size} can't be cut into {parts} equal parts, --accumulate {self.accumulate} "
-                f"on {self.shards} devices or processes: pass a multiple of {parts}."
-            )
+        check_batch_size(self.batch_size, self.accumulate, self.shards)
 
     def steps(self, pictures: Pictures) -> int:
         """Batches in an epoch, the remainder left out. Raises typer.BadParameter where there is none."""

@@ -120,7 +120,7 @@ def make_optimizer(model: Any, groups: list[ParameterGroup], settings: Settings)
 def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: int) -> LRScheduler:
     """A linear rise to each group's rate, then half a cosine down to zero, over all steps of the run."""
     warmup = settings.warmup_steps(steps)
-    rise = LinearLR(optimizer, settings.first_rate(steps) / settings.rate, total_iters=warmup)
+    rise = LinearLR(optimizer, 1 / warmup, total_iters=warmup)
     return SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, max(steps - warmup, 1))], [warmup])
 
 

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from inspect import Signature, signature
 from io import StringIO
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, Any, Self, get_type_hints
 
 import matplotlib
@@ -99,7 +98,7 @@ class Run:
         self.progress.start()
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.progress.stop()
         if self.writer is not None:
             self.writer.close()

@@ -135,7 +135,7 @@ def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path, monkeypatch: pyt
     for flags, expected in (
         ({"parallel": "multiworker"}, "--parallel multiworker, and TF_CONFIG names no task"),
         ({"parallel": "tpu"}, "must be one of none, mirrored, multiworker"),
-        ({"accumulate": 3}, "--batch-size 8 can't be cut into equal parts, --accumulate 3 on 1 devices"),
+        ({"accumulate": 3}, "--batch-size 8 can't be cut into 3 equal parts, --accumulate 3 on 1 devices"),
     ):
         with pytest.raises(typer.BadParameter, match=expected):
             finetune(pictures, tmp_path, **flags)

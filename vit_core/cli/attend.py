@@ -19,6 +19,7 @@ from vit_core.cli.common import (
     Model,
     Picture,
     Revision,
+    check_out,
     import_quietly,
     one_line,
     pictures,
@@ -83,12 +84,7 @@ def _source(image: str) -> Picture:
 
 def _format(out: Path, source: Picture) -> str:
     """Pillow's name of the format to write. Raises ValueError for a path that can't be written to."""
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / 'attention.png'}.")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}: make it first, or write elsewhere.")
-    if out.suffix.lower() not in _FORMATS:
-        raise ValueError(f"--out {out} must end in one of {', '.join(_FORMATS)}.")
+    check_out(out, "attention.png", _FORMATS)
     if out.exists() and os.path.exists(source.name) and out.samefile(source.name):
         raise ValueError(f"--out {out} is the picture itself, which would be lost: write elsewhere.")
     return _FORMATS[out.suffix.lower()]

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,6 +120,16 @@ def import_quietly(backend: str | None) -> None:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
+
+
+def check_out(out: Path, example: str, suffixes: Collection[str]) -> None:
+    """Raise ValueError for an --out that no file can be written to, or whose suffix is none of those known."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / example}.")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}: make it first, or write elsewhere.")
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {out} must end in one of {', '.join(suffixes)}.")
 
 
 def console() -> Console:

@@ -16,6 +16,7 @@ from os import SEEK_END
 from pathlib import Path
 from typing import IO, Any, Self
 
+from vit_core.cli.common import check_out
 from vit_core.files import atomic_file, parse_json_object
 from vit_core.pipeline import Result
 
@@ -27,12 +28,7 @@ _ROWS = 4096  # of a Parquet file that are in memory at once
 
 def check_target(out: Path, overwrite: bool) -> None:
     """Raise ValueError, FileExistsError or ImportError for a path that results can't be written to."""
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / 'results.csv'}.")
-    if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}: make it first, or write elsewhere.")
-    if out.suffix.lower() not in _WRITERS:
-        raise ValueError(f"--out {out} must end in one of {', '.join(_WRITERS)}.")
+    check_out(out, "results.csv", _WRITERS)
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out} is there already: write elsewhere, or pass --overwrite to replace it.")
     if out.suffix.lower() == ".parquet":
