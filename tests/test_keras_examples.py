@@ -128,12 +128,13 @@ SHORT = ("--epochs", 3, "--batch", 256)
 @pytest.mark.slow
 def test_the_seed_repeats_a_training(tmp_path: Path) -> None:
     found = []
-    for name in ("one", "same"):
-        run("keras_fit.py", "--out", tmp_path / name, "--epochs", 1, "--batch", 256, "--seed", 3)
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        run("keras_fit.py", "--out", tmp_path / name, "--epochs", 1, "--batch", 256, "--seed", seed)
         found.append(load_file(tmp_path / name / "model.safetensors"))
-    one, same = found
+    one, same, other = found
     for key, array in one.items():
         np.testing.assert_array_equal(same[key], array, err_msg=key)
+        assert not np.array_equal(other[key], array), key
 
 
 @pytest.mark.slow
