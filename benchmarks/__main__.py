@@ -21,7 +21,7 @@ RESULTS, README = HERE / "results.json", HERE / "README.md"
 # Memory that is freed stays with the process: else how often it goes back to the system, and by what accident, is
 # measured as well. The other benchmarks are measured as users have it.
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "30000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-NAMES = ("fresh_process", "image_processing", "inference", "training", "tf_vit", "flax_vit", "conversion", "imports")
+NAMES = ("fresh_process", "image_processing", "inference", "training", "tf_vit", "flax_vit", "convert", "imports")
 STEADY = ("inference", "training", "tf_vit", "flax_vit")
 # What transformers is told not to import; tf_vit and fresh_process tell it themselves.
 ALONE = {

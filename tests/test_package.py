@@ -125,5 +125,13 @@ def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
         assert [int(n) for n in re.findall(r"\d+", pinned)] >= [int(n) for n in match[2].split(".")]
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "examples"])
+def test_no_script_hides_a_package(folder: str) -> None:
+    """Python looks in a script's own folder first: a script `conversion.py` beside another would be its `conversion`."""
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert "conversion" in packages
+    assert not packages & {path.stem for path in (ROOT / folder).glob("*.py")}
+
+
 def test_the_changelog_knows_the_version() -> None:
     assert f"## {importlib.import_module('vit_core').__version__}" in (ROOT / "CHANGELOG.md").read_text()

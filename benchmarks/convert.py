@@ -3,7 +3,7 @@
 Wall time of the whole process against `cp` of the same file, taken in turn, and the peak resident set. One row compares
 with what transformers offers: a PyTorch file loaded into its Flax class and saved, for a ViT-B/16.
 
-python benchmarks/conversion.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
+python benchmarks/convert.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
 """
 
 from __future__ import annotations
