@@ -21,7 +21,7 @@ CALLS = {"torch": "forward", "tf": "call", "flax": "__call__"}
 OWN_FILES = {
     "tf": {"layers.py": "Keras's layers in a faster form", "remat.py": "gradient checkpointing, which torch brings",
            "training.py": "what fit, predict and export ask of a model"},
-    "flax": {"layer_norm.py": "a derivative of its own", "sharding.py": "partition specs of the parameters"},
+    "flax": {"layers.py": "Linen's layers in a faster form", "sharding.py": "partition specs of the parameters"},
 }  # fmt: skip
 OWN_CLASSES = {
     "tf": {"ViTModule": "base of the layers", "ViTDecoder": "a convolution, which in torch is an nn.Sequential"},

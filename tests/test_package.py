@@ -127,7 +127,7 @@ def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
 
 @pytest.mark.parametrize("folder", ["benchmarks", "examples"])
 def test_no_script_hides_a_package(folder: str) -> None:
-    """Python looks in a script's own folder first: a script `conversion.py` beside another would be its `conversion`."""
+    """Python looks in a script's own folder first, so a `conversion.py` there would be the scripts' `conversion`."""
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
     assert "conversion" in packages
     assert not packages & {path.stem for path in (ROOT / folder).glob("*.py")}

@@ -23,7 +23,7 @@ from vit_core.config import ViTConfig, pair
 from vit_core.position import resize_matrix
 from vit_flax.activations import Activation, activation
 from vit_flax.attention import additive_bias, choose
-from vit_flax.layer_norm import LayerNorm
+from vit_flax.layers import Dense, LayerNorm
 from vit_flax.losses import classification_loss, masked_reconstruction_loss
 from vit_flax.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
 from vit_flax.weights import FlaxViTPreTrainedModel, normal
@@ -52,10 +52,10 @@ class ViTModule(nn.Module):
         """(height, width) of pixels."""
         return pixel_values.shape[2:] if self.channels_axis == 1 else pixel_values.shape[1:3]
 
-    def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
+    def linear(self, features: int, use_bias: bool = True) -> Dense:
         """A linear layer."""
         init = normal(self.config.initializer_range)
-        return nn.Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init)
+        return Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init)
 
     def layer_norm(self) -> LayerNorm:
         """A LayerNorm with the configuration's epsilon."""
@@ -80,8 +80,8 @@ class ViTPatchProjection(ViTModule):
             rows, columns = calls.grid(x.shape[1:3], self.config)
             x = x[:, : rows * ph, : columns * pw].reshape(-1, rows, ph, columns, pw, channels)
             x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, H / ph, W / pw, ph, pw, C)
-        x = x.reshape(-1, rows * columns, ph * pw * channels)
-        return x @ kernel.reshape(-1, width) + bias  # (B, N, D)
+        x = x.reshape(-1, ph * pw * channels) @ kernel.reshape(-1, width) + bias
+        return x.reshape(-1, rows * columns, width)  # (B, N, D)
 
 
 class ViTPatchEmbeddings(ViTModule):
@@ -230,6 +230,7 @@ class ViTEncoder(ViTModule):
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),
             length=self.config.num_hidden_layers,
+            check_constancy_invariants=False,  # there are none to check: it would trace the layer a second time
         )
         self.layer = scanned(**self.common) if self.scan_layers else ViTLayers(**self.common, block=block)
 

@@ -1,9 +1,4 @@
-"""LayerNorm with the two-pass variance and a derivative of its own (Ba et al. 2016, section 3).
-
-The derivative is the plain one, except that it divides by the deviation instead of multiplying by its inverse. XLA
-recomputes chains of sums and products in each of their users, but not chains that hold a division: on CPUs it would
-otherwise add up the residual stream's gradient from the last layer on anew in each layer.
-"""
+"""Linen's layers, computed in the form that XLA runs fast and at the precision the model needs."""
 
 from __future__ import annotations
 
@@ -16,9 +11,26 @@ from flax import linen as nn
 from jax import Array
 
 
+class Dense(nn.Dense):
+    """Linen's Dense as one product of matrices.
+
+    The gradient of a kernel sums over all leading axes. Where that is more than one, XLA on CPUs writes activations
+    down transposed before it multiplies.
+    """
+
+    def __call__(self, inputs: Array) -> Array:
+        *leading, width = inputs.shape
+        return super().__call__(inputs.reshape(-1, width)).reshape(*leading, self.features)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis."""
+    """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, with the two-pass variance.
+
+    The derivative is the plain one, except that it divides by the deviation instead of multiplying by its inverse. XLA
+    recomputes chains of sums and products in each of their users, but not chains that hold a division: on CPUs it would
+    otherwise add up the residual stream's gradient from the last layer on anew in each layer.
+    """
     return _normal(x, eps)[0] * scale + bias
 
 
@@ -39,7 +51,10 @@ def _normal(x: Array, eps: float) -> tuple[Array, Array]:
 
 
 class LayerNorm(nn.Module):
-    """`layer_norm` with its parameters `scale` and `bias`: computed in float32 or wider, the result in `dtype`."""
+    """LayerNorm with its parameters `scale` and `bias` (Ba et al. 2016, section 3).
+
+    Computed in float32 or wider, the result in `dtype`.
+    """
 
     epsilon: float
     dtype: Any = jnp.float32
