@@ -73,9 +73,16 @@ MUTANTS = (
     Mutant(
         "flax: GELU by tanh",
         "vit_flax/activations.py",
-        "jax.nn.gelu(x, approximate=False)",
-        "jax.nn.gelu(x, approximate=True)",
+        "return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))",
+        "return jax.nn.gelu(x, approximate=True)",
         golden("flax"),
+    ),
+    Mutant(
+        "flax: derivative of the GELU without its density",
+        "vit_flax/activations.py",
+        "(cdf + x * density) * dx",
+        "cdf * dx",
+        models("test_golden_gradients and flax"),
     ),
     Mutant(
         "torch: tanh GELU is the exact one",

@@ -24,7 +24,7 @@ from vit_core.config import ViTConfig
 jax = pytest.importorskip("jax")
 flax = pytest.importorskip("flax")
 vit_flax = pytest.importorskip("vit_flax")
-jnp = jax.numpy
+jnp, nn = jax.numpy, flax.linen
 jax.config.update("jax_enable_x64", True)  # as tests/backends.py does, in whatever order the tests run
 
 ROOT = Path(__file__).parent.parent
@@ -369,6 +369,55 @@ def test_dropout_takes_keys_of_either_kind() -> None:
 
 def test_training_without_dropout_needs_no_key() -> None:
     np.testing.assert_array_equal(build()(pixels(), train=True).logits, build()(pixels()).logits)
+
+
+# ---- what XLA makes of layers --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiled_in_full() -> Any:
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def test_derivatives_of_gelu_agree_with_finite_differences() -> None:
+    from jax.test_util import check_grads
+
+    x = jnp.linspace(-6.0, 6.0, 25)
+    check_grads(vit_flax.activations.gelu, (x,), order=2, modes=["fwd", "rev"], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.usefixtures("compiled_in_full")
+def test_training_keeps_no_error_function() -> None:
+    """The GELU's; of four MLPs in a row the plain form keeps that of all but the last, which is used at once."""
+    x, up, down = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((256, 64), (64, 512), (512, 64)))
+
+    def kept(gelu: Any) -> int:
+        def loss(x: Any, up: Any, down: Any) -> Any:
+            for _ in range(4):
+                x = x + gelu(x @ up) @ down
+            return jnp.square(x).sum()
+
+        compiled = jax.jit(jax.grad(loss, argnums=(1, 2))).lower(x, up, down).compile()
+        return int(compiled.memory_analysis().temp_size_in_bytes)
+
+    plain = kept(lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5)))
+    assert kept(vit_flax.activations.gelu) <= plain - 3 * 256 * 512 * 4
+
+
+@pytest.mark.usefixtures("compiled_in_full")
+@pytest.mark.parametrize("features", [16, 48])
+def test_a_linear_layer_transposes_no_activations(features: int) -> None:
+    layer, x = vit_flax.layers.Dense(features), jnp.ones((2, 5, 32))
+    params = layer.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(layer.apply(params, x), nn.Dense(features).apply(params, x))
+
+    def transposed(dense: Any) -> int:
+        step = jax.jit(jax.grad(lambda params, x: jnp.square(dense.apply(params, x)).sum(), argnums=(0, 1)))
+        return int(step.lower(params, x).compile().as_text().count(" transpose("))
+
+    assert transposed(layer) == 0 < transposed(nn.Dense(features))
 
 
 # ---- gradient checkpointing and the scan over layers ---------------------------------------------------------------

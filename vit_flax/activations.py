@@ -13,22 +13,26 @@ from jax import Array
 Activation = Callable[[Array], Array]
 
 
-@jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """The exact GELU (Hendrycks and Gimpel 2016, section 2).
+    """The exact GELU (Hendrycks and Gimpel 2016, section 2), computed in float32 or wider."""
+    return _gelu(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
 
-    Its derivative is written so that XLA does not recognise the error function of the value in it: it is then computed
-    again from x, where otherwise training keeps a second array of the MLP's size for every layer.
-    """
+
+@jax.custom_jvp
+def _gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-@gelu.defjvp
+@_gelu.defjvp
 def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The plain derivative, written so that XLA does not find the value's error function in it.
+
+    It is then computed again from x, where otherwise training keeps one more array of the MLP's size for each layer.
+    """
     (x,), (dx,) = primals, tangents
     cdf = 0.5 * (1.0 - jax.lax.erf(-x * math.sqrt(0.5)))
     density = jnp.exp(-0.5 * x * x) / math.sqrt(2.0 * math.pi)
-    return gelu(x), (cdf + x * density) * dx
+    return _gelu(x), (cdf + x * density) * dx
 
 
 def gelu_tanh(x: Array) -> Array:
