@@ -53,19 +53,22 @@ def _as_fraction(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    lines = [f"Measured on {results['machine']}.", "", "| case | ours / theirs | 10th to 90th percentile |"]
-    lines.append("|---|---|---|")
-    for name in NAMES:
-        for case, row in results.get(name, {}).items():
-            lines.append(f"| {case} | {row['ratio']:.2f} | {row['p10']:.2f} to {row['p90']:.2f} |")
+    """The results as Markdown, a table for each machine that they were measured on."""
+    lines = []
+    for machine in sorted({found["machine"] for found in results.values()}):
+        lines += [f"Measured on {machine}:", "", "| case | ours / theirs | 10th to 90th percentile |", "|---|---|---|"]
+        for name in NAMES:
+            if name in results and results[name]["machine"] == machine:
+                for case, row in results[name]["cases"].items():
+                    lines.append(f"| {case} | {row['ratio']:.2f} | {row['p10']:.2f} to {row['p90']:.2f} |")
+        lines.append("")
     rates = [
         f"{case.removeprefix('inference, ')}: {row[key]}"
-        for case, row in results.get("inference", {}).items()
+        for case, row in results.get("inference", {"cases": {}})["cases"].items()
         for key in row
         if key.startswith("fraction")
     ]
-    return "\n".join([*lines, "", f"Arithmetic rate of ours as a fraction of torch.mm's: {'; '.join(rates)}.", ""])
+    return "\n".join([*lines, f"Arithmetic rate of ours as a fraction of torch.mm's: {'; '.join(rates)}.", ""])
 
 
 def main() -> None:
@@ -73,10 +76,10 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name", help=f"some of {', '.join(NAMES)}")
     names = parser.parse_args().names or NAMES
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    results["machine"] = f"{torch.get_num_threads()} CPU cores with {torch.backends.cpu.get_cpu_capability()}"
+    machine = f"{torch.get_num_threads()} CPU cores with {torch.backends.cpu.get_cpu_capability()}"
     for name in names:
         print(f"{name} ...", flush=True)
-        results[name] = run(name)
+        results[name] = {"machine": machine, "cases": run(name)}
         RESULTS.write_text(json.dumps(results, indent=2) + "\n")
     README.write_text(QUOTED.sub(lambda _: table(results), README.read_text()))
     print(table(results))

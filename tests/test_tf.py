@@ -720,8 +720,11 @@ print(json.dumps(peaks))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 def test_gradient_checkpointing_saves_memory() -> None:
-    """The peak of a compiled step on 257 tokens in 12 layers: 148 and 527 MB measured."""
-    frugal, plain = json.loads(output_of(MEMORY))
+    """The peak of a compiled step on 257 tokens in 12 layers: 132 and 482 MB measured, of arrays that are held.
+
+    What is freed goes back to the system at once: else the peak is that of the holes malloc keeps.
+    """
+    frugal, plain = json.loads(output_of(MEMORY, MALLOC_MMAP_THRESHOLD_="65536"))
     assert frugal < plain / 2
 
 
