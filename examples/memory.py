@@ -43,16 +43,17 @@ class Estimate:
 def activations(config: ViTConfig, checkpointing: bool) -> int:
     """Bytes that the backward pass needs of a picture in float32.
 
-    In each layer and for each token: the inputs of two LayerNorms, of the projections and of the MLP, queries, keys and
-    values, the context (8 D); what the GELU takes and gives (2 F); 4 numbers of the LayerNorms and one for every head.
-    With checkpointing the input of each layer (D), and one layer's in full, while it is computed again.
+    In each layer and for each token: the inputs of the first LayerNorm and of the projections, keys and values (4 D),
+    2 numbers of the LayerNorm; and, in the last layer for the CLS token alone: queries and context, the inputs of the
+    second LayerNorm and of the MLP (4 D), what the GELU takes and gives (2 F), 2 numbers and one for every head. With
+    checkpointing the input of each layer (D), and one layer's in full, while it is computed again.
     """
-    tokens, width = config.num_patches + 1, config.hidden_size
-    layer = 8 * width + 2 * config.intermediate_size + 4 + config.num_attention_heads
-    ends = config.num_channels * pair(config.image_size)[0] * pair(config.image_size)[1] + tokens * width
+    tokens, width, layers = config.num_patches + 1, config.hidden_size, config.num_hidden_layers
+    read, computed = 4 * width + 2, 4 * width + 2 * config.intermediate_size + 2 + config.num_attention_heads
+    ends = config.num_channels * pair(config.image_size)[0] * pair(config.image_size)[1] + width
     if checkpointing:
-        return 4 * (ends + tokens * ((config.num_hidden_layers + 1) * width + layer))
-    return 4 * (ends + tokens * config.num_hidden_layers * layer)
+        return 4 * (ends + tokens * (layers * width + read + computed))
+    return 4 * (ends + tokens * (layers * read + (layers - 1) * computed) + computed)
 
 
 def estimate(name: str, config: ViTConfig, devices: int, memory: float, ema: bool, bfloat16: bool) -> Estimate:

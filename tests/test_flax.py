@@ -409,7 +409,7 @@ def test_training_keeps_no_error_function() -> None:
 @pytest.mark.usefixtures("compiled_in_full")
 @pytest.mark.parametrize("features", [16, 48])
 def test_a_linear_layer_transposes_no_activations(features: int) -> None:
-    layer, x = vit_flax.layers.Dense(features), jnp.ones((2, 5, 32))
+    layer, x = nn.Dense(features, dot_general=vit_flax.layers.product), jnp.ones((2, 5, 32))
     params = layer.init(jax.random.key(0), x)
     np.testing.assert_array_equal(layer.apply(params, x), nn.Dense(features).apply(params, x))
 

@@ -289,6 +289,47 @@ def test_masked_patches_do_not_matter(backend: Any) -> None:
     assert not np.array_equal(a, backend.call(model, pixel_values=x).last_hidden_state)
 
 
+# ---- the first tokens alone ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("mask", [(2, 17), (2, 1, 17, 17)], ids=["of tokens", "of scores"])
+def test_a_classifier_is_the_same_with_its_states(backend: Any, attention: str, mask: tuple[int, ...]) -> None:
+    """Without them its last layer computes the CLS token alone: loss, logits and gradients are those of all tokens."""
+    config, rng = ViTConfig(**TINY, attn_implementation=attention), np.random.default_rng(3)
+    call = {
+        "pixel_values": pixels(config).astype(np.float64),
+        "labels": np.array([0, 2]),
+        "head_mask": rng.random((2, 4)),
+        "attention_mask": rng.standard_normal(mask) if len(mask) == 4 else rng.random(mask) < 0.8,
+    }
+    models = (backend.build("ViTForImageClassification", config, dtype="float64", seed=0) for _ in range(3))
+    (plain, found), *others = (
+        backend.step(model, **call, **asked)
+        for model, asked in zip(models, ({}, {"output_hidden_states": True}, {"output_attentions": True}), strict=True)
+    )
+    for output, expected in others:
+        for field in ("loss", "logits"):
+            assert relative_error(plain[field], output[field]) < tolerances.SAME_FUNCTION_FLOAT64
+        flat, flat_expected = (np.concatenate([g[n].ravel() for n in sorted(g)]) for g in (found, expected))
+        assert np.abs(flat_expected).max() > 1e-2
+        assert relative_error(flat, flat_expected) < tolerances.SAME_FUNCTION_FLOAT64
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 99])
+def test_the_first_tokens_are_those_of_all(backend: Any, tokens: int) -> None:
+    config = ViTConfig(**TINY)
+    model = backend.build("ViTModel", config, dtype="float64", seed=0)
+    x = pixels(config).astype(np.float64)
+    whole = backend.call(model, pixel_values=x, output_hidden_states=True)
+    for states in (False, True):
+        first = backend.call(model, pixel_values=x, output_hidden_states=states, tokens=tokens)
+        expected = whole.last_hidden_state[:, :tokens]
+        assert relative_error(first.last_hidden_state, expected) < tolerances.SAME_FUNCTION_FLOAT64
+        assert relative_error(first.pooler_output, whole.pooler_output) < tolerances.SAME_FUNCTION_FLOAT64
+    np.testing.assert_array_equal(np.array(first.hidden_states), np.array(whole.hidden_states))
+
+
 # ---- losses ------------------------------------------------------------------------------------------------------
 
 
@@ -377,6 +418,11 @@ BAD_CALLS = {
         "ViTModel",
         {"head_mask": np.ones(3, np.float32)},
         "head_mask must have shape (4,), one per head, or (2, 4), one per layer and head: got (3,)",
+    ),
+    "no tokens": (
+        "ViTModel",
+        {"tokens": 0},
+        "tokens must be at least 1, the CLS token, or None for all of them: got 0",
     ),
     "attention mask": (
         "ViTModel",

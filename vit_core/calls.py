@@ -7,7 +7,7 @@ ints, are compared here.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy.typing as npt
@@ -19,11 +19,24 @@ Shape = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Options:
-    """What a call asks for, the configuration's answer filled in where the call gives none."""
+    """What a call asks for, the configuration's answer filled in where the call gives none.
+
+    `tokens` is how many of the first tokens the last layer computes, None for all.
+    """
 
     output_attentions: bool
     output_hidden_states: bool
     return_dict: bool
+    tokens: int | None = None
+
+    @property
+    def of_all_tokens(self) -> Options:
+        """The same for a layer that another one reads."""
+        return replace(self, tokens=None)
+
+    def wanted(self, x: Any) -> Any:
+        """Of all tokens, (B, S, D), those that a layer computes."""
+        return x if self.tokens is None else x[:, : self.tokens]
 
 
 def resolve_options(
@@ -31,12 +44,21 @@ def resolve_options(
     output_attentions: bool | None = None,
     output_hidden_states: bool | None = None,
     return_dict: bool | None = None,
+    tokens: int | None = None,
 ) -> Options:
-    """The options of one call."""
+    """The options of one call; where it asks for a layer's states, the last layer computes all tokens.
+
+    Raises ValueError for a number of tokens below 1.
+    """
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens must be at least 1, the CLS token, or None for all of them: got {tokens}.")
+    attentions = config.output_attentions if output_attentions is None else output_attentions
+    hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
     return Options(
-        config.output_attentions if output_attentions is None else output_attentions,
-        config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+        attentions,
+        hidden_states,
         config.return_dict if return_dict is None else return_dict,
+        None if attentions or hidden_states else tokens,
     )
 
 

@@ -23,7 +23,7 @@ from vit_core.config import ViTConfig, pair
 from vit_core.position import resize_matrix
 from vit_flax.activations import Activation, activation
 from vit_flax.attention import additive_bias, choose
-from vit_flax.layers import Dense, LayerNorm
+from vit_flax.layers import LayerNorm, product
 from vit_flax.losses import classification_loss, masked_reconstruction_loss
 from vit_flax.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
 from vit_flax.weights import FlaxViTPreTrainedModel, normal
@@ -52,10 +52,10 @@ class ViTModule(nn.Module):
         """(height, width) of pixels."""
         return pixel_values.shape[2:] if self.channels_axis == 1 else pixel_values.shape[1:3]
 
-    def linear(self, features: int, use_bias: bool = True) -> Dense:
+    def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
         """A linear layer."""
         init = normal(self.config.initializer_range)
-        return Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init)
+        return nn.Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init, dot_general=product)
 
     def layer_norm(self) -> LayerNorm:
         """A LayerNorm with the configuration's epsilon."""
@@ -157,14 +157,17 @@ class ViTSelfAttention(ViTModule):
         self.dropout = nn.Dropout(self.config.attention_probs_dropout_prob)
 
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, output_attentions: bool
+        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
     ) -> tuple[Array, Array | None]:
-        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
-        q, k, v = (f(x).reshape(heads).swapaxes(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
-        attend = choose(self.config.attn_implementation, output_attentions)
+        batch, _, width = x.shape
+        heads = (batch, -1, self.config.num_attention_heads, width // self.config.num_attention_heads)
+        projected = self.query(options.wanted(x)), self.key(x), self.value(x)  # (B, S, D)
+        q, k, v = (y.reshape(heads).swapaxes(1, 2) for y in projected)  # (B, h, S, d)
+        bias = None if bias is None else bias[:, :, : options.tokens]
+        attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = partial(self.dropout, deterministic=False) if train and self.dropout.rate else None
         context, probs = attend(q, k, v, bias, head_mask, dropout)
-        return context.swapaxes(1, 2).reshape(x.shape), probs  # (B, S, D)
+        return context.swapaxes(1, 2).reshape(batch, -1, width), probs  # (B, S, D)
 
 
 class ViTAttention(ViTModule):
@@ -176,9 +179,9 @@ class ViTAttention(ViTModule):
         self.output = ViTDense(**self.common, features=width, rate=rate)
 
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, output_attentions: bool
+        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
     ) -> tuple[Array, Array | None]:
-        context, probs = self.attention(x, bias, head_mask, train, output_attentions)
+        context, probs = self.attention(x, bias, head_mask, train, options)
         return self.output(context, train), probs
 
 
@@ -194,12 +197,12 @@ class ViTLayer(ViTModule):
         self.layernorm_after = self.layer_norm()
 
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, output_attentions: bool
+        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
     ) -> tuple[Array, tuple[Array, Array | None]]:
-        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, train, output_attentions)
-        x = x + attended
+        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, train, options)
+        x = options.wanted(x) + attended
         x = x + self.output(self.intermediate(self.layernorm_after(x), train), train)
-        return x, (x, probs if output_attentions else None)
+        return x, (x, probs if options.output_attentions else None)
 
 
 class ViTLayers(ViTModule):
@@ -209,12 +212,13 @@ class ViTLayers(ViTModule):
 
     @nn.compact
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, output_attentions: bool
+        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
     ) -> tuple[Array, tuple[Any, Any]]:
         found = []
         for i in range(self.config.num_hidden_layers):
             mask = None if head_mask is None else head_mask[i]
-            x, states = self.block(**self.common, name=str(i))(x, bias, mask, train, output_attentions)
+            asked = options if i == self.config.num_hidden_layers - 1 else options.of_all_tokens
+            x, states = self.block(**self.common, name=str(i))(x, bias, mask, train, asked)
             found.append(states)
         return x, tuple(zip(*found, strict=True))  # type: ignore[return-value]
 
@@ -239,7 +243,8 @@ class ViTEncoder(ViTModule):
     ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
         if head_mask is not None:
             head_mask = jnp.broadcast_to(head_mask, (self.config.num_hidden_layers, self.config.num_attention_heads))
-        end, (states, probs) = self.layer(x, bias, head_mask, train, options.output_attentions)
+        asked = options.of_all_tokens if self.scan_layers else options
+        end, (states, probs) = self.layer(x, bias, head_mask, train, asked)
         hidden_states = (x, *states) if options.output_hidden_states else ()
         return end, hidden_states, tuple(probs) if options.output_attentions else ()
 
@@ -269,10 +274,11 @@ class FlaxViTModule(ViTModule):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        tokens: int | None = None,
         train: bool = False,
     ) -> Any:
         """As `FlaxViTModel`; pure, for `module.apply({"params": params}, ...)`."""
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, tokens)
         calls.check_inputs(
             self.config,
             pixel_values=shape(pixel_values),
@@ -288,7 +294,7 @@ class FlaxViTModule(ViTModule):
         x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding), train)
         bias = additive_bias(attention_mask, x.dtype)
         x, hidden_states, attentions = self.encoder(x, bias, head_mask, train, options)
-        x = self.layernorm(x)
+        x = self.layernorm(x)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=self.pooler(x[:, 0], train) if self.add_pooling_layer else None,
@@ -329,6 +335,7 @@ class FlaxViTForImageClassificationModule(ViTModule):
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
             return_dict=True,
+            tokens=1,
             train=train,
         )
         features = trunk.last_hidden_state[:, 0]

@@ -24,7 +24,7 @@ from vit_core.safetensors_file import Tensor, own
 from vit_flax.attention import choose
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
-STATIC = ("train", "interpolate_pos_encoding", "output_attentions", "output_hidden_states")
+STATIC = ("train", "interpolate_pos_encoding", "output_attentions", "output_hidden_states", "tokens")
 Params = dict[str, Any]
 
 
@@ -129,10 +129,12 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         labels = inputs.get("labels")
         if labels is not None and not isinstance(labels, jax.core.Tracer):  # values are visible
             check_label_values(np.asarray(labels), config)
+        tokens = {"tokens": inputs.pop("tokens")} if "tokens" in inputs else {}  # no array: a program for each number
         output = self._apply(
             self.params if params is None else params,
             {"pixel_values": pixel_values, **inputs},
             dropout_rng,
+            **tokens,
             train=train,
             interpolate_pos_encoding=bool(interpolate_pos_encoding),
             output_attentions=options.output_attentions,

@@ -140,17 +140,18 @@ class ViTSelfAttention(ViTModule):
         x: Tensor,
         bias: Tensor | None,
         head_mask: Tensor | None,
+        options: calls.Options,
         training: bool = False,
-        output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        _, tokens, width = ops.shape(x)
-        heads = (-1, tokens, self.config.num_attention_heads, width // self.config.num_attention_heads)
-        q, k, v = (tf.reshape(f(x), heads) for f in (self.query, self.key, self.value))  # (B, S, h, d)
-        q, k, v = (tf.transpose(y, (0, 2, 1, 3)) for y in (q, k, v))  # (B, h, S, d)
-        attend = choose(self.config.attn_implementation, output_attentions)
+        width, count = self.config.hidden_size, self.config.num_attention_heads
+        projected = self.query(options.wanted(x)), self.key(x), self.value(x)  # (B, S, D)
+        split = (tf.reshape(y, (-1, ops.shape(y)[1], count, width // count)) for y in projected)  # (B, S, h, d)
+        q, k, v = (tf.transpose(y, (0, 2, 1, 3)) for y in split)  # (B, h, S, d)
+        bias = None if bias is None else bias[:, :, : options.tokens]
+        attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = self.dropout if training and self.config.attention_probs_dropout_prob else None
         context, probs = attend(q, k, v, bias, head_mask, dropout)
-        return tf.reshape(tf.transpose(context, (0, 2, 1, 3)), (-1, tokens, width)), probs  # (B, S, D)
+        return tf.reshape(tf.transpose(context, (0, 2, 1, 3)), (-1, ops.shape(q)[2], width)), probs  # (B, S, D)
 
 
 class ViTAttention(ViTModule):
@@ -166,10 +167,10 @@ class ViTAttention(ViTModule):
         x: Tensor,
         bias: Tensor | None,
         head_mask: Tensor | None,
+        options: calls.Options,
         training: bool = False,
-        output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        context, probs = self.attention(x, bias, head_mask, training=training, output_attentions=output_attentions)
+        context, probs = self.attention(x, bias, head_mask, options=options, training=training)
         return self.output_(context, training=training), probs
 
 
@@ -190,13 +191,11 @@ class ViTLayer(ViTModule):
         x: Tensor,
         bias: Tensor | None,
         head_mask: Tensor | None,
+        options: calls.Options,
         training: bool = False,
-        output_attentions: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        attended, probs = self.attention(
-            self.layernorm_before(x), bias, head_mask, training=training, output_attentions=output_attentions
-        )
-        x = x + attended
+        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, options=options, training=training)
+        x = options.wanted(x) + attended
         x = x + self.output_(self.intermediate(self.layernorm_after(x)), training=training)
         return x, probs
 
@@ -214,15 +213,15 @@ class ViTEncoder(ViTModule):
         x: Tensor,
         bias: Tensor | None,
         head_mask: Tensor | None,
+        options: calls.Options,
         training: bool = False,
-        options: calls.Options | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        assert options is not None
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layer):
             mask = head_mask[i] if head_mask is not None and head_mask.shape.rank == 2 else head_mask
             run = rematerialized(layer) if self.checkpointing and training else layer
-            x, probs = run(x, bias, mask, training=training, output_attentions=options.output_attentions)
+            asked = options if i == len(self.layer) - 1 else options.of_all_tokens
+            x, probs = run(x, bias, mask, options=asked, training=training)
             if options.output_hidden_states:
                 hidden_states.append(x)
             if options.output_attentions:
@@ -269,14 +268,16 @@ class TFViTModel(TFViTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        tokens: int | None = None,
         training: bool = False,
     ) -> Any:
         """Pixels (B, C, H, W); `bool_masked_pos` (B, N), 1 where masked; `head_mask` (h,) or (L, h), 1 keeps.
 
         `attention_mask` is (B, S), 1 to attend, or (B, 1, S, S), added to the scores; the options left at None are the
-        configuration's. Raises ValueError for what does not fit.
+        configuration's. `tokens` asks for the first so many tokens alone, which is faster: 1 is the CLS token, that the
+        pooler reads. Raises ValueError for what does not fit.
         """
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, tokens)
         x = self.embeddings(
             pixel_values,
             bool_masked_pos,
@@ -284,8 +285,8 @@ class TFViTModel(TFViTPreTrainedModel):
             training=training,
         )
         bias = additive_bias(attention_mask, x.dtype)
-        x, hidden_states, attentions = self.encoder(x, bias, head_mask, training=training, options=options)
-        x = self.layernorm(x)
+        x, hidden_states, attentions = self.encoder(x, bias, head_mask, options=options, training=training)
+        x = self.layernorm(x)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=self.pooler(x[:, 0]) if "pooler" in self.parts else None,
@@ -334,6 +335,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
             return_dict=True,
+            tokens=1,
             training=training,
         )
         features = trunk.last_hidden_state[:, 0]

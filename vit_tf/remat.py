@@ -9,6 +9,8 @@ import keras
 import tensorflow as tf
 from tensorflow import Tensor
 
+from vit_core import calls
+
 
 def rematerialized(layer: keras.layers.Layer) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """`layer` by Keras's remat: a function of its tensors, in which dropout draws the same masks both times.
@@ -19,7 +21,7 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[..., tuple[Tensor, Ten
     weights = {id(v) for v in layer.weights}
     seeds = [v for v in layer.variables if id(v) not in weights]  # the state of its random numbers is no weight
 
-    def call(*tensors: Tensor | None, output_attentions: bool = False, **options: Any) -> tuple[Tensor, Tensor | None]:
+    def call(*tensors: Tensor | None, options: calls.Options, training: bool) -> tuple[Tensor, Tensor | None]:
         given = [i for i, tensor in enumerate(tensors) if tensor is not None]
         states = [(seed, tf.identity(seed.value)) for seed in seeds]
 
@@ -28,12 +30,12 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[..., tuple[Tensor, Ten
             for i, tensor in zip(given, present, strict=True):
                 inputs[i] = tensor
             with keras.StatelessScope(state_mapping=states):
-                x, probs = layer(*inputs, output_attentions=output_attentions, **options)
-            return (x, probs) if output_attentions else x
+                x, probs = layer(*inputs, options=options, training=training)
+            return (x, probs) if options.output_attentions else x
 
         result = keras.remat(run)(*(tensors[i] for i in given))
         for seed in seeds:
             seed.assign_add([0, 1])
-        return result if output_attentions else (result, None)
+        return result if options.output_attentions else (result, None)
 
     return call

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import asdict, fields
 from functools import partial, wraps
 from typing import Any, ClassVar, Self
 
@@ -29,6 +28,7 @@ from vit_tf.training import Training
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
 TENSORS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask", "labels")
+ASKED = ("output_attentions", "output_hidden_states", "return_dict")  # what a configuration has an answer to
 _loading: ContextVar[bool] = ContextVar("_loading", default=False)
 
 
@@ -169,8 +169,9 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         """The model's output; see `call`. Raises ValueError for what does not fit."""
         inputs = self._named((pixel_values, *others) if others else pixel_values, inputs)
         self._check(inputs)
-        asked = [inputs.get(f.name) for f in fields(calls.Options)]
-        return super().__call__(**{**inputs, **asdict(calls.resolve_options(self.config, *asked))})
+        asked = {name: inputs.get(name) for name in (*ASKED, "tokens")}
+        options = calls.resolve_options(self.config, **asked)
+        return super().__call__(**{**inputs, **{name: getattr(options, name) for name in ASKED}})
 
     def _named(self, first: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Every input by name, arrays as tensors, from the first argument, a tensor, list or dict, and keywords."""

@@ -102,11 +102,13 @@ class ViTSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
     ) -> tuple[Tensor, Tensor | None]:
         heads = (self.config.num_attention_heads, -1)
-        q, k, v = (f(x).unflatten(2, heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
-        attend = choose(self.config.attn_implementation, output_attentions)
+        projected = self.query(options.wanted(x)), self.key(x), self.value(x)  # (B, S, D)
+        q, k, v = (y.unflatten(2, heads).transpose(1, 2) for y in projected)  # (B, h, S, d)
+        bias = None if bias is None else bias[:, :, : options.tokens]
+        attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, probs = attend(q, k, v, bias, head_mask, dropout)
         return context.transpose(1, 2).flatten(2), probs  # (B, S, D)
@@ -121,9 +123,9 @@ class ViTAttention(nn.Module):
         self.output = ViTDense(config.hidden_size, config.hidden_size, dropout=config.hidden_dropout_prob)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
     ) -> tuple[Tensor, Tensor | None]:
-        context, probs = self.attention(x, bias, head_mask, output_attentions)
+        context, probs = self.attention(x, bias, head_mask, options)
         return self.output(context), probs
 
 
@@ -140,10 +142,10 @@ class ViTLayer(nn.Module):
         self.layernorm_after = nn.LayerNorm(width, eps=eps)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, output_attentions: bool
+        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
     ) -> tuple[Tensor, Tensor | None]:
-        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, output_attentions)
-        x = x + attended
+        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, options)
+        x = options.wanted(x) + attended
         x = x + self.output(self.intermediate(self.layernorm_after(x)))
         return x, probs
 
@@ -162,7 +164,7 @@ class ViTEncoder(nn.Module):
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layer):
             mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
-            args = (x, bias, mask, options.output_attentions)
+            args = (x, bias, mask, options if i == len(self.layer) - 1 else options.of_all_tokens)
             if self.checkpointing is not None and self.training:
                 x, probs = checkpoint(layer, *args, **self.checkpointing)
             else:
@@ -210,13 +212,15 @@ class ViTModel(ViTPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        tokens: int | None = None,
     ) -> Any:
         """Pixels (B, C, H, W); `bool_masked_pos` (B, N), 1 where masked; `head_mask` (h,) or (L, h), 1 keeps.
 
         `attention_mask` is (B, S), 1 to attend, or (B, 1, S, S), added to the scores; the options left at None are the
-        configuration's. Raises ValueError for what does not fit.
+        configuration's. `tokens` asks for the first so many tokens alone, which is faster: 1 is the CLS token, that the
+        pooler reads. Raises ValueError for what does not fit.
         """
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, tokens)
         calls.check_inputs(
             self.config,
             pixel_values=shape(pixel_values),
@@ -230,7 +234,7 @@ class ViTModel(ViTPreTrainedModel):
         x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding))
         bias = additive_bias(attention_mask, x.dtype)
         x, hidden_states, attentions = self.encoder(x, bias, head_mask, options)
-        x = self.layernorm(x)
+        x = self.layernorm(x)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=self.pooler(x[:, 0]) if self.pooler is not None else None,
@@ -276,6 +280,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
             return_dict=True,
+            tokens=1,
         )
         logits = self.classifier(trunk.last_hidden_state[:, 0])
         output = ImageClassifierOutput(
