@@ -31,7 +31,8 @@ def pixels(batch: int, dtype: str) -> torch.Tensor:
 def flops(batch: int) -> int:
     """Of one forward pass of ours, a multiplication and an addition counted as two."""
 
-    def layer(tokens: int) -> int:  # that it computes, from the keys and values of all
-        return 2 * TOKENS * WIDTH * WIDTH + tokens * (2 * WIDTH * WIDTH + 2 * WIDTH * MLP + 2 * TOKENS * WIDTH)
+    def layer(tokens: int) -> int:  # that it computes after the attention
+        attention = TOKENS * (3 * WIDTH * WIDTH + 2 * TOKENS * WIDTH)
+        return attention + tokens * (WIDTH * WIDTH + 2 * WIDTH * MLP)
 
     return 2 * batch * ((DEPTH - 1) * layer(TOKENS) + layer(1) + (TOKENS - 1) * WIDTH * WIDTH + WIDTH * 1000)

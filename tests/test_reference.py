@@ -102,13 +102,13 @@ BLOCKS = {"torch": torch_blocks, "tf": tf_blocks, "flax": flax_blocks}
 
 
 def test_the_last_layer_computes_what_is_read(backend: Any) -> None:
-    """A classifier reads the CLS token: of the last layer, keys and values alone are of all 5 tokens."""
+    """A classifier reads the CLS token: all that the last layer computes of the other 4 is their attention."""
     config = ViTConfig(hidden_size=4, num_hidden_layers=2, num_attention_heads=1, image_size=4, patch_size=2)
     model = backend.build("ViTForImageClassification", config, seed=0)
     _, blocks = BLOCKS[backend.name](model, {"pixel_values": np.ones((3, 3, 4, 4), np.float32)}, backend)
-    names = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "intermediate.dense")
+    names = ("attention.attention.value", "attention.output", "intermediate.dense", "output")
     tokens = [[blocks[f"vit.encoder.layer.{i}.{name}"].shape[1] for name in names] for i in range(2)]
-    assert tokens == [[5, 5, 5, 5], [1, 5, 5, 1]]
+    assert tokens == [[5, 5, 5, 5], [5, 1, 1, 1]]
 
 
 def compared(output: Any, blocks: dict[str, Any], layers: int) -> Iterator[tuple[str, Any]]:

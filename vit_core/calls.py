@@ -21,7 +21,7 @@ Shape = tuple[Any, ...]
 class Options:
     """What a call asks for, the configuration's answer filled in where the call gives none.
 
-    `tokens` is how many of the first tokens the last layer computes, None for all.
+    `tokens` is how many of the first tokens the last layer computes after its attention, None for all.
     """
 
     output_attentions: bool
@@ -35,7 +35,7 @@ class Options:
         return replace(self, tokens=None)
 
     def wanted(self, x: Any) -> Any:
-        """Of all tokens, (B, S, D), those that a layer computes."""
+        """Of all tokens, (B, S, D), those that a layer computes after its attention."""
         return x if self.tokens is None else x[:, : self.tokens]
 
 

@@ -159,15 +159,12 @@ class ViTSelfAttention(ViTModule):
     def __call__(
         self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
     ) -> tuple[Array, Array | None]:
-        batch, _, width = x.shape
-        heads = (batch, -1, self.config.num_attention_heads, width // self.config.num_attention_heads)
-        projected = self.query(options.wanted(x)), self.key(x), self.value(x)  # (B, S, D)
-        q, k, v = (y.reshape(heads).swapaxes(1, 2) for y in projected)  # (B, h, S, d)
-        bias = None if bias is None else bias[:, :, : options.tokens]
+        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
+        q, k, v = (f(x).reshape(heads).swapaxes(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = partial(self.dropout, deterministic=False) if train and self.dropout.rate else None
         context, probs = attend(q, k, v, bias, head_mask, dropout)
-        return context.swapaxes(1, 2).reshape(batch, -1, width), probs  # (B, S, D)
+        return context.swapaxes(1, 2).reshape(x.shape), probs  # (B, S, D)
 
 
 class ViTAttention(ViTModule):
@@ -182,7 +179,7 @@ class ViTAttention(ViTModule):
         self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
     ) -> tuple[Array, Array | None]:
         context, probs = self.attention(x, bias, head_mask, train, options)
-        return self.output(context, train), probs
+        return self.output(options.wanted(context), train), probs
 
 
 class ViTLayer(ViTModule):

@@ -143,15 +143,14 @@ class ViTSelfAttention(ViTModule):
         options: calls.Options,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        width, count = self.config.hidden_size, self.config.num_attention_heads
-        projected = self.query(options.wanted(x)), self.key(x), self.value(x)  # (B, S, D)
-        split = (tf.reshape(y, (-1, ops.shape(y)[1], count, width // count)) for y in projected)  # (B, S, h, d)
-        q, k, v = (tf.transpose(y, (0, 2, 1, 3)) for y in split)  # (B, h, S, d)
-        bias = None if bias is None else bias[:, :, : options.tokens]
+        _, tokens, width = ops.shape(x)
+        heads = (-1, tokens, self.config.num_attention_heads, width // self.config.num_attention_heads)
+        q, k, v = (tf.reshape(f(x), heads) for f in (self.query, self.key, self.value))  # (B, S, h, d)
+        q, k, v = (tf.transpose(y, (0, 2, 1, 3)) for y in (q, k, v))  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = self.dropout if training and self.config.attention_probs_dropout_prob else None
         context, probs = attend(q, k, v, bias, head_mask, dropout)
-        return tf.reshape(tf.transpose(context, (0, 2, 1, 3)), (-1, ops.shape(q)[2], width)), probs  # (B, S, D)
+        return tf.reshape(tf.transpose(context, (0, 2, 1, 3)), (-1, tokens, width)), probs  # (B, S, D)
 
 
 class ViTAttention(ViTModule):
@@ -171,7 +170,7 @@ class ViTAttention(ViTModule):
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         context, probs = self.attention(x, bias, head_mask, options=options, training=training)
-        return self.output_(context, training=training), probs
+        return self.output_(options.wanted(context), training=training), probs
 
 
 class ViTLayer(ViTModule):

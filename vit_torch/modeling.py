@@ -105,9 +105,7 @@ class ViTSelfAttention(nn.Module):
         self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
     ) -> tuple[Tensor, Tensor | None]:
         heads = (self.config.num_attention_heads, -1)
-        projected = self.query(options.wanted(x)), self.key(x), self.value(x)  # (B, S, D)
-        q, k, v = (y.unflatten(2, heads).transpose(1, 2) for y in projected)  # (B, h, S, d)
-        bias = None if bias is None else bias[:, :, : options.tokens]
+        q, k, v = (f(x).unflatten(2, heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, probs = attend(q, k, v, bias, head_mask, dropout)
@@ -126,7 +124,7 @@ class ViTAttention(nn.Module):
         self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
     ) -> tuple[Tensor, Tensor | None]:
         context, probs = self.attention(x, bias, head_mask, options)
-        return self.output(context), probs
+        return self.output(options.wanted(context)), probs
 
 
 class ViTLayer(nn.Module):
