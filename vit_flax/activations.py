@@ -13,6 +13,7 @@ from jax import Array
 Activation = Callable[[Array], Array]
 
 
+@jax.jit  # traced once, not in every layer
 def gelu(x: Array) -> Array:
     """The exact GELU (Hendrycks and Gimpel 2016, section 2), computed in float32 or wider."""
     return _gelu(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)

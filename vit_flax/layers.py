@@ -22,7 +22,7 @@ def product(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = No
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
-def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
+def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, with the two-pass variance.
 
     The derivative is the plain one, except that it divides by the deviation instead of multiplying by its inverse. XLA
@@ -32,7 +32,7 @@ def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     return _normal(x, eps)[0] * scale + bias
 
 
-@layer_norm.defjvp
+@_layer_norm.defjvp
 def _layer_norm_jvp(eps: float, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, scale, bias), (dx, dscale, dbias) = primals, tangents
     normal, deviation = _normal(x, eps)
@@ -40,6 +40,9 @@ def _layer_norm_jvp(eps: float, primals: Any, tangents: Any) -> tuple[Array, Arr
     d = d - d.mean(-1, keepdims=True)
     tangent = (d - normal * (normal * d).mean(-1, keepdims=True)) * scale + normal * dscale + dbias
     return normal * scale + bias, tangent
+
+
+layer_norm = jax.jit(_layer_norm, static_argnums=3)  # traced once, not in every layer
 
 
 def _normal(x: Array, eps: float) -> tuple[Array, Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -28,9 +28,14 @@ STATIC = ("train", "interpolate_pos_encoding", "output_attentions", "output_hidd
 Params = dict[str, Any]
 
 
+@cache
 def normal(std: float) -> Callable[..., Array]:
-    """Initialiser: a normal distribution cut at -2 and 2, absolute."""
+    """Initialiser: a normal distribution cut at -2 and 2, absolute.
 
+    Compiled, as Linen traces the initialiser of each parameter in every call, to see its shape.
+    """
+
+    @partial(jax.jit, static_argnums=(1, 2))
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         if std * 6 > BOUND:
             return jax.random.truncated_normal(key, -BOUND / std, BOUND / std, shape, dtype) * std
