@@ -425,7 +425,8 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
     """The bare Vision Transformer; returns `BaseModelOutputWithPooling`.
 
     `add_pooling_layer` adds a dense layer on the CLS token; `use_mask_token` adds the token that takes the place of the
-    patches in `bool_masked_pos`.
+    patches in `bool_masked_pos`. `tokens` of a call asks for the first so many tokens alone, which is faster: 1 is the
+    CLS token, that the pooler reads.
     """
 
     architecture = "ViTModel"
