@@ -62,7 +62,7 @@ def test_half_precision(architecture: dict[str, Any], dtype: str) -> None:
 @given(architectures(square=True), st.integers(1, 25), st.integers(1, 25))
 def test_interpolation(dtype: torch.dtype, architecture: dict[str, Any], height: int, width: int) -> None:
     """On square grids, and patches of one size for both axes: theirs takes no other."""
-    models = pair("ViTForImageClassification", architecture, attention="sdpa", dtype=dtype)
+    models = pair("ViTModel", architecture, attention="sdpa", dtype=dtype)  # a lone logit may cancel to nothing
     patch = architecture["patch_size"]
     x = pixels(models[0], size=(max(height, patch), max(width, patch)))
     tolerance = tolerances.OUTPUT_FLOAT64 if dtype == torch.float64 else tolerances.INTERPOLATED_FLOAT32
