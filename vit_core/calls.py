@@ -31,8 +31,12 @@ class Options:
 
     @property
     def of_all_tokens(self) -> Options:
-        """The same for a layer that another one reads."""
+        """The same, with no tokens left out."""
         return replace(self, tokens=None)
+
+    def of_layer(self, i: int, count: int) -> Options:
+        """The same for layer `i` of `count`: no layer but the last leaves tokens out."""
+        return self if i == count - 1 else self.of_all_tokens
 
     def wanted(self, x: Any) -> Any:
         """Of all tokens, (B, S, D), those that a layer computes after its attention."""

@@ -212,10 +212,11 @@ class ViTLayers(ViTModule):
         self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
     ) -> tuple[Array, tuple[Any, Any]]:
         found = []
-        for i in range(self.config.num_hidden_layers):
+        count = self.config.num_hidden_layers
+        for i in range(count):
             mask = None if head_mask is None else head_mask[i]
-            asked = options if i == self.config.num_hidden_layers - 1 else options.of_all_tokens
-            x, states = self.block(**self.common, name=str(i))(x, bias, mask, train, asked)
+            layer = self.block(**self.common, name=str(i))
+            x, states = layer(x, bias, mask, train, options.of_layer(i, count))
             found.append(states)
         return x, tuple(zip(*found, strict=True))  # type: ignore[return-value]
 

@@ -219,8 +219,7 @@ class ViTEncoder(ViTModule):
         for i, layer in enumerate(self.layer):
             mask = head_mask[i] if head_mask is not None and head_mask.shape.rank == 2 else head_mask
             run = rematerialized(layer) if self.checkpointing and training else layer
-            asked = options if i == len(self.layer) - 1 else options.of_all_tokens
-            x, probs = run(x, bias, mask, options=asked, training=training)
+            x, probs = run(x, bias, mask, options=options.of_layer(i, len(self.layer)), training=training)
             if options.output_hidden_states:
                 hidden_states.append(x)
             if options.output_attentions:

@@ -162,7 +162,7 @@ class ViTEncoder(nn.Module):
         hidden_states, attentions = [x], []
         for i, layer in enumerate(self.layer):
             mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
-            args = (x, bias, mask, options if i == len(self.layer) - 1 else options.of_all_tokens)
+            args = (x, bias, mask, options.of_layer(i, len(self.layer)))
             if self.checkpointing is not None and self.training:
                 x, probs = checkpoint(layer, *args, **self.checkpointing)
             else:
