@@ -10,7 +10,7 @@ from harness import OURS, THEIRS
 
 import vit_torch
 
-# Without AVX-512, PyTorch takes eight times as long in bfloat16 as in float32, whoever's model it is.
+# Without AVX-512, PyTorch takes eight times as long in bfloat16 as in float32, whosever model it is.
 DTYPES = ("float32", "bfloat16") if torch.backends.cpu.get_cpu_capability() == "AVX512" else ("float32",)
 CASES = [(dtype, batch) for dtype in DTYPES for batch in (1, 8)]
 TOKENS, WIDTH, MLP, DEPTH = 197, 768, 3072, 12
