@@ -1,4 +1,4 @@
-# make demo | test | check | oracle | bench | mutants: each sets up what it needs once, and reuses it the next time.
+# make demo | test | check | oracle | bench | mutants | portable: each sets up what it needs once, and reuses it the next time.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
@@ -10,7 +10,7 @@ FAMILIES = timm==1.0.31 torchvision==0.28.0
 READY = $(VENV)/.installed-$(EXTRAS)
 ORACLE_READY = $(ORACLE)/.installed
 
-.PHONY: demo test check oracle bench mutants clean
+.PHONY: demo test check oracle bench mutants portable clean
 
 demo: $(READY)
 	@mkdir -p $(DEMO)
@@ -35,6 +35,9 @@ bench: $(ORACLE_READY)
 
 mutants: $(READY)
 	$(VENV)/bin/python tests/mutants.py
+
+portable: $(READY)
+	$(VENV)/bin/python tests/portable.py
 
 clean:
 	rm -rf $(VENV) $(ORACLE) build dist out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ class TorchBackend:
     def __init__(self) -> None:
         self.package: Any = importlib.import_module("vit_torch")
         self.torch: Any = importlib.import_module("torch")
-        self.torch.set_num_threads(1)  # the models are tiny: a second thread only waits
+        self.torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))  # models are tiny: a second only waits
 
     def load(self, cls: str, path: Any, **kwargs: Any) -> Any:
         """A pretrained model, without the warnings about what was initialised anew."""

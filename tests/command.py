@@ -9,6 +9,15 @@ from typing import Any
 
 import pytest
 
+HANGS = 900  # seconds after which a process is given up: a guard, which says nothing of how long it should take
+
+# Before a program: how many KiB it held at most, itself. What getrusage tells begins at the peak of who started it.
+PEAK = """
+def peak():
+    with open("/proc/self/status") as status:
+        return int(status.read().split("VmHWM:")[1].split()[0])
+"""
+
 
 class Command:
     """Runs a command in this process; `code`, `out` and `err` are what the last run left."""
@@ -40,4 +49,6 @@ class Command:
 
 def process(*command: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own."""
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=120, **options)
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, timeout=HANGS, **options
+    )

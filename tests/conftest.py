@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from backends import BACKENDS
+from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = GOLDEN / "ckpt"
 
+
+PERTURBED = int(os.environ.get("VIT_TRIO_PERTURB", 0))  # of which run of tests/portable.py: other random inputs
 
 # Files that take minutes: with one process a file, those begin first, so that none is left for the end.
 LONGEST = (
@@ -26,16 +30,30 @@ LONGEST = (
 )
 
 
+# How long an example takes says how busy the machine is; the suite has the same examples every time, a search others.
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.register_profile("search", settings.get_profile("suite"), derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
 def pytest_configure() -> None:
     """With several processes, each on a core of its own: frameworks then start one thread, not one for every core."""
+    if PERTURBED:
+        drawn = np.random.default_rng
+        np.random.default_rng = lambda seed=None: drawn(None if seed is None else [PERTURBED, seed])  # type: ignore[assignment]
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first."""
-    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+    """The longest files first; with VIT_TRIO_SHUFFLE, files and the tests of each in the order of that seed."""
+    if seed := os.environ.get("VIT_TRIO_SHUFFLE"):
+        order = random.Random(seed)
+        places = {path: order.random() for path in sorted({item.path for item in items})}
+        items.sort(key=lambda item: (places[item.path], order.random()))
+    else:
+        items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
@@ -50,7 +68,16 @@ def backend(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture(scope="session")
 def inputs() -> dict[str, np.ndarray]:
     """The inputs of the golden model cases."""
-    return dict(np.load(GOLDEN / "inputs.npz"))
+    found = dict(np.load(GOLDEN / "inputs.npz"))
+    return {name: moved(array) if array.dtype == np.float32 else array for name, array in found.items()}
+
+
+def moved(array: np.ndarray) -> np.ndarray:
+    """Each number as it is, or, in a perturbed run, the next one above or below: as far as rounding is from exact."""
+    if not PERTURBED:
+        return array
+    up = np.random.default_rng(0).random(array.shape) < 0.5
+    return np.nextafter(array, np.where(up, np.inf, -np.inf).astype(array.dtype))
 
 
 def golden_cases(kind: str) -> list[Any]:
@@ -63,9 +90,3 @@ def checkpoint_path(case: dict[str, Any]) -> Path:
     """The folder a golden case was run on."""
     name = case["ckpt"]
     return CHECKPOINTS / (name if "/" in name else f"{name}/pt_safetensors")
-
-
-def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, relative to the largest expected value."""
-    assert actual.shape == expected.shape, f"shape {actual.shape}, expected {expected.shape}"
-    return float(np.abs(actual - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny))

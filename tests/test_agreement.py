@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tolerances
 from backends import BACKENDS
-from conftest import relative_error
+from closeness import assert_close
 from hypothesis import Phase, given, settings
 
 from vit_core.config import ViTConfig
@@ -89,7 +89,7 @@ def arrays(output: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("cls", PARTS)
-@settings(max_examples=5, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=5, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_a_backend_agrees_with_torch(backend: Any, cls: str, data: st.DataObject) -> None:
     if backend.name == "torch":
@@ -103,8 +103,6 @@ def test_a_backend_agrees_with_torch(backend: Any, cls: str, data: st.DataObject
     expected, actual = arrays(expected), arrays(actual)
     assert actual.keys() == expected.keys()
     for name, array in expected.items():
-        assert array.dtype == actual[name].dtype == np.float64, name
-        assert relative_error(actual[name], array) <= tolerances.SAME_FUNCTION_FLOAT64, name
-    largest = max(np.abs(gradient).max() for gradient in expected_gradients.values())
-    for name, gradient in expected_gradients.items():
-        assert np.abs(gradients[name] - gradient).max() <= tolerances.SAME_FUNCTION_FLOAT64 * largest, name
+        assert array.dtype == np.float64, name
+        assert_close(actual[name], array, tolerances.SAME_FUNCTION_FLOAT64, name)
+    assert_close(gradients, expected_gradients, tolerances.SAME_FUNCTION_FLOAT64)

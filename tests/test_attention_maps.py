@@ -30,7 +30,7 @@ def written_out(layers: list[np.ndarray]) -> np.ndarray:
     return np.array(result)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4), st.integers(1, 7))
 def test_rollout_is_the_papers_formula(seed: int, layers: int, heads: int, tokens: int) -> None:
     given_ = attentions(seed, layers, heads, tokens)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tolerances
 from backends import BACKENDS
+from closeness import assert_within
 from PIL import Image
 from test_digits import ROOT
 
@@ -44,8 +45,8 @@ def test_a_training_agrees_with_torch(backend: Any, optimizer: str, dtype: str) 
     assert run.weights.keys() == expected.weights.keys()
     exact = dtype == "float64"
     allowed = tolerances.SAME_TRAINING_FLOAT64 if exact else tolerances.SAME_TRAINING_FLOAT32
-    assert agreement.loss_differences(run, expected).max() <= allowed["losses"]
-    assert agreement.weight_difference(run, expected, key_biases=exact) <= allowed["weights"]
+    assert_within(agreement.loss_differences(run, expected).max(), allowed["losses"], "losses")
+    assert_within(agreement.weight_difference(run, expected, key_biases=exact), allowed["weights"], "weights")
 
 
 def test_the_example_draws_the_curves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

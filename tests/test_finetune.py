@@ -11,8 +11,10 @@ import pytest
 import trainings
 import typer
 from backends import BACKENDS
+from closeness import assert_close
 from PIL import Image
 from safetensors.numpy import load_file
+from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF
 from trainings import command, kill, losses, need, run, start, table, wait_for_a_checkpoint, write_digits
 
 import conversion
@@ -23,7 +25,6 @@ from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
 
 FLAGS = ("--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing")
-SAME_LOSS = 1e-5  # relative to the largest, of every step against PyTorch's, over 12 steps of AdamW
 SAME_RATE = 1e-6  # relative to the highest
 
 
@@ -104,11 +105,11 @@ def test_every_backend_loads_it(framework: str, runs: Runs, pictures: Path) -> N
             backend = make()
         except ImportError:
             continue
-        model = backend.load("ViTForImageClassification", out)
+        model = backend.load("ViTForImageClassification", out, dtype="float64")
         found.append(np.asarray(backend.call(model, pixel_values=pixels).logits))
     assert len(found) > 1
     for logits in found[1:]:
-        np.testing.assert_allclose(logits, found[0], rtol=0, atol=1e-5 * np.abs(found[0]).max())
+        assert_close(logits, found[0], SAME_FUNCTION_FLOAT64)
 
 
 @pytest.mark.slow
@@ -117,9 +118,9 @@ def test_the_same_losses_as_in_pytorch(framework: str, runs: Runs) -> None:
     ours, torch = (table(runs(name) / "steps.csv") for name in (framework, "torch"))
     for name, tolerance in (("learning_rate", SAME_RATE), ("loss", SAME_LOSS)):
         found, expected = ([row[name] for row in rows] for rows in (ours, torch))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(expected), err_msg=name)
+        assert_close(found, expected, tolerance, name)
     for row, expected in zip(*(table(runs(name) / "metrics.csv") for name in (framework, "torch")), strict=True):
-        assert row == pytest.approx(expected, rel=SAME_LOSS)
+        assert_close(row, expected, SAME_LOSS, each=True)
 
 
 @pytest.mark.slow
@@ -156,7 +157,7 @@ def test_a_frozen_trunk_at_a_higher_resolution(framework: str, pictures: Path, t
     name = "embeddings.position_embeddings"
     assert before.pop(name).shape == (1, 7 * 7 + 1, 16) and after[name].shape == (1, 12 * 12 + 1, 16)
     resized = vit_torch.ViTForImageClassification.from_pretrained(tmp_path / "small", image_size=384)
-    np.testing.assert_allclose(after[name], resized.state_dict()[f"vit.{name}"].numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(after[name], resized.state_dict()[f"vit.{name}"].numpy())
     for name, array in before.items():
         if not name.startswith("classifier"):
             np.testing.assert_array_equal(after[name], array, err_msg=name)
@@ -211,7 +212,7 @@ def test_pretraining(framework: str, pretrained: PreTrained) -> None:
         assert picture.size == (600, 1200)
         assert len(set(picture.convert("L").get_flattened_data())) > 100
     need("torch")
-    np.testing.assert_allclose(found, losses(pretrained("torch")), rtol=SAME_LOSS)
+    assert_close(found, losses(pretrained("torch")), SAME_LOSS, each=True)
 
 
 @pytest.mark.slow
@@ -318,7 +319,7 @@ def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> Non
 
     whole = list(loader().mixed(found, 1, mixup=0.5, label_smoothing=0.1))
     assert len(whole) == 5 and whole[0][0].shape == (16, 3, 24, 24)
-    np.testing.assert_allclose(whole[0][1].sum(1), 1, rtol=1e-6)
+    assert_close(whole[0][1].sum(1).tolist(), [1.0] * 16, 10 * UNIT_ROUNDOFF["float32"])
     parts = [
         list(loader(accumulate=2, shards=2, shard=s).mixed(found, 1, mixup=0.5, label_smoothing=0.1)) for s in (0, 1)
     ]

@@ -153,7 +153,7 @@ STEPS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 2**32 - 1), SIDES, SIDES, st.sampled_from(["RGB", "L", "RGBA", "CMYK", "1", "HSV"]), STEPS)
 def test_documented_arithmetic(seed: int, height: int, width: int, mode: str, steps: dict[str, Any]) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from closeness import assert_close
 from safetensors.numpy import load_file
 from test_digits import REQUIRED_ACCURACY, ROOT, held_out  # noqa: F401  # a fixture
+from tolerances import SAME_LOSS
 
 from vit_core.image_processing import ViTImageProcessor
 
 for name in ("jax", "flax", "optax", "orbax.checkpoint", "sklearn"):
     pytest.importorskip(name)
-
-SAME_LOSS = 1e-6  # relative, of one step on eight devices against one
 
 
 def start(script: str, *arguments: Any) -> subprocess.Popen[str]:
@@ -89,10 +89,10 @@ def test_eight_devices_have_the_losses_of_one() -> None:
     steps = ("--steps", 5)
     expected = losses(run("jax_pmap.py", "--devices", 1, *steps))
     assert len(expected) == 5
-    np.testing.assert_allclose(losses(run("jax_pmap.py", "--devices", 8, *steps)), expected, rtol=SAME_LOSS)
+    assert_close(losses(run("jax_pmap.py", "--devices", 8, *steps)), expected, SAME_LOSS, each=True)
     sharded = run("jax_sharded.py", "--data", 4, "--tensor", 2, *steps)
     assert "Each device holds (64, 64) of an MLP kernel of (64, 128)" in sharded
-    np.testing.assert_allclose(losses(sharded), expected, rtol=SAME_LOSS)
+    assert_close(losses(sharded), expected, SAME_LOSS, each=True)
 
 
 def test_devices_that_do_not_divide_the_batch() -> None:

@@ -23,7 +23,7 @@ from conversion.containers.npz import read_npz, write_npz
 from vit_core.safetensors_file import Tensor
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint32", "uint8", "bool")
-FUZZ = settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def arrays_of(dtype: str) -> dict[str, np.ndarray]:

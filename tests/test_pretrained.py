@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from closeness import assert_close
 from conftest import CHECKPOINTS
 from hub_server import HubServer, Repo, client_environment
 from hypothesis import HealthCheck, given, settings
 from test_config import configs
 from test_models import TINY, pixels
+from tolerances import UNIT_ROUNDOFF
 
 from vit_core.config import ViTConfig
 from vit_core.files import finish_save, replacing_files
@@ -292,7 +294,7 @@ def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
 # ---- save --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(config=configs)
 def test_saving_and_loading_is_the_identity(backend: Any, tmp_path: Path, config: ViTConfig) -> None:
     for cls in ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"):
@@ -325,7 +327,8 @@ def test_saving_in_another_dtype(backend: Any, tmp_path: Path) -> None:
     expected = backend.parameters(backend.build("ViTForImageClassification", ViTConfig(**TINY)))
     assert backend.parameters(again).keys() == expected.keys()
     for name, array in backend.parameters(model).items():
-        np.testing.assert_allclose(backend.parameters(again)[name].astype(np.float32), array, rtol=2**-8, err_msg=name)
+        found = backend.parameters(again)[name].astype(np.float32)
+        assert_close(found, array, UNIT_ROUNDOFF["bfloat16"], name, each=True)
 
 
 def test_variants_live_side_by_side(backend: Any, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from command import PEAK
 from conftest import CHECKPOINTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ FOLDERS = sorted(CHECKPOINTS.glob("*/pt_bin*"))
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 LAYOUTS = {"zip": True, "legacy": False}
 BOTH = pytest.mark.parametrize("layout", LAYOUTS)
-FUZZ = settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 Bits = dict[str, tuple[str, tuple[int, ...], bytes]]
 
@@ -631,27 +632,27 @@ def test_any_opcodes(tmp_path: Path, pieces: list[bytes]) -> None:
 # ---- memory and imports ------------------------------------------------------------------------------------------
 
 READ_ONE = """
-import resource, sys
+import sys
 from pathlib import Path
 from vit_core.pytorch_file import read_pytorch_bin
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 tensor = read_pytorch_bin(Path(sys.argv[1]))["layer.3"]
 array = tensor.read()
 assert array[0, 0] == 3 and array.shape == (1024, 1024)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @BOTH
 def test_reading_one_tensor_of_a_big_file_costs_one_tensor(tmp_path: Path, layout: str) -> None:
-    """64 MiB in tensors of 4 MiB. In the older layout, where data is not aligned, one is copied."""
+    """64 MiB in tensors of 4 MiB. In the older layout opening takes two more, for pickles all over the file."""
     content = {f"layer.{i}": torch.full((1024, 1024), float(i)) for i in range(16)}
     path = saved(tmp_path / "m.bin", content, layout)
     done = subprocess.run(
-        [sys.executable, "-c", READ_ONE, str(path)], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-c", PEAK + READ_ONE, str(path)], capture_output=True, text=True, check=True, cwd=ROOT
     )
-    assert int(done.stdout) < {"zip": 4 << 10, "legacy": 12 << 10}[layout]
+    assert int(done.stdout) < {"zip": 4 << 10, "legacy": 16 << 10}[layout]
 
 
 def test_the_package_loads_no_framework() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from closeness import assert_close
 from safetensors.numpy import load_file
+from tolerances import SAME_LOSS
 from trainings import command, free_port, losses, need, start, table, wait_for_a_checkpoint, write_digits
 
 from vit_core.backends import DIGITS
@@ -20,7 +22,6 @@ from vit_core.config import ViTConfig
 from vit_core.image_processing import ViTImageProcessor
 
 FLAGS = {"epochs": 3, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2, "rate": 5e-3}
-SAME_LOSS = 1e-5  # relative, of every step on two processes against one: 5e-7 measured
 ENDED = 60  # seconds in which a process ends after another was lost: the engine's 20, and some for a busy machine
 
 
@@ -66,9 +67,9 @@ def test_two_processes_train_as_one(data: dict[str, Path], alone: Path, tmp_path
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert ["epoch 3 of 3" in output for output in outputs] == [True, False]
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(alone), rtol=SAME_LOSS)
+    assert_close(losses(tmp_path / "two"), losses(alone), SAME_LOSS, each=True)
     for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
-        assert row == pytest.approx(expected, rel=SAME_LOSS)
+        assert_close(row, expected, SAME_LOSS, each=True)
     checkpoints = tmp_path / "two" / "checkpoints"
     for part in ("ocdbt.process_0", "ocdbt.process_1"):
         assert sum(path.stat().st_size for path in (checkpoints / "3" / "default" / part).rglob("*")) > 1e5
@@ -93,7 +94,7 @@ def test_a_lost_process_ends_the_run_which_resumes_on_one(data: dict[str, Path],
     seen = table(tmp_path / "steps.csv")[:5]
     finetune(data, tmp_path)
     assert table(tmp_path / "steps.csv")[:5] == seen
-    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=SAME_LOSS)
+    assert_close(losses(tmp_path), losses(alone), SAME_LOSS, each=True)
     assert (tmp_path / "model.safetensors").exists()
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from closeness import assert_close
 from safetensors.numpy import load_file
+from tolerances import SAME_LOSS
 from trainings import (
     EXAMPLES,
     KERAS_ITSELF,
@@ -32,7 +34,6 @@ from vit_core.config import ViTConfig
 from vit_core.image_processing import ViTImageProcessor
 
 FLAGS: tuple[Any, ...] = ("--epochs", 3, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
-SAME_LOSS = 1e-5  # relative, of every step on two devices against one: 3e-7 measured
 TWO_DEVICES = f"""
 import sys
 import tensorflow as tf
@@ -76,9 +77,9 @@ def finetune(pictures: Path, out: Path, **flags: Any) -> None:
 
 
 def assert_same_run(out: Path, expected: Path) -> None:
-    np.testing.assert_allclose(losses(out), losses(expected), rtol=SAME_LOSS)
+    assert_close(losses(out), losses(expected), SAME_LOSS, each=True)
     for row, other in zip(*(table(folder / "metrics.csv") for folder in (out, expected)), strict=True):
-        assert row == pytest.approx(other, rel=SAME_LOSS)
+        assert_close(row, other, SAME_LOSS, each=True)
     actual, weights = (load_file(folder / "model.safetensors") for folder in (out, expected))
     for name, array in weights.items():
         if "key/bias" in name or "key.bias" in name:

@@ -13,11 +13,12 @@ import numpy as np
 import psutil
 import pytest
 import typer
+from closeness import assert_close
 from safetensors.numpy import load_file
+from tolerances import SAME_LOSS
 from trainings import EXAMPLES, losses, need, start, table, wait_for_a_checkpoint, write_digits
 
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
-SAME_LOSS = 1e-5  # relative, of every step on two processes against one: 5e-7 measured
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +54,9 @@ def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, 
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert output.count("epoch 2 of 2") == 1
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(alone), rtol=SAME_LOSS)
+    assert_close(losses(tmp_path / "two"), losses(alone), SAME_LOSS, each=True)
     for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
-        assert row == pytest.approx(expected, rel=SAME_LOSS)
+        assert_close(row, expected, SAME_LOSS, each=True)
     checkpoints = tmp_path / "two" / "checkpoints"
     parts = {"ddp": 1, "fsdp": 2}[parallel]  # under ddp every process has the whole, which one of them writes
     assert sum(path.stat().st_size > 1e5 for path in (checkpoints / "2").glob("*.distcp")) >= parts
