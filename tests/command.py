@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-HANGS = 900  # seconds after which a process is given up: a guard, which says nothing of how long it should take
+HANGS = 1800  # seconds after which a process is given up: a guard, which says nothing of how long it should take
 
 # Before a program: how many KiB it held at most, itself. What getrusage tells begins at the peak of who started it.
 PEAK = """

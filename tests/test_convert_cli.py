@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from importlib.util import find_spec
 from math import prod
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import Command, process
+from command import HANGS, Command, process
 from hub_server import HubServer, Repo, client_environment
 from safetensors.numpy import load_file, save_file
 from typer.main import get_command
@@ -454,13 +453,22 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-SLOWLY = """
-import signal, sys, time
+STUCK = """
+import signal, sys, threading
 import conversion.converting as converting
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for what it runs in the background
 from conversion.cli import main
-fast = converting.xxh3_128_hexdigest
-converting.xxh3_128_hexdigest = lambda data: time.sleep(0.2) or fast(data)
+hashed, written = converting.xxh3_128_hexdigest, 0
+
+def stuck(data):  # once much has been written
+    global written
+    if written > 1 << 26:
+        print("stuck", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    written += len(data)
+    return hashed(data)
+
+converting.xxh3_128_hexdigest = stuck
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -476,14 +484,12 @@ def test_an_interrupted_run_leaves_the_old_target(
     assert process(SCRIPT, MINI, folder, "--to", "torch").returncode == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    command = [sys.executable, "-c", SLOWLY, large, target, "--to", "torch"]
+    command = [sys.executable, "-c", STUCK, large, target, "--to", "torch"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
-    while not any(path.stat().st_size > 1 << 20 for path in folder.rglob("*") if path.is_file() and path.exists()):
-        assert running.poll() is None
-        assert time.monotonic() < deadline
+    assert running.stderr is not None and running.stderr.readline() == b"stuck\n"
+    assert any(path.stat().st_size > 1 << 20 for path in folder.rglob("*") if path.is_file())
     running.send_signal(stop)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=HANGS)
     assert (running.returncode, out, err.strip()) == (130 if stop == signal.SIGINT else -stop, b"", b"")
 
     left = {path.name for path in folder.iterdir()} - set(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from closeness import assert_close
 from PIL import Image
 from safetensors.numpy import load_file
 from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF
-from trainings import command, kill, losses, need, run, start, table, wait_for_a_checkpoint, write_digits
+from trainings import losses, need, run, table, write_digits
 
 import conversion
 from vit_core.backends import DIGITS
@@ -127,11 +128,7 @@ def test_the_same_losses_as_in_pytorch(framework: str, runs: Runs) -> None:
 def test_a_killed_run_ends_as_one_that_was_not(framework: str, runs: Runs, pictures: Path, tmp_path: Path) -> None:
     whole, out = runs(framework), tmp_path / "killed"
     arguments = (f"finetune_{framework}.py", pictures, "--out", out, *FLAGS)
-    process = start(command(*arguments))
-    try:
-        wait_for_a_checkpoint(framework, out, process)
-    finally:
-        kill(process)
+    run(*arguments, dies=True, code=-signal.SIGKILL)
     assert not (out / "model.safetensors").exists()
     assert "Resumed after epoch" in run(*arguments)
     assert table(out / "steps.csv") == table(whole / "steps.csv")

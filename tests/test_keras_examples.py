@@ -8,12 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command import HANGS
 from PIL import Image
 from safetensors.numpy import load_file
 from test_digits import REQUIRED_ACCURACY, ROOT, held_out  # noqa: F401  # a fixture
@@ -27,16 +27,18 @@ KERAS_ITSELF = "ignore:__array__ implementation:DeprecationWarning"  # of its va
 CURVES = [(31, 119, 180), (255, 127, 14)]  # the colours of training and validation
 
 
-def start(script: str, *arguments: Any) -> subprocess.Popen[str]:
+def start(script: str, *arguments: Any, dies: str = "") -> subprocess.Popen[str]:
+    """A script; `dies` is the function whose second call kills it."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    path = str(ROOT / "examples" / script)
-    command = [sys.executable, "-W", "error", "-W", KERAS_ITSELF, path, *map(str, arguments)]
+    killer = [str(ROOT / "tests" / "dying.py"), dies, "2", "0"] if dies else []
+    strict = [sys.executable, "-W", "error", "-W", KERAS_ITSELF]
+    command = [*strict, *killer, str(ROOT / "examples" / script), *map(str, arguments)]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(script: str, *arguments: Any) -> str:
     process = start(script, *arguments)
-    out, err = process.communicate(timeout=1800)
+    out, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     return out
 
@@ -139,16 +141,9 @@ def test_the_seed_repeats_a_training(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
-    process = start("keras_fit.py", "--out", tmp_path, *SHORT)
-    backup = tmp_path / "backup" / "training_metadata.json"
-    try:
-        while not (backup.is_file() and backup.stat().st_size):
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.01)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    killed = start("keras_fit.py", "--out", tmp_path, *SHORT, dies="keras.callbacks:BackupAndRestore.on_epoch_end")
+    _, err = killed.communicate(timeout=HANGS)
+    assert killed.returncode == -signal.SIGKILL, err
     output = run("keras_fit.py", "--out", tmp_path, *SHORT)
     assert "Epoch 1/3" not in output
     assert "Epoch 3/3" in output

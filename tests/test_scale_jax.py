@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,16 @@ import numpy as np
 import pytest
 import typer
 from closeness import assert_close
+from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import command, free_port, losses, need, start, table, wait_for_a_checkpoint, write_digits
+from trainings import command, losses, need, reserved_port, start, table, write_digits
 
 from vit_core.backends import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.image_processing import ViTImageProcessor
 
 FLAGS = {"epochs": 3, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2, "rate": 5e-3}
-ENDED = 60  # seconds in which a process ends after another was lost: the engine's 20, and some for a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +47,30 @@ def finetune(data: dict[str, Path], out: Path, **flags: Any) -> None:
     script.main(script.FineTuning(pictures=data["pictures"], model=model, out=out, **{**FLAGS, **flags}))
 
 
-def start_two(data: dict[str, Path], out: Path, parallel: str) -> list[subprocess.Popen[str]]:
-    """Two processes with two devices each."""
+def run_two(data: dict[str, Path], out: Path, parallel: str, second_dies: bool = False) -> list[tuple[int, str]]:
+    """The exit codes and outputs of two processes with two devices each."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
-    line = command("finetune_jax.py", data["pictures"], f"--out={out}", f"--model={data['model']}", *flags)
-    shared = {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
-        "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-    }
-    return [start([*line, f"--parallel={parallel}"], JAX_PROCESS_ID=str(number), **shared) for number in range(2)]
+    arguments = (data["pictures"], f"--out={out}", f"--model={data['model']}", f"--parallel={parallel}", *flags)
+    shared = {"JAX_NUM_PROCESSES": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    with reserved_port() as port:
+        processes = [
+            start(
+                command("finetune_jax.py", *arguments, dies=second_dies and number == 1),
+                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+                JAX_PROCESS_ID=str(number),
+                **shared,
+            )
+            for number in range(2)
+        ]
+        outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(data: dict[str, Path], alone: Path, tmp_path: Path) -> None:
-    processes = start_two(data, tmp_path / "two", "data")
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert ["epoch 3 of 3" in output for output in outputs] == [True, False]
+    ended = run_two(data, tmp_path / "two", "data")
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert ["epoch 3 of 3" in output for _, output in ended] == [True, False]
     assert_close(losses(tmp_path / "two"), losses(alone), SAME_LOSS, each=True)
     for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
         assert_close(row, expected, SAME_LOSS, each=True)
@@ -82,12 +86,8 @@ def test_two_processes_train_as_one(data: dict[str, Path], alone: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_which_resumes_on_one(data: dict[str, Path], alone: Path, tmp_path: Path) -> None:
-    processes = start_two(data, tmp_path, "tensor")
-    wait_for_a_checkpoint("jax", tmp_path, *processes)
-    os.kill(processes[1].pid, signal.SIGKILL)
-    output, _ = processes[0].communicate(timeout=ENDED)
-    processes[1].communicate()
-    assert processes[0].returncode == -signal.SIGABRT
+    (code, output), (lost, _) = run_two(data, tmp_path, "tensor", second_dies=True)
+    assert (code, lost) == (-signal.SIGABRT, -signal.SIGKILL), output
     assert "Process 0 of 2. If another one is lost, this one ends within 20 seconds: run the same command" in output
     assert "most likely indicates that another task died" in output
     assert not (tmp_path / "model.safetensors").exists()

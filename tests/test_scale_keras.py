@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -14,18 +13,18 @@ import numpy as np
 import pytest
 import typer
 from closeness import assert_close
+from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
 from trainings import (
     EXAMPLES,
     KERAS_ITSELF,
     command,
-    free_port,
     losses,
     need,
+    reserved_port,
     start,
     table,
-    wait_for_a_checkpoint,
     write_digits,
 )
 
@@ -87,21 +86,25 @@ def assert_same_run(out: Path, expected: Path) -> None:
         np.testing.assert_allclose(actual[name], array, rtol=0, atol=1e-5, err_msg=name)
 
 
-def workers(pictures: Path, model: Path, out: Path) -> list[subprocess.Popen[str]]:
-    """Two processes of one training."""
-    cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
-    arguments = command(
-        "finetune_keras.py", pictures, "--out", out, "--model", model, "--parallel", "multiworker", *FLAGS
-    )
-    tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
-    return [start(arguments, TF_CONFIG=task) for task in tasks]
+def run_two(pictures: Path, model: Path, out: Path, second_dies: bool = False) -> list[tuple[int, str]]:
+    """The exit codes and outputs of the two processes of one training."""
+    arguments = (pictures, "--out", out, "--model", model, "--parallel", "multiworker", *FLAGS)
+    with reserved_port() as first, reserved_port() as second:
+        cluster = {"worker": [f"127.0.0.1:{port}" for port in (first, second)]}
+        tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
+        processes = [
+            start(command("finetune_keras.py", *arguments, dies=second_dies and i == 1), TF_CONFIG=task)
+            for i, task in enumerate(tasks)
+        ]
+        outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
 @pytest.mark.slow
 def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_path: Path) -> None:
     arguments = ("-c", TWO_DEVICES, pictures, "--out", tmp_path, "--model", model, "--parallel", "mirrored", *FLAGS)
     process = start([sys.executable, "-W", "error", "-W", KERAS_ITSELF, *map(str, arguments)])
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=HANGS)
     assert process.returncode == 0, output
     assert_same_run(tmp_path, alone)
 
@@ -110,23 +113,15 @@ def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_
 def test_a_lost_process_ends_the_other_and_the_run_resumes(
     pictures: Path, model: Path, alone: Path, tmp_path: Path
 ) -> None:
-    first, second = workers(pictures, model, tmp_path)
-    try:
-        wait_for_a_checkpoint("keras", tmp_path, first, second)
-    finally:
-        second.send_signal(signal.SIGKILL)
-    output, _ = first.communicate(timeout=60)
-    second.communicate()
-    assert first.returncode == 1
+    (code, output), (lost, _) = run_two(pictures, model, tmp_path, second_dies=True)
+    assert (code, lost) == (1, -signal.SIGKILL), output
     assert "Another process of this training was lost" in output
     assert "Run the same command again, in all of them, to resume from the last checkpoint." in output
     assert not (tmp_path / "model.safetensors").exists()
-    outputs = [
-        (process.communicate(timeout=300)[0], process.returncode) for process in workers(pictures, model, tmp_path)
-    ]
-    assert [code for _, code in outputs] == [0, 0], outputs
-    assert [text.count("Resumed after epoch") for text, _ in outputs] == [1, 0]
-    assert [text.count("epoch 3 of 3") for text, _ in outputs] == [1, 0]
+    ended = run_two(pictures, model, tmp_path)
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert [text.count("Resumed after epoch") for _, text in ended] == [1, 0]
+    assert [text.count("epoch 3 of 3") for _, text in ended] == [1, 0]
     assert_same_run(tmp_path, alone)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.index"))
     assert kept == ["epoch-2.index", "epoch-3.index"]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import typer
 from closeness import assert_close
+from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import EXAMPLES, losses, need, start, table, wait_for_a_checkpoint, write_digits
+from trainings import EXAMPLES, dying, losses, need, start, table, write_digits
 
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 
@@ -40,19 +38,20 @@ def finetune(pictures: Path, out: Path, **flags: Any) -> None:
     script.main(script.FineTuning(pictures=pictures, out=out, **named))
 
 
-def torchrun(*arguments: Any) -> list[str]:
+def torchrun(*arguments: Any, second_dies: bool = False) -> tuple[int, str]:
+    """The exit code and output of a training by two processes."""
     launcher = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*launcher, str(EXAMPLES / "finetune_torch.py"), *map(str, arguments)]
+    script = dying("finetune_torch.py", rank=1) if second_dies else [str(EXAMPLES / "finetune_torch.py")]
+    process = start([*launcher, *script, *map(str, arguments)], PYTHONWARNINGS="error")
+    output, _ = process.communicate(timeout=HANGS)
+    return process.returncode, output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, tmp_path: Path) -> None:
-    process = start(
-        torchrun(pictures, "--out", tmp_path / "two", "--parallel", parallel, *FLAGS), PYTHONWARNINGS="error"
-    )
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
+    code, output = torchrun(pictures, "--out", tmp_path / "two", "--parallel", parallel, *FLAGS)
+    assert code == 0, output
     assert output.count("epoch 2 of 2") == 1
     assert_close(losses(tmp_path / "two"), losses(alone), SAME_LOSS, each=True)
     for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
@@ -72,18 +71,11 @@ def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_which_resumes_on_one(pictures: Path, tmp_path: Path) -> None:
     arguments = (pictures, "--out", tmp_path / "lost", "--parallel", "fsdp", *FLAGS[2:], "--epochs", 4)
-    process = start(torchrun(*arguments))
-    wait_for_a_checkpoint("torch", tmp_path / "lost", process)
-    workers = [
-        child for child in psutil.Process(process.pid).children() if "finetune_torch.py" in " ".join(child.cmdline())
-    ]
-    assert len(workers) == 2
-    os.kill(workers[1].pid, signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "finetune_torch.py FAILED" in output and "Signal 9 (SIGKILL) received by PID" in output
+    code, output = torchrun(*arguments, second_dies=True)
+    assert code == 1
+    assert "dying.py FAILED" in output and "Signal 9 (SIGKILL) received by PID" in output
     done = max(int(path.parent.name) for path in (tmp_path / "lost" / "checkpoints").glob("*/.metadata"))
-    assert 1 <= done < 4
+    assert done == 1
     seen = table(tmp_path / "lost" / "steps.csv")[: done * 5]
     script = import_module("finetune_torch")
     engine = import_module("torch_engine")

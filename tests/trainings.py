@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command import HANGS
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-FIRST = {"torch": "1/.metadata", "keras": "checkpoint", "jax": "1"}  # what is there once the first checkpoint is whole
 FRAMEWORKS = {"torch": "torch", "keras": "tensorflow", "jax": "jax"}  # by the name in the scripts: what they need
 QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -46,10 +46,15 @@ def write_digits(folder: Path, per_class: int) -> Path:
     return folder
 
 
-def command(script: str, *arguments: Any) -> list[str]:
+def dying(script: str, rank: int = 0) -> list[str]:
+    """A training script whose process of this rank dies in its second epoch, after the checkpoint of the first."""
+    return [str(ROOT / "tests" / "dying.py"), "training:Run.end_epoch", "2", str(rank), str(EXAMPLES / script)]
+
+
+def command(script: str, *arguments: Any, dies: bool = False) -> list[str]:
     """A script, with warnings as errors."""
     strict = [sys.executable, "-W", "error", "-W", KERAS_ITSELF]
-    return [*strict, str(EXAMPLES / script), *map(str, arguments)]
+    return [*strict, *(dying(script) if dies else [str(EXAMPLES / script)]), *map(str, arguments)]
 
 
 def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
@@ -60,27 +65,12 @@ def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def run(script: str, *arguments: Any, code: int = 0, **variables: str) -> str:
+def run(script: str, *arguments: Any, code: int = 0, dies: bool = False, **variables: str) -> str:
     """The output of a script that ends with this code."""
-    process = start(command(script, *arguments), **variables)
-    output, _ = process.communicate(timeout=300)
+    process = start(command(script, *arguments, dies=dies), **variables)
+    output, _ = process.communicate(timeout=HANGS)
     assert process.returncode == code, output
     return output
-
-
-def wait_for_a_checkpoint(framework: str, out: Path, *processes: subprocess.Popen[str]) -> None:
-    """Wait until the checkpoint of the first epoch is whole; the processes must not end before."""
-    while not (out / "checkpoints" / FIRST[framework]).exists():
-        assert all(process.poll() is None for process in processes), [p.communicate()[0] for p in processes]
-        time.sleep(0.01)
-
-
-def kill(*processes: subprocess.Popen[str]) -> None:
-    """Kill processes and their children, which can't do anything about it."""
-    for process in processes:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
 
 
 def table(path: Path) -> list[dict[str, float]]:
@@ -94,9 +84,11 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in table(out / "steps.csv")]
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port for a server of gRPC's, which shares it; nobody else is given it in the meantime."""
+    with socket.socket() as held:
+        if hasattr(socket, "SO_REUSEPORT"):
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
