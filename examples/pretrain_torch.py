@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from pretraining import RECONSTRUCTIONS, PreTraining, draw_reconstructions, evaluate, held_out_batches, masked, prepare
 from torch import Tensor, nn
-from torch_engine import Trainer, processes
+from torch_engine import Place, Trainer, processes
 from training import Run, begin, command
 
 from vit_torch import ViTForMaskedImageModeling
@@ -22,28 +22,33 @@ def loss_of(network: nn.Module, pixels: Tensor, masks: Tensor) -> Tensor:
     return network(pixels, bool_masked_pos=masks).loss
 
 
+def train(settings: PreTraining, place: Place) -> None:
+    """The run of one process."""
+    torch.manual_seed(settings.seed)
+    model, loader, masks, training, held_out = prepare(settings, ViTForMaskedImageModeling, place.rank, place.world)
+    steps = loader.steps(training)
+    folder = begin(settings, model, loader.processor, place.main)
+    trainer = Trainer(model, settings, place, folder, steps)
+    done = trainer.resume()
+    reconstruct = partial(trainer.predict, lambda model, *inputs: model(inputs[0], bool_masked_pos=inputs[1])[1])
+    with Run(settings, steps, done, place.main) as run:
+        for epoch in range(done, settings.epochs):
+            losses, rates = trainer.epoch(masked(loader, masks, training, epoch), loss_of, run)
+            scores = evaluate(reconstruct, held_out_batches(loader, masks, held_out), masks, place.total)
+            run.end_epoch(epoch, losses, rates, **scores)
+            trainer.save(epoch + 1)
+    batch = next(held_out_batches(loader, masks, held_out))
+    picture = settings.out / RECONSTRUCTIONS if place.main else None
+    draw_reconstructions(picture, reconstruct, batch, loader, masks)
+    trainer.export(settings.out)
+    if place.main:
+        loader.processor.save_pretrained(settings.out)
+
+
 def main(settings: PreTraining) -> None:
     """Pre-train on pictures without labels, with PyTorch on one device or, under torchrun, on many."""
     with processes(settings.parallel) as place:
-        torch.manual_seed(settings.seed)
-        model, loader, masks, training, held_out = prepare(settings, ViTForMaskedImageModeling, place.rank, place.world)
-        steps = loader.steps(training)
-        folder = begin(settings, model, loader.processor, place.main)
-        trainer = Trainer(model, settings, place, folder, steps)
-        done = trainer.resume()
-        reconstruct = partial(trainer.predict, lambda model, *inputs: model(inputs[0], bool_masked_pos=inputs[1])[1])
-        with Run(settings, steps, done, place.main) as run:
-            for epoch in range(done, settings.epochs):
-                losses, rates = trainer.epoch(masked(loader, masks, training, epoch), loss_of, run)
-                scores = evaluate(reconstruct, held_out_batches(loader, masks, held_out), masks, place.total)
-                run.end_epoch(epoch, losses, rates, **scores)
-                trainer.save(epoch + 1)
-        batch = next(held_out_batches(loader, masks, held_out))
-        picture = settings.out / RECONSTRUCTIONS if place.main else None
-        draw_reconstructions(picture, reconstruct, batch, loader, masks)
-        trainer.export(settings.out)
-        if place.main:
-            loader.processor.save_pretrained(settings.out)
+        train(settings, place)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ torchrun starts the processes. Checkpoints are those of torch.distributed.checkp
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_state_dict,
     set_state_dict,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
@@ -44,11 +45,12 @@ TIMEOUT = timedelta(minutes=10)  # without a word from the others, before a proc
 
 @dataclass(frozen=True)
 class Place:
-    """Where this process computes: its device, its number, and how many there are."""
+    """Where this process computes: its device, its number, how many there are, and for fsdp the mesh of all."""
 
     device: torch.device
     rank: int
     world: int
+    mesh: DeviceMesh | None
 
     @property
     def main(self) -> bool:
@@ -64,7 +66,10 @@ class Place:
 
 @contextmanager
 def processes(parallel: str) -> Iterator[Place]:
-    """This process among those that torchrun started, or the only one. Raises typer.BadParameter for a wrong start."""
+    """This process among those that torchrun started, or the only one. Raises typer.BadParameter for a wrong start.
+
+    Models and optimizers belong in a function called within: what is left of them when this ends keeps threads alive.
+    """
     if parallel not in PARALLEL:
         raise typer.BadParameter(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
     started = "RANK" in os.environ
@@ -79,10 +84,24 @@ def processes(parallel: str) -> Iterator[Place]:
         torch.accelerator.set_device_index(device.index)
     alone = {} if started else {"backend": "gloo", "store": dist.HashStore(), "rank": 0, "world_size": 1}
     dist.init_process_group(timeout=TIMEOUT, **alone)
+    world = dist.get_world_size()
+    mesh = init_device_mesh(device.type, (world,)) if parallel == "fsdp" else None
     try:
-        yield Place(device, dist.get_rank(), dist.get_world_size())
+        yield Place(device, dist.get_rank(), world, mesh)
     finally:
-        dist.destroy_process_group()
+        leave(mesh)
+
+
+def leave(mesh: DeviceMesh | None) -> None:
+    """Destroy the process group once nothing refers to it: only its last reference ends gloo's threads.
+
+    Such a thread may be waiting for the GIL, to free a tensor, when Python ends; Python then kills it, and that aborts
+    the process.
+    """
+    gc.collect()  # a module under FSDP refers to the group, and to itself
+    if mesh is not None:
+        getattr(mesh, "_pg_registry", {}).clear()  # the mesh stays in DTensor's caches; from torch 2.11 it has the group
+    dist.destroy_process_group()
 
 
 def wrapped(model: Any, parallel: str, place: Place, averaging: bool = False) -> Any:
@@ -91,10 +110,9 @@ def wrapped(model: Any, parallel: str, place: Place, averaging: bool = False) ->
     if parallel == "ddp" and not averaging:
         return DistributedDataParallel(model)
     if parallel == "fsdp":
-        mesh = init_device_mesh(place.device.type, (place.world,))
         for layer in model.vit.encoder.layer:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+            fully_shard(layer, mesh=place.mesh)
+        fully_shard(model, mesh=place.mesh)
     return model
 
 
