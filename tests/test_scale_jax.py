@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import typer
 from closeness import assert_close
-from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import command, losses, need, reserved_port, start, table, write_digits
+from trainings import command, finish, losses, need, reserved_port, start, table, write_digits
 
 from vit_core.backends import DIGITS
 from vit_core.config import ViTConfig
@@ -62,7 +61,7 @@ def run_two(data: dict[str, Path], out: Path, parallel: str, second_dies: bool =
             )
             for number in range(2)
         ]
-        outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
+        outputs = finish(*processes)
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import typer
 from closeness import assert_close
-from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
 from trainings import (
     EXAMPLES,
     KERAS_ITSELF,
     command,
+    finish,
     losses,
     need,
     reserved_port,
@@ -96,7 +96,7 @@ def run_two(pictures: Path, model: Path, out: Path, second_dies: bool = False) -
             start(command("finetune_keras.py", *arguments, dies=second_dies and i == 1), TF_CONFIG=task)
             for i, task in enumerate(tasks)
         ]
-        outputs = [process.communicate(timeout=HANGS)[0] for process in processes]
+        outputs = finish(*processes)
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
@@ -104,7 +104,7 @@ def run_two(pictures: Path, model: Path, out: Path, second_dies: bool = False) -
 def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_path: Path) -> None:
     arguments = ("-c", TWO_DEVICES, pictures, "--out", tmp_path, "--model", model, "--parallel", "mirrored", *FLAGS)
     process = start([sys.executable, "-W", "error", "-W", KERAS_ITSELF, *map(str, arguments)])
-    output, _ = process.communicate(timeout=HANGS)
+    (output,) = finish(process)
     assert process.returncode == 0, output
     assert_same_run(tmp_path, alone)
 

@@ -1,8 +1,10 @@
-"""PyTorch's training scripts on two processes: the losses of one, sharded checkpoints, and what a lost process does."""
+"""PyTorch's training scripts on two processes: the losses of one, checkpoints, a lost process, threads that end."""
 
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from closeness import assert_close
 from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import EXAMPLES, dying, losses, need, start, table, write_digits
+from trainings import EXAMPLES, dying, finish, losses, need, start, table, write_digits
 
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 
@@ -43,7 +45,7 @@ def torchrun(*arguments: Any, second_dies: bool = False) -> tuple[int, str]:
     launcher = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     script = dying("finetune_torch.py", rank=1) if second_dies else [str(EXAMPLES / "finetune_torch.py")]
     process = start([*launcher, *script, *map(str, arguments)], PYTHONWARNINGS="error")
-    output, _ = process.communicate(timeout=HANGS)
+    (output,) = finish(process)
     return process.returncode, output
 
 
@@ -88,6 +90,44 @@ def test_a_lost_process_ends_the_run_which_resumes_on_one(pictures: Path, tmp_pa
     assert rows[: len(seen)] == seen
     assert [row["step"] for row in rows] == list(range(1, 21))
     assert (tmp_path / "lost" / "model.safetensors").exists()
+
+
+def gloo_threads() -> list[str]:
+    """The names of this process's threads that belong to a process group or its store, as Linux knows them."""
+    names = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it has ended
+            names.append(path.read_text().strip())
+    return [name for name in names if "gloo" in name or "tcpstore" in name]
+
+
+def gloo_threads_left() -> list[str]:
+    """Those that do not end; one that has been joined may be listed for a moment."""
+    given_up = time.monotonic() + HANGS
+    while (names := gloo_threads()) and time.monotonic() < given_up:
+        time.sleep(0.01)
+    return names
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads have names to read on Linux alone")
+@pytest.mark.filterwarnings("ignore:Grad strides do not match:UserWarning", "ignore:FSDP2-wrapped module:UserWarning")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("name", "settings"), [("finetune_torch", "FineTuning"), ("pretrain_torch", "PreTraining")])
+def test_threads_of_the_process_group_end_with_the_run(
+    name: str, settings: str, parallel: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is left may be about to free a tensor when Python ends, which then aborts: the run exits with 134."""
+    script, engine = import_module(name), import_module("torch_engine")
+    flags = {"epochs": 1, "batch_size": 20, "ema": 0.9, "parallel": parallel}
+    with monkeypatch.context() as launched:
+        for variable, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
+            launched.setenv(variable, str(value))
+        with engine.processes(parallel):
+            assert gloo_threads()
+        script.main(getattr(script, settings)(pictures=pictures, out=tmp_path, **flags))
+    assert gloo_threads_left() == []
+    engine.gather(tmp_path / "checkpoints", 1, tmp_path / "gathered")
+    assert gloo_threads_left() == []
 
 
 def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path) -> None:

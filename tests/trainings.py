@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from command import HANGS
 
@@ -68,9 +69,23 @@ def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
 def run(script: str, *arguments: Any, code: int = 0, dies: bool = False, **variables: str) -> str:
     """The output of a script that ends with this code."""
     process = start(command(script, *arguments, dies=dies), **variables)
-    output, _ = process.communicate(timeout=HANGS)
+    (output,) = finish(process)
     assert process.returncode == code, output
     return output
+
+
+def finish(*processes: subprocess.Popen[str]) -> list[str]:
+    """The outputs of processes; where one does not end, none of them is left."""
+    try:
+        return [process.communicate(timeout=HANGS)[0] for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                whole = psutil.Process(process.pid)
+                for each in (*whole.children(recursive=True), whole):  # torchrun's have sessions of their own
+                    with suppress(psutil.NoSuchProcess):
+                        each.kill()
+            process.communicate()
 
 
 def table(path: Path) -> list[dict[str, float]]:
