@@ -13,7 +13,7 @@ import typer
 from closeness import assert_close
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import command, finish, losses, need, reserved_port, start, table, write_digits
+from trainings import command, finish, free_port, losses, need, start, table, write_digits
 
 from vit_core.backends import DIGITS
 from vit_core.config import ViTConfig
@@ -51,17 +51,10 @@ def run_two(data: dict[str, Path], out: Path, parallel: str, second_dies: bool =
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
     arguments = (data["pictures"], f"--out={out}", f"--model={data['model']}", f"--parallel={parallel}", *flags)
     shared = {"JAX_NUM_PROCESSES": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    with reserved_port() as port:
-        processes = [
-            start(
-                command("finetune_jax.py", *arguments, dies=second_dies and number == 1),
-                JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-                JAX_PROCESS_ID=str(number),
-                **shared,
-            )
-            for number in range(2)
-        ]
-        outputs = finish(*processes)
+    shared["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
+    lines = [command("finetune_jax.py", *arguments, dies=second_dies and number == 1) for number in range(2)]
+    processes = [start(line, JAX_PROCESS_ID=str(number), **shared) for number, line in enumerate(lines)]
+    outputs = finish(*processes)
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 

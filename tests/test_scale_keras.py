@@ -20,9 +20,9 @@ from trainings import (
     KERAS_ITSELF,
     command,
     finish,
+    free_port,
     losses,
     need,
-    reserved_port,
     start,
     table,
     write_digits,
@@ -89,14 +89,11 @@ def assert_same_run(out: Path, expected: Path) -> None:
 def run_two(pictures: Path, model: Path, out: Path, second_dies: bool = False) -> list[tuple[int, str]]:
     """The exit codes and outputs of the two processes of one training."""
     arguments = (pictures, "--out", out, "--model", model, "--parallel", "multiworker", *FLAGS)
-    with reserved_port() as first, reserved_port() as second:
-        cluster = {"worker": [f"127.0.0.1:{port}" for port in (first, second)]}
-        tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
-        processes = [
-            start(command("finetune_keras.py", *arguments, dies=second_dies and i == 1), TF_CONFIG=task)
-            for i, task in enumerate(tasks)
-        ]
-        outputs = finish(*processes)
+    cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
+    tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
+    lines = [command("finetune_keras.py", *arguments, dies=second_dies and i == 1) for i in range(2)]
+    processes = [start(line, TF_CONFIG=task) for line, task in zip(lines, tasks, strict=True)]
+    outputs = finish(*processes)
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 

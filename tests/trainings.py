@@ -7,10 +7,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from random import SystemRandom
 from typing import Any
 
 import psutil
@@ -99,11 +99,10 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in table(out / "steps.csv")]
 
 
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port for a server of gRPC's, which shares it; nobody else is given it in the meantime."""
-    with socket.socket() as held:
-        if hasattr(socket, "SO_REUSEPORT"):
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+def free_port() -> int:
+    """A port that nothing listens on, below those that systems give away: it stays free until it is taken."""
+    for port in SystemRandom().sample(range(10_000, 30_000), 100):
+        with socket.socket() as listening, suppress(OSError):
+            listening.bind(("127.0.0.1", port))
+            return port
+    raise OSError("None of 100 ports from 10000 to 29999 is free.")
