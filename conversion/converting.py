@@ -16,11 +16,12 @@ from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.reading import StrPath, read
 from conversion.report import Entry, Report
 from conversion.rules import describe
-from conversion.side import PREPROCESSOR_NAME, json_beside, one_name
+from conversion.side import PREPROCESSOR_NAME, interpolation, json_beside, one_name
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
 from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
 from vit_core.config import CONFIG_NAME
-from vit_core.files import read_json_object, replacing_files, write_atomically
+from vit_core.documents import read_json_object
+from vit_core.files import replacing_files, write_atomically
 from vit_core.safetensors_file import Array, Tensor, contiguous
 
 # What config.json must say alike of the weights of several formats in one folder.
@@ -151,6 +152,9 @@ def _differs(planned: Plan, target: Target) -> list[str]:
         )
     if family.fixed_act and one_name(config.hidden_act) != family.hidden_act:
         notes.append(f"{family.title} computes with hidden_act {family.hidden_act!r}, not {config.hidden_act!r}")
+    resample = (planned.processor or {}).get("resample")
+    if family.states_resample and interpolation(resample) is None:
+        notes.append(f"{family.title} has no name for resample={resample}, its pictures are resized by bicubic")
     return notes
 
 

@@ -38,6 +38,7 @@ class Family:
     fixed_act: bool = True  # whether its code computes `hidden_act` whatever the configuration says
     layer_norm_eps: float = 1e-6
     states_eps: bool = False  # whether its configuration says another eps
+    states_resample: bool = False  # whether its documents name the filter that pictures are resized with
     has_qkv_bias: bool = True  # whether its models always have biases of queries, keys and values
     refused: tuple[tuple[str, str], ...] = ()  # (pattern of a name, why no ViT of this package has it)
     left_out: tuple[tuple[str, str], ...] = ()  # (pattern of a name, what it is): no part of the model

@@ -10,6 +10,8 @@ import numpy as np
 from conversion.settle import architecture_of, parts_of
 from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig, pair
+from vit_core.documents import blaming
+from vit_core.image_processing import ViTImageProcessor
 from vit_core.initialization import draw
 from vit_core.loading import COMPUTE_DTYPES, POSITIONS, is_absent_bias
 from vit_core.params import Spec, specs
@@ -147,7 +149,10 @@ def _for_size(processor: dict[str, Any] | None, config: ViTConfig) -> dict[str, 
     if processor is None:
         return None
     height, width = pair(config.image_size)
-    return {"image_processor_type": "ViTImageProcessor", **processor, "size": {"height": height, "width": width}}
+    document = {"image_processor_type": "ViTImageProcessor", **processor, "size": {"height": height, "width": width}}
+    with blaming(getattr(processor, "source", "the preprocessor")):
+        ViTImageProcessor(**document)  # what it would refuse is refused before anything is written
+    return document
 
 
 def cast(tensors: dict[str, Tensor], dtype: Any) -> dict[str, Tensor]:

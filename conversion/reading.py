@@ -16,7 +16,16 @@ from conversion.rules import Heads
 from conversion.settle import settle
 from conversion.side import PREPROCESSOR_NAME, json_beside
 from vit_core import hub
-from vit_core.checkpoint import PYTORCH_BIN, Checkpoint, Named, as_checkpoint, read_named, readable_names, recognise
+from vit_core.checkpoint import (
+    PYTORCH_BIN,
+    Checkpoint,
+    Named,
+    as_checkpoint,
+    checked_rank,
+    read_named,
+    readable_names,
+    recognise,
+)
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.safetensors_file import Tensor
 
@@ -151,8 +160,9 @@ def _scores(tensors: Tensors, claimed: str) -> dict[str, int]:
 
 def _peeled(tensors: Tensors) -> Tensors:
     """The tensors without the prefixes of PyTorch's wrappers, where every name has them."""
-    prefix = next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), None)
-    return tensors if prefix is None else _peeled({name.removeprefix(prefix): t for name, t in tensors.items()})
+    while prefix := next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _family(named: Named) -> tuple[Family | None, Tensors]:
@@ -186,7 +196,8 @@ def _canonical(
         )
     found: dict[str, Tensor] = {}
     for native, (rule, layer) in matched.items():
-        for name, tensor in rule.to_canonical(replace(tensors[native], source=native), layer):
+        array = checked_rank(path, native, tensors[native], rule.rank)
+        for name, tensor in rule.to_canonical(replace(array, source=native), layer):
             if name in found:
                 raise ValueError(f"{path} holds {name} twice, as {found[name].source!r} and {native!r}: remove one.")
             found[name] = tensor

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from vit_core.loading import POSITIONS as POSITIONS
-from vit_core.params import LAYER
+from vit_core.params import LAYER, NUMBER, rank_of
 from vit_core.safetensors_file import Tensor
 
 QUERY, KEY, VALUE = (LAYER + f"attention.attention.{name}" for name in ("query", "key", "value"))
@@ -31,6 +31,10 @@ class Step(Protocol):
     def to_canonical(self, tensor: Tensor) -> Tensor:
         """The file's layout to PyTorch's."""
 
+    @property
+    def added(self) -> int:
+        """By how many axes the file's array has more than PyTorch's."""
+
 
 @dataclass(frozen=True)
 class Permute:
@@ -43,6 +47,10 @@ class Permute:
 
     def to_canonical(self, tensor: Tensor) -> Tensor:
         return tensor.transposed(tuple(int(i) for i in np.argsort(self.axes)))
+
+    @property
+    def added(self) -> int:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,10 @@ class Heads:
         before, (heads, size), after = np.split(np.array(tensor.shape), (self.axis, self.axis + 2))
         return tensor.reshaped(tuple(int(n) for n in (*before, heads * size, *after)))
 
+    @property
+    def added(self) -> int:
+        return 1
+
 
 @dataclass(frozen=True)
 class NoBatch:
@@ -69,6 +81,10 @@ class NoBatch:
 
     def to_canonical(self, tensor: Tensor) -> Tensor:
         return tensor.reshaped((1, *tensor.shape))
+
+    @property
+    def added(self) -> int:
+        return -1
 
 
 @dataclass(frozen=True)
@@ -83,7 +99,7 @@ class Rule:
     @cached_property
     def pattern(self) -> re.Pattern[str]:
         """What matches the names that are read; the group is the number of the layer."""
-        number = {r"\{\}": "(0|[1-9][0-9]*)", r"\{_\}": "(|_[1-9][0-9]*)"}
+        number = {r"\{\}": NUMBER, r"\{_\}": NUMBER.replace("(0|", "(|_")}
         spellings = []
         for name in (self.native, *self.also):
             escaped = re.escape(name)
@@ -91,6 +107,11 @@ class Rule:
                 escaped = escaped.replace(placeholder, group)
             spellings.append(escaped)
         return re.compile("|".join(spellings))
+
+    @property
+    def rank(self) -> int:
+        """The number of axes of the file's array."""
+        return rank_of(self.canonical[0]) + sum(step.added for step in self.steps)
 
     def layer_of(self, native: str) -> str | None:
         """The number of the layer in a name, "" where it has none; None for a name that is no array of this rule."""

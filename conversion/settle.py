@@ -11,9 +11,10 @@ import numpy as np
 
 from conversion.family import Family, Side
 from conversion.rules import ATTENTION_SCALE, MLP_SCALE, POOLED_NORM, POSITIONS, QUERY
-from vit_core.checkpoint import Checkpoint
+from vit_core.checkpoint import Checkpoint, check_layers
 from vit_core.config import ViTConfig
-from vit_core.params import ALL_PARTS, HEADS, LAYER, PARTS, specs
+from vit_core.documents import blaming
+from vit_core.params import ALL_PARTS, HEADS, LAYER, OF_LAYER, PARTS, specs
 from vit_core.safetensors_file import Array, Tensor
 
 _PROJECTION = "embeddings.patch_embeddings.projection"
@@ -42,7 +43,10 @@ def settle(
             f"{opened.path} has a head on top of a pooler (pre_logits), which no ViT class has: pass head='drop' for "
             "the model below it."
         )
+    if POSITIONS not in tensors or f"{_PROJECTION}.weight" not in tensors:
+        raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {family.title} has.")
     config = opened.config or _config(opened, family, side, tensors, heads, notes)
+    check_layers(opened.path, config, tensors)
     tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config.num_patches, notes)
     _add_zero_biases(tensors, config, notes)
     parts = parts_of(tensors)
@@ -77,19 +81,24 @@ def _computes(config: ViTConfig, family: Family) -> str:
 
 def _scaled(opened: Checkpoint, tensors: dict[str, Tensor], fold: bool, notes: list[str]) -> dict[str, Tensor]:
     """Layer scales multiplied into the layers before them, where that was asked for."""
-    layers = sum(name.startswith("encoder.layer.") and name.endswith("layernorm_before.weight") for name in tensors)
+    layers = {name: match for name in tensors if (match := OF_LAYER.match(name))}
     scales = {
-        (scale.format(i), module.format(i)) for scale, module in _SCALES.items() for i in range(layers)
-        if scale.format(i) in tensors
+        name: _SCALES[scale].format(layer[1]) for name, layer in layers.items()
+        if (scale := LAYER + name[layer.end() :]) in _SCALES
     }  # fmt: skip
     if scales and not fold:
-        shown = tensors[min(scales)[0]].source
+        shown = tensors[min(scales)].source
         raise ValueError(
             f"{opened.path} has layer scales ({shown} ...), which ViT has not: pass fold_layer_scale=True "
             "to multiply them into the layers before them, which rounds."
         )
-    for scale, module in scales:
-        gamma = tensors.pop(scale)
+    for scale, module in scales.items():
+        gamma, weight = tensors.pop(scale), tensors.get(f"{module}.weight")
+        if weight is None or gamma.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{opened.path} has the layer scale {gamma.source!r} of shape {gamma.shape}, and before it "
+                + ("no layer." if weight is None else f"{weight.source!r} of shape {weight.shape}, which do not fit.")
+            )
         for leaf in ("weight", "bias"):
             if (name := f"{module}.{leaf}") in tensors:
                 tensors[name] = _folded(tensors[name], gamma)
@@ -155,8 +164,6 @@ def _config(
     opened: Checkpoint, family: Family, side: Side, tensors: dict[str, Tensor], heads: int | None, notes: list[str]
 ) -> ViTConfig:
     """What the shapes say of a model, and what the files beside it say of the rest."""
-    if POSITIONS not in tensors or f"{_PROJECTION}.weight" not in tensors:
-        raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {family.title} has.")
     width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape
     norms = [name for name in tensors if name.endswith("layernorm_before.weight")]
     values: dict[str, Any] = {
@@ -181,7 +188,8 @@ def _config(
         values["pooler_output_size"] = pooler.shape[0]
     decoder = tensors.get("decoder.0.weight")
     values["encoder_stride"] = isqrt(decoder.shape[0] // channels) if decoder is not None else _one_or_two(patch)
-    return ViTConfig(**values)
+    with blaming(f"{opened.path}, with the documents beside it"):
+        return ViTConfig(**values)
 
 
 def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:

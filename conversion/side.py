@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vit_core.config import pair
-from vit_core.files import read_json_object
+from vit_core.documents import Document, read_json_object
+from vit_core.image_processing import ViTImageProcessor
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # PIL's numbers
 
 
-def json_beside(path: Path, name: str) -> dict[str, Any]:
+def json_beside(path: Path, name: str) -> Document:
     """The JSON object in a file beside another; an empty one where there is none."""
     beside = path.parent / name
-    return read_json_object(beside) if beside.is_file() else {}
+    return read_json_object(beside) if beside.is_file() else Document({}, str(beside))
 
 
 def one_name(activation: Any) -> Any:
@@ -25,18 +25,21 @@ def one_name(activation: Any) -> Any:
     return "gelu_new" if activation in ("gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh") else activation
 
 
-def labels(names: Sequence[str] | None) -> dict[str, Any]:
-    """Fields of a configuration for the names of the labels, none where they are not known."""
+def labels(names: Sequence[str]) -> dict[str, Any]:
+    """Fields of a configuration for the names of the labels, none where there are none."""
     return {"id2label": dict(enumerate(names))} if names else {}
 
 
 def preprocessor(
-    image_size: Any, mean: Sequence[float] | None, std: Sequence[float] | None, interpolation: str
+    image_size: int | list[int] | None,
+    mean: float | list[float] | None,
+    std: float | list[float] | None,
+    interpolation: str,
 ) -> dict[str, Any] | None:
     """What preprocessor_config.json says of pictures resized whole to `image_size` (int or (height, width), pixels)."""
     if image_size is None or mean is None or std is None:
         return None
-    height, width = pair(image_size if isinstance(image_size, int) else tuple(image_size))
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
@@ -45,16 +48,26 @@ def preprocessor(
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(mean),
-        "image_std": list(std),
+        "image_mean": mean,
+        "image_std": std,
     }
 
 
-def statistics(processor: dict[str, Any] | None, channels: int) -> tuple[list[float], list[float], str]:
+def statistics(stored: dict[str, Any] | None, channels: int) -> tuple[list[float], list[float], str]:
     """Mean and deviation of each channel, and the interpolation, of a preprocessor; ViT's own where it has none."""
-    stored = processor or {}
-    names = {number: name for name, number in RESAMPLE.items()}
-    mean, std = (list(stored.get(name) or ()) for name in ("image_mean", "image_std"))
+    processor = ViTImageProcessor(**(stored or {}))
+    mean, std = (spread(values, channels) for values in (processor.image_mean, processor.image_std))
     if len(mean) != channels or len(std) != channels:
         mean, std = [0.5] * channels, [0.5] * channels
-    return mean, std, names[int(stored.get("resample", RESAMPLE["bilinear"]))]
+    return mean, std, interpolation(processor.resample) or "bicubic"
+
+
+def spread(values: Any, channels: int = 3) -> list[float]:
+    """One value for each channel; a single one counts for all of them."""
+    return list(values) if isinstance(values, list | tuple) else [values] * channels
+
+
+def interpolation(resample: int | None) -> str | None:
+    """What other families call one of PIL's filters, bilinear where none is named; None for one they do not have."""
+    names = {number: name for name, number in RESAMPLE.items()}
+    return names.get(RESAMPLE["bilinear"] if resample is None else resample)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.files import check_shard_names, check_stays, finish_save, read_json_object, write_atomically
+from vit_core.documents import read_json_object
+from vit_core.files import check_shard_names, check_stays, finish_save, write_atomically
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
 from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
 
@@ -24,6 +25,9 @@ TF_OUTER_NAMES = {
     "ViTForImageClassification": "tf_vi_t_for_image_classification",
     "ViTForMaskedImageModeling": "tf_vi_t_for_masked_image_modeling",
 }
+
+
+_FEW_LAYERS = 100  # that a configuration may ask for whatever its weights hold
 
 
 @dataclass(frozen=True)
@@ -210,12 +214,33 @@ def as_checkpoint(named: Named) -> Checkpoint:
         if known.name in tensors:
             both = f"{tensors[known.name].source!r} and {native!r}"
             raise ValueError(f"{path} holds {known.name} twice, as {both}: remove one of them.")
-        tensors[known.name] = found[native].transposed(known.axes)
+        tensors[known.name] = checked_rank(path, native, found[native], known.rank).transposed(known.axes)
     if named.weight_map is not None:
         _check_complete(path, named.weight_map, found, tensors, fmt)
     unknown = {name: t for name, t in found.items() if name not in parsed}
-    config = path.parent / CONFIG_NAME
-    return Checkpoint(path, fmt, tensors, unknown, ViTConfig.from_json_file(config) if config.is_file() else None)
+    beside = path.parent / CONFIG_NAME
+    config = ViTConfig.from_json_file(beside) if beside.is_file() else None
+    if config is not None:
+        check_layers(path, config, found)
+    return Checkpoint(path, fmt, tensors, unknown, config)
+
+
+def check_layers(path: Path, config: ViTConfig, tensors: Collection[str]) -> None:
+    """Refuse, with ValueError, a number of layers that is a mistake or an attack: a layer is at least one tensor."""
+    if config.num_hidden_layers > max(len(tensors), _FEW_LAYERS):
+        raise ValueError(
+            f"num_hidden_layers is {config.num_hidden_layers} in the configuration of {path}, which holds "
+            f"{len(tensors)} tensors in all: mend the {CONFIG_NAME} beside it."
+        )
+
+
+def checked_rank(path: Path, native: str, tensor: Tensor, rank: int) -> Tensor:
+    """The tensor, when it has as many axes as the parameter its name stands for. Raises ValueError otherwise."""
+    if len(tensor.shape) != rank:
+        raise ValueError(
+            f"{path} holds {native!r} of shape {tensor.shape}, expected {rank} axes: it is no ViT's, or damaged."
+        )
+    return tensor
 
 
 def recognise(native_names: Collection[str], claimed: str) -> tuple[str, dict[str, Parsed]]:

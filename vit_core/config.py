@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_core.files import read_json_object, write_atomically
+from vit_core.documents import blaming, read_json_object, refuse_attributes
+from vit_core.files import write_atomically
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
 CONFIG_NAME = "config.json"
@@ -40,6 +41,7 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "dtype": None,
 }
 _LABELS = ("num_labels", "id2label", "label2id")
+_MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of names
 # Set by a caller, never by a file: how attention is computed is no property of the weights.
 _RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
 
@@ -47,6 +49,11 @@ _RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """A size given once for both axes, or as (height, width), as (height, width)."""
     return (size, size) if isinstance(size, int) else size
+
+
+def label_of(config: ViTConfig, number: int) -> str:
+    """The name of a class; "LABEL_i" where `id2label`, which may have holes, does not name it."""
+    return config.id2label.get(number, f"LABEL_{number}")
 
 
 class ViTConfig:
@@ -72,6 +79,7 @@ class ViTConfig:
 
     def __init__(
         self,
+        /,  # "self" may be a key of a file
         hidden_size: int = 768,
         num_hidden_layers: int = 12,
         num_attention_heads: int = 12,
@@ -116,6 +124,7 @@ class ViTConfig:
             old = kwargs.pop("torch_dtype")
             kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
         labels = {name: kwargs.pop(name, None) for name in _LABELS}
+        refuse_attributes(type(self), kwargs)
         for name, value in {**COMMON_DEFAULTS, **_RUNTIME_DEFAULTS, **kwargs}.items():
             setattr(self, name, value)
         self._set_labels(**labels)
@@ -147,6 +156,11 @@ class ViTConfig:
     @num_labels.setter
     def num_labels(self, num_labels: int) -> None:
         count = check_integer("num_labels", num_labels, minimum=0)
+        if count > _MOST_UNNAMED:
+            raise ValueError(
+                f"num_labels={count} is more than the {_MOST_UNNAMED} labels that are named by their numbers alone: "
+                "pass id2label with the names of them all."
+            )
         if count != len(getattr(self, "id2label", ())) or not hasattr(self, "id2label"):
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
             self.label2id = {f"LABEL_{i}": i for i in range(count)}
@@ -259,7 +273,8 @@ class ViTConfig:
         known = {*ARCHITECTURE_FIELDS, *COMMON_DEFAULTS, *_RUNTIME_DEFAULTS, *_LABELS, "torch_dtype", *merged}
         unused = {k: v for k, v in overrides.items() if k not in known} if return_unused_kwargs else {}
         used = {k: v for k, v in overrides.items() if k not in unused}
-        stored_labels = len(merged.get("id2label") or (0, 0))
+        stored = merged.get("id2label")
+        stored_labels = len(stored) if stored and isinstance(stored, Mapping) else 2
         if "id2label" in used or used.get("num_labels", stored_labels) != stored_labels:
             merged = {k: v for k, v in merged.items() if k not in _LABELS}
         if "dtype" in used or "torch_dtype" in used:
@@ -270,7 +285,9 @@ class ViTConfig:
     @classmethod
     def from_json_file(cls, path: str | Path) -> ViTConfig:
         """Read one JSON file. Raises OSError when it is missing, ValueError when it is no configuration."""
-        return cls(**read_json_object(Path(path)))
+        values = read_json_object(Path(path))
+        with blaming(path):
+            return cls(**values)
 
     @classmethod
     def from_pretrained(
@@ -304,7 +321,9 @@ class ViTConfig:
                 revision=revision,
                 subfolder=subfolder,
             )
-        return cls.from_dict(read_json_object(path), return_unused_kwargs, **overrides)
+        values = read_json_object(path)
+        with blaming(f"{path} with {', '.join(overrides)} as given" if overrides else path):
+            return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` into `folder`, making the folder when it is not there."""

@@ -1,4 +1,4 @@
-"""Small files, safely: JSON objects read with clear errors, and writes that are whole or not there at all."""
+"""Small files, safely: names that stay in their folder, and writes that are whole or not there at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import re
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,33 +24,6 @@ def refuse_stand_in(path: Path, first: bytes) -> None:
         raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
     if first.lstrip().lower().startswith((b"<!doctype", b"<html")):
         raise ValueError(f"{path} is an HTML page, not the file itself: fetch it again, from its download link.")
-
-
-def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=...)`, which by itself silently keeps the last of two equal keys."""
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise ValueError(f"the name {min(name for name, n in counts.items() if n > 1)!r} occurs twice")
-    return result
-
-
-def parse_json_object(text: bytes, source: str) -> dict[str, Any]:
-    """The JSON object in `text`. Raises ValueError that names `source`."""
-    if text.startswith(LFS_POINTER):
-        raise ValueError(f"{source} is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository.")
-    try:
-        value = json.loads(text, object_pairs_hook=refuse_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source} is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{source} must hold a JSON object, got a {type(value).__name__}.")
-    return value
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises OSError when it can't be read, ValueError when it is something else."""
-    return parse_json_object(path.read_bytes(), str(path))
 
 
 def check_stays(folder: Path, name: str, index: str) -> None:

@@ -15,7 +15,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
-from vit_core.files import check_shard_names, finish_save, read_json_object
+from vit_core.documents import read_json_object
+from vit_core.files import check_shard_names, finish_save
 
 StrPath = str | os.PathLike[str]
 _HUB_ID = "'name' or 'org/name' of letters, digits, '-', '_' and '.'"

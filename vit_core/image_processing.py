@@ -20,7 +20,8 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from vit_core.files import read_json_object, write_atomically
+from vit_core.documents import blaming, read_json_object, refuse_attributes
+from vit_core.files import write_atomically
 from vit_core.image_steps import Steps, size_dict
 from vit_core.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image
 
@@ -81,6 +82,7 @@ class ViTImageProcessor:
 
     def __init__(
         self,
+        /,  # "self" may be a key of a file
         do_resize: bool = True,
         size: Any = None,
         resample: int = Image.Resampling.BILINEAR,
@@ -106,6 +108,7 @@ class ViTImageProcessor:
         self.do_center_crop = do_center_crop
         self.crop_size = None if crop_size is None else size_dict("crop_size", crop_size)
         Steps.checked(vars(self))
+        refuse_attributes(type(self), kwargs)
         for name, value in kwargs.items():
             if name not in _TYPE_KEYS:
                 setattr(self, name, value)
@@ -217,10 +220,8 @@ class ViTImageProcessor:
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
         """The processor in a `preprocessor_config.json`, old or new. Raises OSError, or ValueError naming the file."""
         values = read_json_object(Path(path))
-        try:
+        with blaming(path):
             return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:

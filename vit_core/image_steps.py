@@ -21,6 +21,8 @@ from vit_core.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, to_
 
 FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
+_MOST_PIXELS = 1 << 24  # of what an image becomes: 200 MB of float32
+
 PerChannel = float | tuple[float, ...] | None
 
 
@@ -192,6 +194,8 @@ def size_dict(name: str, value: Any) -> dict[str, int] | None:
             f"{name} must be a positive int, (height, width), or a dict with height and width or with shortest_edge, "
             f"got {value!r}."
         )
+    if math.prod(size.values()) ** (2 // len(size)) > _MOST_PIXELS:
+        raise ValueError(f"{name} must be at most {_MOST_PIXELS} pixels, 4096 x 4096, got {value!r}.")
     return {key: int(edge) for key, edge in size.items()}
 
 

@@ -78,6 +78,7 @@ class _Reader:
                 raise ValueError(f"{key!r} is no name of a parameter")
             if len(name) + len(key) >= _MAX_NAME:
                 raise ValueError(f"a name that begins with {(name or key)[:40]!r} exceeds {_MAX_NAME} characters")
+            _check_part(key)
             if key in found:
                 raise ValueError(f"the name {key!r} occurs twice")
             found[key] = self.value(f"{name}.{key}" if name else key)
@@ -126,7 +127,6 @@ class _Reader:
 def _leaves(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
     """(dotted path, array) of a tree, chunked arrays joined."""
     for part, child in node.items():
-        _check_part(part)
         here = (*path, part)
         name = ".".join(here)
         if isinstance(child, dict) and _CHUNKED in child:

@@ -33,6 +33,8 @@ class Row:
 
 
 LAYER = "encoder.layer.{}."
+NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
+OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 TABLE = (
     Row("embeddings.cls_token", "raw", (1, 1, "D"), bias=False),
     Row("embeddings.mask_token", "raw", (1, 1, "D"), bias=False, init="zeros", part="mask_token"),
@@ -201,7 +203,7 @@ DIALECTS = {"pt": TORCH, "tf": TF, "flax": FLAX}
 
 def native_name(spec: Spec, dialect: Dialect, prefixed: bool) -> str:
     """What a file of this dialect calls a parameter; `prefixed` for models that have a head."""
-    layer = re.match(r"encoder\.layer\.(\d+)\.", spec.name)
+    layer = OF_LAYER.match(spec.name)
     module = spec.name.removesuffix(f".{spec.leaf}") if spec.leaf else spec.name
     row = _ROWS[LAYER + module[layer.end() :] if layer else module]
     name = dialect.template(row, spec.leaf).replace("{}", layer[1] if layer else "")
@@ -215,6 +217,17 @@ def to_native(array: npt.NDArray[Any], spec: Spec, dialect: Dialect) -> npt.NDAr
     return array.transpose(dialect.permutation(spec.kind, spec.leaf) or range(array.ndim))
 
 
+def _rank(row: Row, leaf: str) -> int:
+    return 1 if leaf == "bias" else len(row.shape)
+
+
+def rank_of(name: str) -> int:
+    """The number of axes of a parameter, by its canonical name or the table's; 1 for one that is in no row."""
+    module, _, leaf = OF_LAYER.sub(LAYER, name).rpartition(".")
+    row = _ROWS.get(f"{module}.{leaf}") or _ROWS.get(module)
+    return 1 if row is None else _rank(row, leaf)
+
+
 _ROWS = {row.name: row for row in TABLE}
 
 
@@ -224,7 +237,7 @@ def _patterns(dialect: Dialect) -> tuple[tuple[re.Pattern[str], Row, str], ...]:
     for row in TABLE:
         prefix = "" if row.part in HEADS else f"(?:{PREFIX}{re.escape(dialect.separator)})?"
         for leaf in ("",) if row.kind == "raw" else ("weight", "bias"):
-            escaped = re.escape(dialect.template(row, leaf)).replace(r"\{\}", "(0|[1-9][0-9]*)")
+            escaped = re.escape(dialect.template(row, leaf)).replace(r"\{\}", NUMBER)
             found.append((re.compile(prefix + escaped), row, leaf))
     return tuple(found)
 
@@ -235,6 +248,7 @@ class Parsed:
 
     name: str
     axes: tuple[int, ...] | None
+    rank: int  # the number of axes, the same in every layout
 
 
 def parse_name(native: str, *dialects: Dialect) -> Parsed | None:
@@ -244,5 +258,5 @@ def parse_name(native: str, *dialects: Dialect) -> Parsed | None:
             match = pattern.fullmatch(native)
             if match:
                 name = row.name.format(*match.groups()) + (f".{leaf}" if leaf else "")
-                return Parsed(name, dialect.inverse(row.kind, leaf))
+                return Parsed(name, dialect.inverse(row.kind, leaf), _rank(row, leaf))
     return None

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from vit_core.files import LFS_POINTER, atomic_file, parse_json_object, refuse_stand_in
+from vit_core.documents import Document, parse_json_object
+from vit_core.files import LFS_POINTER, atomic_file, refuse_stand_in
 
 Array = npt.NDArray[Any]
 
@@ -113,13 +114,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             pass  # opening checks that the offsets are what the shapes and the size of the file demand
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or not a safetensors file ({error}): fetch or save it again.") from error
-    metadata = header.pop("__metadata__", {})
+    metadata = header.object("__metadata__")  # which may be null
+    header.pop("__metadata__", None)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return {name: _tensor(path, mapped, start, name, entry) for name, entry in header.items()}, metadata
 
 
-def _header(path: Path) -> tuple[dict[str, Any], int]:
+def _header(path: Path) -> tuple[Document, int]:
     """The header, and the offset at which the data begins."""
     if not path.is_file():
         raise FileNotFoundError(f"There is no weights file {path}: check the path.")

@@ -76,17 +76,26 @@ def _optional_dtype(name: str, value: Any) -> str | None:
     return None if value is None else dtype_name(value)
 
 
+def _architectures(name: str, value: Any) -> list[str] | None:
+    if value is not None and not (isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)):
+        raise ValueError(f"{name} must be a list of names of classes, or None, got {value!r}.")
+    return None if value is None else list(value)
+
+
 def _id2label(name: str, value: Any) -> dict[int, str]:
     try:
-        return {int(key): str(label) for key, label in dict(value).items()}
-    except (TypeError, ValueError):
+        labels = {int(key): str(label) for key, label in dict(value).items()}
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must map label numbers to names, got {value!r}.") from None
+    if len(labels) != len(value):
+        raise ValueError(f"{name} must name each label number once, got {value!r}.")
+    return labels
 
 
 def _label2id(name: str, value: Any) -> dict[str, int]:
     try:
         return {str(label): int(key) for label, key in dict(value).items()}
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must map label names to numbers, got {value!r}.") from None
 
 
@@ -104,4 +113,5 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "dtype": _optional_dtype,
     "id2label": _id2label,
     "label2id": _label2id,
+    "architectures": _architectures,
 }

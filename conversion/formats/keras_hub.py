@@ -11,8 +11,9 @@ from typing import Any
 from conversion.family import Family, Side, Tensors
 from conversion.formats.keras import KERAS_H5
 from conversion.rules import CONV, KEY, LINEAR, POSITIONS, QUERY, VALUE, Heads, NoBatch, Rule, Step, module, raw, table
-from conversion.side import json_beside, preprocessor, statistics
+from conversion.side import json_beside, preprocessor, spread, statistics
 from vit_core.config import ViTConfig, pair
+from vit_core.documents import Document
 from vit_core.params import LAYER
 from vit_core.safetensors_file import Tensor
 
@@ -68,6 +69,7 @@ def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 # ---- the preset's documents --------------------------------------------------------------------------------------
 
+_SMALLEST = 1e-30  # scale of pixel values, which has an inverse in float32
 _FIELDS = {
     "num_heads": "num_attention_heads",
     "layer_norm_epsilon": "layer_norm_eps",
@@ -77,18 +79,18 @@ _FIELDS = {
 
 
 def _read_side(path: Path) -> Side:
-    backbone = json_beside(path, "config.json").get("config") or {}
-    task = json_beside(path, "task.json").get("config") or {}
-    if task.get("pooling", "token") != "token":
+    backbone = json_beside(path, "config.json").object("config")
+    task = json_beside(path, "task.json").object("config")
+    if task.text("pooling", "token") != "token":
         raise ValueError(
             f"{path} is a classifier on the mean of the patches (pooling={task['pooling']!r} in task.json), where "
             "ViT's head is on the class token: convert the backbone's preset."
         )
-    side = Side({ours: backbone[theirs] for theirs, ours in _FIELDS.items() if theirs in backbone})
-    if "image_shape" in backbone:
-        height, width, _ = backbone["image_shape"]
+    side = Side({ours: backbone.number(theirs) for theirs, ours in _FIELDS.items() if theirs in backbone})
+    if isinstance(shape := backbone.lengths("image_shape", [3]), list):
+        height, width, _ = shape
         side.config["image_size"] = height if height == width else (height, width)
-    converter = json_beside(path, "image_converter.json").get("config") or {}
+    converter = json_beside(path, "image_converter.json").object("config")
     if converter:
         side.processor = _processor(converter)
     if converter.get("crop_to_aspect_ratio"):
@@ -96,14 +98,17 @@ def _read_side(path: Path) -> Side:
     return side
 
 
-def _processor(converter: dict[str, Any]) -> dict[str, Any] | None:
+def _processor(converter: Document) -> dict[str, Any] | None:
     """The mean and the deviation that a scale and an offset of pixel values 0 to 255 stand for."""
-    scale, offset = ([v] * 3 if isinstance(v, int | float) else v for v in (converter["scale"], converter["offset"]))
-    if not scale or not offset:
+    scale, offset = converter.numbers("scale"), converter.numbers("offset")
+    if scale is None or offset is None:
         return None
-    std = [1 / (255 * s) for s in scale]
-    mean = [-o * s for o, s in zip(offset, std, strict=True)]
-    return preprocessor(converter.get("image_size"), mean, std, converter.get("interpolation", "bilinear"))
+    scales, offsets = spread(scale), spread(offset)
+    if len(scales) != len(offsets) or not all(_SMALLEST < s < 1 / _SMALLEST for s in scales):
+        raise ValueError(f"{converter.source}: scale must be positive, one a channel as offset, got {scale}, {offset}.")
+    std = [1 / (255 * s) for s in scales]
+    mean = [-o * s for o, s in zip(offsets, std, strict=True)]
+    return preprocessor(converter.lengths("image_size"), mean, std, converter.text("interpolation", "bilinear"))
 
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
@@ -166,6 +171,7 @@ KERAS_HUB = Family(
     KERAS_H5,
     _RULES,
     states_eps=True,
+    states_resample=True,
     absent={
         "embeddings.mask_token": "pass head='drop'",
         "decoder": "pass head='drop'",

@@ -14,7 +14,7 @@ from conversion.family import Family, Side, Tensors
 from conversion.rules import ATTENTION_SCALE, KEY, MLP_SCALE, POOLED_NORM, POSITIONS, QUERY, VALUE, module, raw, table
 from conversion.side import json_beside, labels, one_name, preprocessor, statistics
 from vit_core.checkpoint import SAFETENSORS
-from vit_core.config import VARIANTS, ViTConfig, pair
+from vit_core.config import VARIANTS, ViTConfig, label_of, pair
 from vit_core.params import LAYER
 
 _RULES = table(
@@ -63,24 +63,27 @@ def _read_side(path: Path) -> Side:
     stored = json_beside(path, _CONFIG)
     if "architecture" not in stored:
         return Side(notes=["no timm config.json beside the weights: the preprocessing of the pictures is not known"])
-    arguments, pretrained = stored.get("model_args") or {}, stored.get("pretrained_cfg") or stored
-    config = _of_architecture(stored["architecture"])
+    arguments, pretrained = stored.object("model_args"), stored.object("pretrained_cfg") or stored
+    config = _of_architecture(stored.text("architecture", ""))
     names = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
-    config |= {ours: arguments[theirs] for theirs, ours in names.items() if theirs in arguments}
-    size = arguments.get("img_size") or (pretrained.get("input_size") or (None, None, None))[1:]
-    config["image_size"] = size[0] if not isinstance(size, int) and size[0] == size[1] else size
-    activation = arguments.get("act_layer", "gelu")
+    config |= {ours: arguments.integer(theirs) for theirs, ours in names.items() if theirs in arguments}
+    size = arguments.lengths("img_size") or _without_channels(pretrained.lengths("input_size", [3]))
+    config["image_size"] = size[0] if isinstance(size, list) and size[0] == size[1] else size
+    activation = arguments.text("act_layer", "gelu")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
     config["hidden_act"] = _ACTIVATIONS[activation]
-    side = Side(config | labels(stored.get("label_names")))
-    side.processor = preprocessor(
-        config["image_size"], pretrained.get("mean"), pretrained.get("std"), pretrained.get("interpolation", "bicubic")
-    )
-    crop, mode = pretrained.get("crop_pct"), pretrained.get("crop_mode", "center")
+    side = Side(config | labels(stored.texts("label_names")))
+    mean, std = pretrained.numbers("mean"), pretrained.numbers("std")
+    side.processor = preprocessor(size, mean, std, pretrained.text("interpolation", "bicubic"))
+    crop, mode = pretrained.number("crop_pct"), pretrained.text("crop_mode", "center")
     if crop and (crop < 1 or mode != "squash"):
         side.notes.append(f"timm crops pictures ({mode}, crop_pct {crop}); the preprocessor resizes the whole picture")
     return side
+
+
+def _without_channels(size: int | list[int] | None) -> int | list[int] | None:
+    return size[1:] if isinstance(size, list) else size
 
 
 def _of_architecture(name: str) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
             "num_features": config.hidden_size,
             "global_pool": "token",
             "model_args": arguments,
-            **({"label_names": [config.id2label[i] for i in range(config.num_labels)]} if headed else {}),
+            **({"label_names": [label_of(config, i) for i in range(config.num_labels)]} if headed else {}),
             "pretrained_cfg": {
                 "input_size": [config.num_channels, height, width], "fixed_input_size": True,
                 "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
@@ -137,6 +140,7 @@ TIMM = Family(
     SAFETENSORS,
     _RULES,
     fixed_act=False,
+    states_resample=True,
     has_qkv_bias=False,
     refused=_REFUSED,
     left_out=_LEFT_OUT,

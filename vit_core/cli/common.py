@@ -60,6 +60,9 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
         except (OSError, ValueError, ImportError) as error:
             complain(str(error), program)
             return 2
+        except MemoryError as error:
+            complain(f"there is not enough memory for that ({error}): ask for less at a time.", program)
+            return 2
     return code or 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,11 @@ from vit_core.backends import open_checkpoint
 from vit_core.checkpoint import Checkpoint
 from vit_core.cli.common import AsJson, Revision, console, one_line, print_json
 from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.files import read_json_object
+from vit_core.documents import read_json_object
 from vit_core.loading import fit
-from vit_core.params import LAYER, PARTS, TABLE
+from vit_core.params import LAYER, OF_LAYER, PARTS, TABLE
 from vit_core.safetensors_file import Tensor
 
-_LAYER = re.compile(LAYER.replace("{}", r"(\d+)"))
 _ROWS = {row.name: i for i, row in enumerate(TABLE)}
 _ROWS_OF_LAYER = min(i for name, i in _ROWS.items() if name.startswith(LAYER))
 _LAYERS = LAYER.removesuffix(".")
@@ -95,7 +93,7 @@ def _count(tensor: Tensor) -> int:
 
 def _place(name: str) -> tuple[int, int, int, bool]:
     """Where a parameter stands in the model: the layers one after the other, modules in the order of the table."""
-    layer = _LAYER.match(name)
+    layer = OF_LAYER.match(name)
     template = LAYER + name[layer.end() :] if layer else name
     module, _, leaf = template.rpartition(".")
     row = _ROWS[module if module in _ROWS else template]
@@ -108,7 +106,7 @@ def _place(name: str) -> tuple[int, int, int, bool]:
 def _facts(summary: dict[str, Any], config: ViTConfig | None) -> Table:
     """What the checkpoint is, in a few lines."""
     table = Table.grid(padding=(0, 2))
-    total = sum(summary["dtypes"].values())
+    total = sum(summary["dtypes"].values()) or 1
     facts = {
         "file": summary["path"],
         "format": f"{summary['format']}, {size_in_bytes(summary['bytes_on_disk'])} on disk",
@@ -174,7 +172,7 @@ def _folded(tensors: dict[str, Tensor]) -> Iterator[tuple[list[int], list[_Modul
     """The modules in the order of the model, in blocks: of layers, with their numbers, or of none."""
     blocks: dict[tuple[int, int], dict[str, dict[str, Tensor]]] = {}
     for name in sorted(tensors, key=_place):
-        inner = _LAYER.sub("", name)
+        inner = OF_LAYER.sub("", name)
         module, _, leaf = inner.rpartition(".")
         bare = leaf not in ("weight", "bias")
         block = blocks.setdefault(_place(name)[:2], {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 from itertools import islice
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from vit_core.cli.common import check_out
-from vit_core.files import atomic_file, parse_json_object
+from vit_core.documents import parse_json_object
+from vit_core.files import atomic_file
 from vit_core.pipeline import Result
 
 Row = dict[str, Any]
@@ -102,10 +104,9 @@ class Journal:
 
     def _check(self, first: bytes) -> None:
         """Raise ValueError when the first line holds other settings, or none."""
-        try:
+        found: dict[str, Any] = {}
+        with suppress(ValueError):
             found = parse_json_object(first, str(self.path))
-        except ValueError:
-            found = {}
         if found.keys() != self._settings.keys():
             raise ValueError(f"{self.path} is no journal of results: move it away, or write elsewhere.")
         settings = self._settings.items()
