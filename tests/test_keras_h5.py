@@ -140,15 +140,22 @@ def test_one_tensor_at_a_time_and_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_nothing_is_read_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_keras_h5(tmp_path / "m.h5", {NAME: Tensor.of(np.ones(3))})
+    """A plain array is a view of the mapped file; one in chunks is the library's to read."""
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.create_dataset(NAME, data=np.ones(3))
+        file.create_dataset("chunks/vars/0", data=np.ones(3), chunks=(3,))
 
     def read(*_: Any) -> None:
         raise AssertionError("a dataset was read")
 
     monkeypatch.setattr(h5py.Dataset, "__getitem__", read)
-    tensor = read_keras_h5(tmp_path / "m.h5")[NAME]
+    tensors = read_keras_h5(tmp_path / "m.h5")
     with pytest.raises(AssertionError, match="was read"):
-        tensor.read()
+        tensors["chunks/vars/0"].read()
+    tensors[NAME].read()[:] = 2
+    assert tensors[NAME].read().tolist() == [2, 2, 2]
+    tensors[NAME].release()
+    assert tensors[NAME].read().tolist() == [1, 1, 1]
 
 
 # ---- files of other writers, damage and attacks ------------------------------------------------------------------

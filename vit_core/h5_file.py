@@ -6,18 +6,23 @@ names of its weights in attributes; a shard holds weights by their names, withou
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import count, takewhile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import h5py
 import ml_dtypes
 import numpy as np
 
+from vit_core.elsewhere import elsewhere
 from vit_core.files import atomic_file, refuse_stand_in
-from vit_core.safetensors_file import Array, Tensor
+from vit_core.safetensors_file import Array, Tensor, mapped_tensor
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # no number of HDF5: Keras 3 stores two bytes and says so in an attribute
 _DTYPES = (
@@ -25,6 +30,19 @@ _DTYPES = (
     *map(np.dtype, ("uint64", "uint32", "uint16", "uint8", "bool")),
     _BFLOAT16,
 )
+
+
+class Described(NamedTuple):
+    """A dataset, as one process describes it to another."""
+
+    name: str
+    place: str  # its path in the file
+    shape: Sequence[int]
+    dtype: str  # name of the native one, its own where its bytes are no number of HDF5
+    stored: str  # NumPy's name of the one in the file
+    begin: int | None  # where its bytes lie in the file, where they lie there as NumPy has them
+
+
 _TEXT = h5py.string_dtype("ascii")
 _TOP_LEVEL = "top_level_model_weights"  # the group of weights that belong to no layer: a ViT has none
 _KERAS = "2.21.0"  # whose layout it is; Keras takes a file that does not say for one of Keras 1
@@ -35,35 +53,51 @@ _EXPANSION = 1100  # more than deflate ever makes of a byte
 def read_h5(path: Path) -> dict[str, Tensor]:
     """The arrays of a file by the names of their variables, without the model's own name that stands first.
 
-    An array is read when it is used; the file stays open as long as one of them is there. Nothing outside the file is
-    ever opened. Raises OSError when the file can't be opened, ValueError when it is damaged.
+    An array is read when it is used: as a private, writable view of the mapped file where it lies there as it is,
+    otherwise as a copy. Nothing outside the file is ever opened. What the library does not get through is found out in
+    another process, which can be stopped.
+    Raises OSError when the file can't be opened, ValueError when it is damaged.
     """
-    return read_datasets(path, "tf_model.h5", _weights)
+    return described_tensors(path, weights_in)
 
 
-def read_datasets(
-    path: Path, kind: str, find: Callable[[h5py.File], Iterator[tuple[str, h5py.Group | h5py.Dataset]]]
-) -> dict[str, Tensor]:
-    """The datasets that `find` yields by name. `kind` is what the file should be.
+def weights_in(path: str) -> list[Described]:
+    """What a `tf_model.h5` holds, for `described_tensors`."""
+    return describe(path, "tf_model.h5", _weights)
 
-    Raises as `read_h5` does, and for a name that is yielded twice.
+
+def described_tensors(path: Path, function: Callable[[str], list[Described]]) -> dict[str, Tensor]:
+    """The tensors of a file as a function of it describes them in another process. Raises as `read_h5` does."""
+    with path.open("rb") as opened:
+        refuse_stand_in(path, opened.read(512))
+        described = [Described(*fields) for fields in elsewhere(function, path)]
+        mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if described else None
+    file = h5py.File(path, "r") if any(each.begin is None for each in described) else None
+    return {each.name: _tensor(path, mapped, file, each) for each in described}
+
+
+def describe(
+    path: str, kind: str, find: Callable[[h5py.File], Iterator[tuple[str, h5py.Group | h5py.Dataset]]]
+) -> list[Described]:
+    """What `find` yields by name. `kind` is what the file should be.
+
+    Raises ValueError for what is damaged, lies in another file, is no array of numbers, or is yielded twice.
     """
-    tensors: dict[str, Tensor] = {}
+    found: dict[str, Described] = {}
     with opened_h5(path, kind) as file:
         for name, dataset in find(file):
-            if name in tensors:
+            if name in found:
                 raise ValueError(f"the name {name!r} occurs twice")
-            tensors[name] = _tensor(path, name, dataset)
-    return tensors
+            found[name] = _described(name, dataset)
+    return list(found.values())
 
 
 @contextmanager
-def opened_h5(path: Path, kind: str) -> Iterator[h5py.File]:
+def opened_h5(path: str, kind: str) -> Iterator[h5py.File]:
     """The open file. What goes wrong in the block is raised as ValueError that names the file and its `kind`."""
-    with path.open("rb") as opened:
-        refuse_stand_in(path, opened.read(512))
     try:
-        yield h5py.File(path, "r")
+        with h5py.File(path, "r") as file:
+            yield file
     except (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or not a {kind} ({error}): fetch or save it again.") from error
 
@@ -86,10 +120,20 @@ def _names(group: h5py.Group, attribute: str) -> list[str]:
     parts = [attribute] if attribute in group.attrs else list(takewhile(group.attrs.__contains__, numbered))
     if not parts:
         raise ValueError(f"{group.name} has no attribute {attribute}")
-    texts = [text for part in parts for text in np.ravel(group.attrs[part])]
+    texts = [text for part in parts for text in np.ravel(_attribute(group, part))]
     if not all(isinstance(text, str | bytes) for text in texts):
         raise ValueError(f"the attribute {attribute} of {group.name} does not hold names")
     return [text.decode() if isinstance(text, bytes) else str(text) for text in texts]
+
+
+def _attribute(item: h5py.Group | h5py.Dataset, name: str) -> Any:
+    """The value of an attribute, None where it is not there. Raises ValueError for one that exceeds its file."""
+    if name not in item.attrs:
+        return None
+    stored = item.attrs.get_id(name)
+    if math.prod(stored.shape) * stored.get_type().get_size() > item.file.id.get_filesize():
+        raise ValueError(f"the attribute {name} of {item.name} has the shape {stored.shape}, more than the file holds")
+    return item.attrs[name]
 
 
 def _has(group: h5py.Group, name: str) -> bool:
@@ -111,28 +155,49 @@ def member(group: h5py.Group, path: str) -> h5py.Group | h5py.Dataset:
     return node
 
 
-def _tensor(path: Path, name: str, dataset: h5py.Dataset) -> Tensor:
-    """A dataset as a tensor, when all its data is in the file."""
+def _described(name: str, dataset: h5py.Dataset) -> Described:
+    """A dataset, when all its data is in the file."""
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{name!r} is no array")
     if dataset.is_virtual or dataset.external:
         raise ValueError(f"{name!r} has its data in another file, which is never opened")
-    named = dataset.dtype == "V2" and dataset.attrs.get("dtype") == _BFLOAT16.name
+    named = dataset.dtype == "V2" and _attribute(dataset, "dtype") == _BFLOAT16.name
     dtype = _BFLOAT16 if named else dataset.dtype.newbyteorder("=")
     if dtype not in _DTYPES or dataset.shape is None:
         raise ValueError(f"{name!r} has dtype {dataset.dtype} and shape {dataset.shape}, expected an array of numbers")
     stored, promised = dataset.id.get_storage_size(), dataset.size * dataset.id.get_type().get_size()
     if stored * (_EXPANSION if dataset.chunks else 1) < promised:  # chunks may be compressed
         raise ValueError(f"the data of {name!r} is not all there")
+    plain = h5py.h5t.py_create(dataset.dtype) == dataset.id.get_type()
+    return Described(
+        name,
+        dataset.name,
+        dataset.shape,
+        dtype.name,
+        dtype.name if named else dataset.dtype.str,
+        dataset.id.get_offset() if plain and promised else None,
+    )
+
+
+def _tensor(path: Path, mapped: mmap.mmap | None, file: h5py.File, described: Described) -> Tensor:
+    """A dataset of the mapped file as a tensor; one that does not lie there as it is, in the library's open file."""
+    shape, native, stored = tuple(described.shape), *map(_dtype, (described.dtype, described.stored))
+    if mapped is not None and described.begin is not None:
+        raw = mapped_tensor(mapped, described.begin, shape, stored, described.name)
+        return replace(raw, dtype=native, read=lambda: np.require(raw.read(), native))
 
     def read() -> Array:
         try:
-            array = np.asarray(dataset[()])
-        except OSError as error:
-            raise ValueError(f"{path} is damaged in {name!r} ({error}): fetch or save it again.") from error
-        return array.view(dtype) if named else array.astype(dtype, copy=False)
+            array = np.asarray(file[described.place][()])
+        except (OSError, KeyError) as error:
+            raise ValueError(f"{path} is damaged in {described.name!r} ({error}): fetch or save it again.") from error
+        return array.view(native) if native == _BFLOAT16 else array.astype(native, copy=False)
 
-    return Tensor(dataset.shape, dtype, read, name)
+    return Tensor(shape, native, read, described.name)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def storable(tensor: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import h5py
 
-from vit_core.h5_file import atomic_h5, member, opened_h5, read_datasets, write_dataset
+from vit_core.elsewhere import elsewhere
+from vit_core.files import refuse_stand_in
+from vit_core.h5_file import Described, atomic_h5, describe, described_tensors, member, opened_h5, write_dataset
 from vit_core.safetensors_file import Tensor
 
 _KIND = ".weights.h5"
@@ -25,6 +27,12 @@ def is_keras_h5(path: Path) -> bool:
 
     Raises OSError when the file can't be opened, ValueError when it is damaged.
     """
+    with path.open("rb") as opened:
+        refuse_stand_in(path, opened.read(512))
+    return bool(elsewhere(lists_no_layers, path))
+
+
+def lists_no_layers(path: str) -> bool:
     with opened_h5(path, "model in HDF5") as file:
         return not {"layer_names", "layer_names0"} & set(file.attrs)
 
@@ -35,7 +43,12 @@ def read_keras_h5(path: Path) -> dict[str, Tensor]:
     An array is read when it is used; the file stays open as long as one of them is there. Nothing outside the file is
     ever opened. Raises OSError when the file can't be opened, ValueError when it is damaged.
     """
-    return read_datasets(path, _KIND, _datasets)
+    return described_tensors(path, arrays_in)
+
+
+def arrays_in(path: str) -> list[Described]:
+    """What a `.weights.h5` holds, for `described_tensors`."""
+    return describe(path, _KIND, _datasets)
 
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
