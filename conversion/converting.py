@@ -242,6 +242,7 @@ class _Watch:
 
     def _reading(self, name: str, tensor: Tensor) -> Callable[[], Array]:
         def read() -> Array:
+            tensor.verify()
             array = contiguous(tensor.read(), self._buffer)
             checksum = xxh3_128_hexdigest(array.reshape(-1).view(np.uint8).data)
             self._entries[name] = replace(self._entries[name], checksum=checksum)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vit_core.loading import POSITIONS as POSITIONS
 from vit_core.params import LAYER, NUMBER, rank_of
-from vit_core.safetensors_file import Tensor
+from vit_core.safetensors_file import Tensor, in_turn
 
 QUERY, KEY, VALUE = (LAYER + f"attention.attention.{name}" for name in ("query", "key", "value"))
 # What other families have and ViT can take in only by computing: layer scale, and a norm of the mean of the patches.
@@ -161,16 +161,12 @@ def _below_each_other(parts: Sequence[Tensor]) -> Tensor:
         dtypes = ", ".join(part.dtype.name for part in parts)
         raise ValueError(f"{names} become one array, but are {dtypes}: pass a dtype.")
     first = parts[0]
-
-    def release() -> None:
-        for part in parts:
-            part.release()
-
     return replace(
         first,
         shape=(sum(part.shape[0] for part in parts), *first.shape[1:]),
         read=lambda: np.concatenate([part.read() for part in parts]),
-        release=release,
+        release=in_turn(part.release for part in parts),
+        verify=in_turn(part.verify for part in parts),
         source=names,
         changes=(("concatenate", tuple(describe(part) for part in parts)),),
     )

@@ -15,7 +15,7 @@ from vit_core.checkpoint import Checkpoint, check_layers
 from vit_core.config import ViTConfig
 from vit_core.documents import blaming
 from vit_core.params import ALL_PARTS, HEADS, LAYER, OF_LAYER, PARTS, specs
-from vit_core.safetensors_file import Array, Tensor
+from vit_core.safetensors_file import Array, Tensor, in_turn
 
 _PROJECTION = "embeddings.patch_embeddings.projection"
 _ATTENTION, _FIRST, _SECOND = (
@@ -112,7 +112,8 @@ def _folded(tensor: Tensor, gamma: Tensor) -> Tensor:
         factors = gamma.read().astype(np.float64).reshape(-1, *[1] * (array.ndim - 1))
         return (array.astype(np.float64) * factors).astype(array.dtype)
 
-    return tensor.changed(("times", gamma.source), fold)
+    folded = tensor.changed(("times", gamma.source), fold)
+    return replace(folded, verify=in_turn((tensor.verify, gamma.verify)))
 
 
 def _final_norm(opened: Checkpoint, tensors: dict[str, Tensor], drop_head: bool, notes: list[str]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig
 from vit_core.params import HEADS, TORCH, native_name, specs
 from vit_core.position import resize_position_embeddings
-from vit_core.safetensors_file import Tensor
+from vit_core.safetensors_file import Tensor, raw_bytes
 from vit_core.validation import dtype_name
 
 COMPUTE_DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -32,13 +32,29 @@ class LoadReport:
     format: str = ""  # of the file: pt, tf or flax
     path: str = ""  # the weights file, or the index of its shards
     dtypes: dict[str, int] = field(default_factory=dict)  # number of elements stored in each dtype
+    _taken: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)  # by name, before any change
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
 
     def keys(self) -> tuple[str, ...]:
         """Names of the fields, so that a report can be used, and printed, as a dict."""
-        return tuple(f.name for f in fields(self))
+        return tuple(f.name for f in fields(self) if not f.name.startswith("_"))
+
+    def checksums(self) -> dict[str, str]:
+        """XXH3, 128 bits, of every tensor that was loaded, by name: of its values as the file has them, in C order.
+
+        In PyTorch's layout, little-endian: the same weights have the same checksums in whatever format. Reads the file
+        again. Raises ValueError where the file has a checksum of its own, which is another.
+        """
+        from xxhash import xxh3_128_hexdigest
+
+        found = {}
+        for name, tensor in self._taken.items():
+            tensor.verify()
+            found[name] = xxh3_128_hexdigest(raw_bytes(tensor))
+            tensor.release()
+        return found
 
     def warning(self, model: str) -> str | None:
         """What a user who does not ask for the report must know, in a sentence or two; None when all fits."""
@@ -95,6 +111,7 @@ def fit(
             wrong.append(f"{shown}: dtype {tensor.dtype} in the file, a floating-point dtype in the model")
         elif tensor.shape == spec.shape:
             taken[name] = tensor
+            report._taken[shown] = checkpoint.tensors[name]
             if tensor.source != shown:
                 report.converted[shown] = tensor.source
         elif ignore_mismatched_sizes or (fresh_head and spec.part in HEADS):

@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 
 from vit_core.files import atomic_file, refuse_stand_in
-from vit_core.safetensors_file import Array, Tensor, mapped_tensor, raw_bytes
+from vit_core.safetensors_file import Array, Tensor, in_turn, mapped_tensor, raw_bytes
 
 _ARRAY, _SCALAR = 1, 3  # extension types; 2, a complex number, is no weight
 _CHUNKED = "__msgpack_chunked_array__"
@@ -161,11 +161,7 @@ def _joined(name: str, node: dict[str, Any]) -> Tensor:
     def read() -> Array:
         return np.concatenate([chunk.read() for chunk in chunks]).reshape(shape)
 
-    def release() -> None:
-        for chunk in chunks:
-            chunk.release()
-
-    return Tensor(shape, chunks[0].dtype, read, name, release)
+    return Tensor(shape, chunks[0].dtype, read, name, in_turn(chunk.release for chunk in chunks))
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 Agrees with `torch.save` and `torch.load(weights_only=True)` of PyTorch 2.13 on state dicts, in the zip layout and in
 the older one of five pickles followed by the storages; `torch_pickle` reads the pickles and executes nothing.
 
-Storages are mapped, not read. The checksums of a zip archive are not checked, as PyTorch does not check them either: it
-may write files that have none (`torch.serialization.set_crc32_options`).
+Storages are mapped, not read. The checksums of a zip archive, which PyTorch itself does not check, are for
+`Tensor.verify`; it may write files that have none (`torch.serialization.set_crc32_options`), but zeros in their place.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import mmap
 import struct
 import sys
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +26,7 @@ import numpy as np
 
 from vit_core.files import atomic_file, refuse_stand_in
 from vit_core.safetensors_file import Array, Tensor, raw_bytes, release_pages
-from vit_core.torch_pickle import CODES, Unpickler, Unsafe, View, pickled
+from vit_core.torch_pickle import CODES, Storage, Unpickler, Unsafe, View, pickled
 from vit_core.zip_entries import zip_entries
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the older layout begins with
@@ -76,7 +79,7 @@ def read_state_dicts(path: Path) -> dict[str, StateDict]:
                 raise ValueError("it is empty")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             tree, big = _read_zip(file, mapped) if first.startswith(b"PK") else (_read_legacy(mapped), False)
-            return _state_dicts(mapped, tree, big)
+            return _state_dicts(path, mapped, tree, big)
         except Unsafe as error:
             raise ValueError(
                 f"{path} {error}, which no state dict needs; nothing was executed. If you trust where it comes from, "
@@ -96,7 +99,7 @@ def _refuse_other_kinds(path: Path, first: bytes) -> None:
         raise ValueError(f"{path} is a tar archive of PyTorch 0.1: load it with torch and save it again.")
 
 
-def _state_dicts(mapped: mmap.mmap, tree: Any, big: bool) -> dict[str, StateDict]:
+def _state_dicts(path: Path, mapped: mmap.mmap, tree: Any, big: bool) -> dict[str, StateDict]:
     if type(tree) is not dict:
         kind = "a single tensor" if isinstance(tree, View) else f"a {type(tree).__name__}"
         raise ValueError(f"it holds {kind}, expected tensors by name")
@@ -117,6 +120,9 @@ def _state_dicts(mapped: mmap.mmap, tree: Any, big: bool) -> dict[str, StateDict
     result: dict[str, StateDict] = {}
     for key, found in views.items():
         tensors = {n: _tensor(mapped, n, view, big, users[view.storage.key] > 1) for n, view in found.items()}
+        tensors = {
+            n: replace(t, verify=partial(_verify, path, mapped, n, found[n].storage)) for n, t in tensors.items()
+        }
         beside = [str(name) for name in tree if name != key] if key else []
         inside = [f"{key}.{name}" if key else str(name) for name in nodes[key] if name not in found]
         result[key] = StateDict(tensors, key, (*beside, *inside))
@@ -139,6 +145,13 @@ def _tensor(mapped: mmap.mmap, name: str, view: View, big: bool, shared: bool) -
     return Tensor(shape, dtype, read, name, lambda: release_pages(mapped, begin, end if 0 not in shape else begin))
 
 
+def _verify(path: Path, mapped: mmap.mmap, name: str, storage: Storage) -> None:
+    if storage.checksum:
+        with memoryview(mapped)[storage.begin : storage.begin + storage.nbytes] as content:
+            if zlib.crc32(content) != storage.checksum:
+                raise ValueError(f"{path} is damaged in {name!r} (its checksum is wrong): fetch or save it again.")
+
+
 # ---- the two layouts ---------------------------------------------------------------------------------------------
 
 
@@ -149,33 +162,35 @@ def _read_zip(file: IO[bytes], mapped: mmap.mmap) -> tuple[Any, bool]:
     if len(roots) != 1:
         raise ValueError(f"it is a zip archive with {len(roots)} data.pkl, torch.save writes one")
     root = roots[0]
-    begin, end = entries[f"{root}/data.pkl"]
+    begin, end, checksum = entries[f"{root}/data.pkl"]
     if end - begin > _MAX_PICKLE:
         raise ValueError(f"its data.pkl has {end - begin} bytes, expected at most {_MAX_PICKLE}")
+    if checksum not in (0, zlib.crc32(mapped[begin:end])):
+        raise ValueError("the checksum of its data.pkl is wrong")
     unpickler = Unpickler()
     tree = unpickler.load(BytesIO(mapped[begin:end]))
     for key, storage in unpickler.storages.items():
         if f"{root}/data/{key}" not in entries:
             raise ValueError(f"it has no storage {key!r}")
-        storage.begin, end = entries[f"{root}/data/{key}"]
+        storage.begin, end, storage.checksum = entries[f"{root}/data/{key}"]
         if end - storage.begin != storage.nbytes:
             raise ValueError(f"the storage {key!r} has {end - storage.begin} bytes, expected {storage.nbytes}")
-    begin, end = entries.get(f"{root}/byteorder", (0, 0))
+    begin, end, _ = entries.get(f"{root}/byteorder", (0, 0, 0))
     order = mapped[begin : min(end, begin + 16)]
     if order not in (b"", b"little", b"big"):
         raise ValueError(f"its byte order is {order!r}")
     return tree, order == b"big"
 
 
-def _entries(file: IO[bytes], mapped: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Where the data of each entry of a zip archive begins and ends."""
+def _entries(file: IO[bytes], mapped: mmap.mmap) -> dict[str, tuple[int, int, int]]:
+    """Where the data of each entry of a zip archive begins and ends, and its checksum."""
     found = zip_entries(file, mapped)
     if any(name.partition("/")[2].startswith(("code/", "constants.pkl")) for name in found):
         raise ValueError("it is a TorchScript archive, which holds code: save the module's state_dict() instead")
     for name, (info, _) in found.items():
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"the entry {name!r} is compressed, torch.save writes it plain")
-    return {name: (begin, begin + info.file_size) for name, (info, begin) in found.items()}
+    return {name: (begin, begin + info.file_size, info.CRC) for name, (info, begin) in found.items()}
 
 
 def _read_legacy(mapped: mmap.mmap) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ class Tensor:
     """An array that is read when asked for. `shape` and `dtype` are known before.
 
     `release` gives back the memory that reading took where the array is a view of a mapped file: for callers that have
-    copied it and keep no view.
+    copied it and keep no view. `verify` raises ValueError when its file has a checksum of it, which is another; it
+    reads the bytes, and is for callers that read them all, before they write to any.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +56,7 @@ class Tensor:
     source: str = ""  # its name in the file it comes from
     release: Callable[[], None] = lambda: None
     changes: tuple[tuple[str, Any], ...] = ()  # what reading does to the array in the file, in order
+    verify: Callable[[], None] = lambda: None
 
     @classmethod
     def of(cls, array: Array) -> Tensor:
@@ -100,6 +102,17 @@ class Tensor:
             read=lambda: function(self.read()),
             changes=(*self.changes, change),
         )
+
+
+def in_turn(functions: Iterable[Callable[[], None]]) -> Callable[[], None]:
+    """The function that calls all of them."""
+    called = tuple(functions)
+
+    def call() -> None:
+        for function in called:
+            function()
+
+    return call
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

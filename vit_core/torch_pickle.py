@@ -48,6 +48,7 @@ class Storage:
     dtype: np.dtype[Any]
     numel: int
     begin: int = -1  # offset in the file, once it is known
+    checksum: int = 0  # CRC-32 that the file has of it, 0 for none
 
     @property
     def nbytes(self) -> int:

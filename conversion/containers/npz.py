@@ -2,7 +2,7 @@
 
 Agrees with `np.savez` and `np.load(allow_pickle=False)` of NumPy 2.4. bfloat16, for which the format has no name, is
 two bytes of no type, as NumPy writes it. Arrays that are not compressed stay in the mapped file until they are used;
-their checksums are not checked, those of compressed arrays are.
+their checksums are for `Tensor.verify` to check, those of compressed arrays are checked when they are read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -89,9 +90,10 @@ def _tensor(path: Path, mapped: mmap.mmap, info: zipfile.ZipInfo, begin: int) ->
     def unpacked() -> Array:
         return _unpacked(path, mapped, info, begin)[offset:].view(dtype).reshape(laid_out)
 
-    raw = mapped_tensor(mapped, begin + offset, laid_out, dtype, name)
-    if not stored:
-        end = begin + info.compress_size
+    raw, end = mapped_tensor(mapped, begin + offset, laid_out, dtype, name), begin + info.compress_size
+    if stored:
+        raw = replace(raw, verify=cache(lambda: _check(path, mapped, info, begin)))
+    else:
         raw = replace(raw, read=unpacked, release=lambda: release_pages(mapped, begin, end))
     native = dtype.newbyteorder("=")
 
@@ -99,6 +101,14 @@ def _tensor(path: Path, mapped: mmap.mmap, info: zipfile.ZipInfo, begin: int) ->
         return np.require(raw.read().T if fortran else raw.read(), native, ["C", "A"])
 
     return replace(raw, shape=shape, dtype=native, read=read)
+
+
+def _check(path: Path, mapped: mmap.mmap, info: zipfile.ZipInfo, begin: int) -> None:
+    """Raise ValueError unless the bytes of an entry that is not compressed have its checksum."""
+    with memoryview(mapped)[begin : begin + info.file_size] as content:
+        if zlib.crc32(content) != info.CRC:
+            name = info.filename[:-4]
+            raise ValueError(f"{path} is damaged in {name!r} (its checksum is wrong): fetch or save it again.")
 
 
 def _header(name: str, file: BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

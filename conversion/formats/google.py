@@ -99,6 +99,7 @@ GOOGLE = Family(
 )
 
 
+_MOST_LAYERS = 1000  # of a stack; longer ones are no layers
 _STACKED = re.compile(r"^Transformer/encoderblock/(.+)$")
 
 
@@ -107,7 +108,7 @@ def _unstacked(tensors: Tensors) -> Tensors:
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         match = _STACKED.match(name)
-        if match is None:
+        if match is None or len(tensor.shape) < 2 or tensor.shape[0] > _MOST_LAYERS:
             found[name] = tensor
             continue
         for i in range(tensor.shape[0]):

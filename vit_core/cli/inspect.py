@@ -30,12 +30,20 @@ _SHOWN_LABELS = 4
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, weights file or hub id.")],
     every: Annotated[bool, typer.Option("--all", help="List each parameter, not one line for all layers.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all tensors, and check what checksums there are.")
+    ] = False,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the configuration, the parameters and the size of a checkpoint."""
     checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
     config = checkpoint.config
+    if check:
+        for tensor in (*checkpoint.tensors.values(), *checkpoint.unknown.values()):
+            tensor.verify()
+            tensor.read()
+            tensor.release()
     summary = summarise(checkpoint, config)
     if as_json:
         print_json(summary)
