@@ -27,7 +27,7 @@ import numpy as np
 from vit_core.files import atomic_file, refuse_stand_in
 from vit_core.safetensors_file import Array, Tensor, raw_bytes, release_pages
 from vit_core.torch_pickle import CODES, Storage, Unpickler, Unsafe, View, pickled
-from vit_core.zip_entries import zip_entries
+from vit_core.zip_entries import check_entry, zip_entries
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the older layout begins with
 _MAX_PICKLE = 1 << 22  # bytes: the names of some 20000 tensors; a pickle takes up to 90 times its size in memory
@@ -147,9 +147,7 @@ def _tensor(mapped: mmap.mmap, name: str, view: View, big: bool, shared: bool) -
 
 def _verify(path: Path, mapped: mmap.mmap, name: str, storage: Storage) -> None:
     if storage.checksum:
-        with memoryview(mapped)[storage.begin : storage.begin + storage.nbytes] as content:
-            if zlib.crc32(content) != storage.checksum:
-                raise ValueError(f"{path} is damaged in {name!r} (its checksum is wrong): fetch or save it again.")
+        check_entry(path, mapped, storage.begin, storage.nbytes, storage.checksum, name)
 
 
 # ---- the two layouts ---------------------------------------------------------------------------------------------

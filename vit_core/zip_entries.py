@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import struct
 import zipfile
+import zlib
 from itertools import pairwise
+from pathlib import Path
 from typing import IO
 
 
@@ -40,3 +42,10 @@ def zip_entries(file: IO[bytes], mapped: mmap.mmap) -> dict[str, tuple[zipfile.Z
     if any(begin < end for (_, end), (begin, _) in pairwise(spans)):
         raise ValueError("two of its entries overlap")
     return found
+
+
+def check_entry(path: Path, mapped: mmap.mmap, begin: int, size: int, checksum: int, name: str) -> None:
+    """Raise ValueError, which says that `name` is damaged, unless the bytes of an entry have this CRC-32."""
+    with memoryview(mapped)[begin : begin + size] as content:
+        if zlib.crc32(content) != checksum:
+            raise ValueError(f"{path} is damaged in {name!r} (its checksum is wrong): fetch or save it again.")

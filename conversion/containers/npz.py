@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +25,7 @@ from numpy.lib import format as npy
 
 from vit_core.files import atomic_file, refuse_stand_in
 from vit_core.safetensors_file import Array, Tensor, mapped_tensor, raw_bytes, release_pages
-from vit_core.zip_entries import zip_entries
+from vit_core.zip_entries import check_entry, zip_entries
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _DTYPES = (
@@ -92,7 +92,7 @@ def _tensor(path: Path, mapped: mmap.mmap, info: zipfile.ZipInfo, begin: int) ->
 
     raw, end = mapped_tensor(mapped, begin + offset, laid_out, dtype, name), begin + info.compress_size
     if stored:
-        raw = replace(raw, verify=cache(lambda: _check(path, mapped, info, begin)))
+        raw = replace(raw, verify=cache(partial(check_entry, path, mapped, begin, info.file_size, info.CRC, name)))
     else:
         raw = replace(raw, read=unpacked, release=lambda: release_pages(mapped, begin, end))
     native = dtype.newbyteorder("=")
@@ -101,14 +101,6 @@ def _tensor(path: Path, mapped: mmap.mmap, info: zipfile.ZipInfo, begin: int) ->
         return np.require(raw.read().T if fortran else raw.read(), native, ["C", "A"])
 
     return replace(raw, shape=shape, dtype=native, read=read)
-
-
-def _check(path: Path, mapped: mmap.mmap, info: zipfile.ZipInfo, begin: int) -> None:
-    """Raise ValueError unless the bytes of an entry that is not compressed have its checksum."""
-    with memoryview(mapped)[begin : begin + info.file_size] as content:
-        if zlib.crc32(content) != info.CRC:
-            name = info.filename[:-4]
-            raise ValueError(f"{path} is damaged in {name!r} (its checksum is wrong): fetch or save it again.")
 
 
 def _header(name: str, file: BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:

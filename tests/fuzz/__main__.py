@@ -1,7 +1,7 @@
 """The fuzzer: `python tests/fuzz [FORMAT ...] [--cases N]` reads damaged and hostile files, N of each format.
 
-To reach: no raw error, no hang, no memory beyond the files' size and 64 MB, nothing executed, nothing touched. Each case
-is a function of its format and number. Those that fail are listed, and `--keep` adds them to regressions.json.
+To reach: no raw error, no hang, no memory beyond the files' size and 64 MB, nothing executed, nothing touched. Each
+case is a function of its format and number. Those that fail are listed, and `--keep` adds them to regressions.json.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--regressions", action="store_true", help="also read the cases that are kept")
     arguments = parser.parse_args()
     failed = 0
-    ranges = {name: (arguments.first, arguments.first + arguments.cases) for name in arguments.formats or FORMATS}
+    ranges = dict.fromkeys(arguments.formats or FORMATS, (arguments.first, arguments.first + arguments.cases))
     if arguments.regressions:
         ranges["regressions"] = (0, count())
     for name, (first, last) in ranges.items():

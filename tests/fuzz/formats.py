@@ -24,7 +24,6 @@ from mutations import changed_json, changed_tree, damaged
 
 from conversion.containers.keras_h5 import read_keras_h5, write_keras_h5
 from conversion.containers.npz import read_npz, write_npz
-from vit_core.h5_file import read_h5
 from vit_core.msgpack_file import read_msgpack, write_msgpack
 from vit_core.pytorch_file import read_pytorch_bin, write_pytorch_bin
 from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
@@ -266,7 +265,8 @@ def _change_attribute(node: Any, random: Random) -> None:
     names = sorted(node.attrs) or ["x"]
     name = random.choice((*names, "layer_names", "weight_names", "dtype", "name"))
     value = random.choice((
-        5, "x", b"\xff", np.zeros(3), ["a", "b"], h5py.Empty("f4"), np.array(["a/b:0", "../x"], "S9"), np.zeros(0), "bfloat16",
+        5, "x", b"\xff", np.zeros(3), ["a", "b"], h5py.Empty("f4"), np.array(["a/b:0", "../x"], "S9"), np.zeros(0),
+        "bfloat16",
     ))  # fmt: skip
     if name in node.attrs and random.random() < 0.3:
         del node.attrs[name]
@@ -341,7 +341,7 @@ FORMATS = {
     "pytorch_zip": Format(_BINS, (_zip, _zip, _pickle, _rebuilt(read_pytorch_bin, write_pytorch_bin, ".bin"))),
     "pytorch_legacy": Format(_mini(("pt_bin_legacy",)), (_pickle,)),
     "msgpack": Format(
-        _mini(("flax_msgpack_bf16",)) + ("ckpt/tiny_12_layers/flax_msgpack",),
+        (*_mini(("flax_msgpack_bf16",)), "ckpt/tiny_12_layers/flax_msgpack"),
         (_msgpack, _msgpack, _rebuilt(read_msgpack, write_msgpack, ".msgpack")),
     ),
     "npz": Format(_NPZ, (_zip, _zip, _rebuilt(read_npz, write_npz, ".npz"))),

@@ -1,4 +1,4 @@
-"""Damage of any file, and of any tree of JSON values: what bytes suffer on their way, and what an attacker would write."""
+"""Damage of any file, and of any tree of JSON values: what bytes suffer, and what an attacker would write."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ _VALUES: tuple[Any, ...] = (
     "gelu", "bicubic", "float16", "ViTModel", ["ViTForImageClassification"], {"height": 0, "width": 8},
 )  # fmt: skip
 _KEYS = (
-    "self", "cls", "__dict__", "__class__", "__init__", "__doc__", "grid", "validate", "to_dict", "num_labels", "id2label",
-    "label2id", "num_hidden_layers", "architectures", "pruned_heads", "model_type", "dtype", "size", "crop_size",
-    "image_mean", "image_std", "resample", "do_center_crop", "weight_map", "__metadata__", "architecture", "model_args",
-    "pretrained_cfg", "label_names", "config", "scale", "offset", "", " ", "é", "a.b", "layer_norm_eps", "image_size",
+    "self", "cls", "__dict__", "__class__", "__init__", "__doc__", "grid", "validate", "to_dict", "num_labels",
+    "id2label", "label2id", "num_hidden_layers", "architectures", "pruned_heads", "model_type", "dtype", "size",
+    "crop_size", "image_mean", "image_std", "resample", "do_center_crop", "weight_map", "__metadata__", "architecture",
+    "model_args", "pretrained_cfg", "label_names", "config", "scale", "offset", "", " ", "é", "a.b", "image_size",
 )  # fmt: skip
 
 
