@@ -1,16 +1,17 @@
-# make demo | test | check | oracle | bench | mutants | portable: each sets up what it needs once, and reuses it the next time.
+# make demo | test | check | oracle | bench | mutants | portable | fuzz: each sets up what it needs once, and reuses it.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
 EXTRAS ?= torch,tf,flax,examples
 DEMO ?= out/demo
+CASES ?= 20000
 PICTURES = vit_core/assets/digits/pictures
 FAMILIES = timm==1.0.31 torchvision==0.28.0
 
 READY = $(VENV)/.installed-$(EXTRAS)
 ORACLE_READY = $(ORACLE)/.installed
 
-.PHONY: demo test check oracle bench mutants portable clean
+.PHONY: demo test check oracle bench mutants portable fuzz clean
 
 demo: $(READY)
 	@mkdir -p $(DEMO)
@@ -38,6 +39,9 @@ mutants: $(READY)
 
 portable: $(READY)
 	$(VENV)/bin/python tests/portable.py
+
+fuzz: $(READY)
+	$(VENV)/bin/python tests/fuzz --cases $(CASES) --regressions
 
 clean:
 	rm -rf $(VENV) $(ORACLE) build dist out

@@ -27,6 +27,7 @@ from vit_core.checkpoint import (
     recognise,
 )
 from vit_core.config import CONFIG_NAME, ViTConfig
+from vit_core.documents import blaming
 from vit_core.safetensors_file import Tensor
 
 StrPath = str | Path
@@ -196,8 +197,10 @@ def _canonical(
         )
     found: dict[str, Tensor] = {}
     for native, (rule, layer) in matched.items():
-        array = checked_rank(path, native, tensors[native], rule.rank)
-        for name, tensor in rule.to_canonical(replace(array, source=native), layer):
+        array = replace(checked_rank(path, native, tensors[native], rule.rank), source=native)
+        with blaming(path):
+            parts = list(rule.to_canonical(array, layer))
+        for name, tensor in parts:
             if name in found:
                 raise ValueError(f"{path} holds {name} twice, as {found[name].source!r} and {native!r}: remove one.")
             found[name] = tensor

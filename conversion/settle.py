@@ -93,15 +93,15 @@ def _scaled(opened: Checkpoint, tensors: dict[str, Tensor], fold: bool, notes: l
             "to multiply them into the layers before them, which rounds."
         )
     for scale, module in scales.items():
-        gamma, weight = tensors.pop(scale), tensors.get(f"{module}.weight")
-        if weight is None or gamma.shape != weight.shape[:1]:
+        gamma = tensors.pop(scale)
+        before = {name: t for leaf in ("weight", "bias") if (t := tensors.get(name := f"{module}.{leaf}")) is not None}
+        if not before or any(tensor.shape[:1] != gamma.shape for tensor in before.values()):
+            shapes = ", ".join(str(tensor.shape) for tensor in before.values()) or "nothing"
             raise ValueError(
-                f"{opened.path} has the layer scale {gamma.source!r} of shape {gamma.shape}, and before it "
-                + ("no layer." if weight is None else f"{weight.source!r} of shape {weight.shape}, which do not fit.")
+                f"{opened.path} has the layer scale {gamma.source!r} of shape {gamma.shape}, which does not fit what "
+                f"is before it ({shapes})."
             )
-        for leaf in ("weight", "bias"):
-            if (name := f"{module}.{leaf}") in tensors:
-                tensors[name] = _folded(tensors[name], gamma)
+        tensors |= {name: _folded(tensor, gamma) for name, tensor in before.items()}
     if scales:
         notes.append(f"{len(scales)} layer scales are folded into weights and biases, rounded to their dtypes")
     return tensors
@@ -133,7 +133,7 @@ def _final_norm(opened: Checkpoint, tensors: dict[str, Tensor], drop_head: bool,
 
 def _with_class_row(positions: Tensor, patches: int, notes: list[str]) -> Tensor:
     """Position embeddings with a row for the class token: zeros where the family gives it none."""
-    _, rows, width = positions.shape
+    batch, rows, width = positions.shape
     if rows != patches:
         return positions
     notes.append("the class token has no position of its own: row 0 of the position embeddings is zeros")
@@ -141,7 +141,7 @@ def _with_class_row(positions: Tensor, patches: int, notes: list[str]) -> Tensor
     def below_zeros(array: Array) -> Array:
         return np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
 
-    return positions.changed(("below a row of", "zeros"), below_zeros, shape=(1, rows + 1, width))
+    return positions.changed(("below a row of", "zeros"), below_zeros, shape=(batch, rows + 1, width))
 
 
 def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> None:
@@ -199,7 +199,7 @@ def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
 
 def _image_size(opened: Checkpoint, rows: int, patch: list[int]) -> int | tuple[int, int]:
     """The size of the pictures, where the patches are a square: with a row of the class token or without."""
-    side = next((isqrt(n) for n in (rows - 1, rows) if isqrt(n) ** 2 == n), None)
+    side = next((isqrt(n) for n in (rows - 1, rows) if n > 0 and isqrt(n) ** 2 == n), None)
     if side is None:
         raise ValueError(
             f"{opened.path} has {rows} position embeddings, no square of patches, and does not say what size its "

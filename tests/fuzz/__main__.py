@@ -23,26 +23,34 @@ from typing import Any
 from formats import FORMATS, case
 from regressions import count, keep
 
+_WORKER = Path(__file__).with_name("worker.py")
 _HANG = 60  # seconds without an answer
 _CHUNK = 2000  # cases of one process
 _BAD = ("raw", "vague", "hang", "memory", "touched", "acts", "crash")
 
 
-def fuzz(name: str, first: int, last: int) -> list[dict[str, Any]]:
+Range = tuple[str, int, int]  # a format, and the numbers of its cases
+
+
+def fuzz(ranges: list[Range]) -> list[dict[str, Any]]:
     """What became of the cases with these numbers."""
     results: list[dict[str, Any]] = []
-    while first < last:
+    while ranges:
         with TemporaryDirectory() as root:
-            found = _process(Path(root), name, first, min(last, first + _CHUNK))
-        results += found
-        first = found[-1]["index"] + 1
+            results += _process(Path(root), ranges)
+        name, index = results[-1]["format"], results[-1]["index"]
+        at = next(i for i, part in enumerate(ranges) if part[0] == name and part[1] <= index < part[2])
+        ranges = [(name, index + 1, ranges[at][2]), *ranges[at + 1 :]]
+        ranges = [part for part in ranges if part[1] < part[2]]
     return results
 
 
-def _process(root: Path, name: str, first: int, last: int) -> list[dict[str, Any]]:
+def _process(root: Path, ranges: list[Range]) -> list[dict[str, Any]]:
     """The answers of one process, until it has gone through, hangs or breaks down."""
-    command = [sys.executable, str(Path(__file__).with_name("worker.py")), str(root), name, str(first), str(last)]
+    cases = [f"{name}:{first}:{last}" for name, first, last in ranges]
+    command = [sys.executable, str(_WORKER), str(root), *cases]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    expected = [(name, index) for name, first, last in ranges for index in range(first, last)]
     results: list[dict[str, Any]] = []
     with (
         subprocess.Popen(
@@ -54,15 +62,16 @@ def _process(root: Path, name: str, first: int, last: int) -> list[dict[str, Any
         selector.register(process.stdout, selectors.EVENT_READ)
         while selector.select(_HANG) and (line := process.stdout.readline()):
             results.append(json.loads(line))
-        if len(results) == last - first:
+        if len(results) == len(expected):
             process.stdout.close()
             return results
-        how = "hang" if not selector.select(0) else "crash"
+        how = "crash" if selector.select(0) else "hang"
         os.killpg(process.pid, signal.SIGKILL)
         said = process.stderr.read().decode(errors="replace")[-2000:]
     if not results and how == "crash":
-        raise RuntimeError(f"The process of the fuzzer did not start:\n{said}")
-    return [*results, {"index": first + len(results), "outcome": how, "error": said}]
+        raise RuntimeError(f"The process of the fuzzer broke down at once:\n{said}")
+    name, index = expected[len(results)]
+    return [*results, {"format": name, "index": index, "outcome": how, "error": said}]
 
 
 def main() -> int:
@@ -73,27 +82,38 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--keep", action="store_true", help="add cases that failed to regressions.json")
     parser.add_argument("--regressions", action="store_true", help="also read the cases that are kept")
-    arguments = parser.parse_args()
-    failed = 0
-    ranges = dict.fromkeys(arguments.formats or FORMATS, (arguments.first, arguments.first + arguments.cases))
+    arguments, began = parser.parse_args(), time.monotonic()
+    last = arguments.first + arguments.cases
+    ranges: list[Range] = [(name, arguments.first, last) for name in arguments.formats or FORMATS]
     if arguments.regressions:
-        ranges["regressions"] = (0, count())
-    for name, (first, last) in ranges.items():
-        began = time.monotonic()
-        step = min(_CHUNK, -(-(last - first) // arguments.jobs))
-        parts = [(name, i, min(i + step, last)) for i in range(first, last, step)]
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            results = [result for part in pool.map(lambda part: fuzz(*part), parts) for result in part]
-        counts = Counter(result["outcome"] for result in results)
-        counts.update(kind for kind in ("memory", "touched", "acts") for result in results if kind in result)
-        print(
-            f"{name:15} {len(results):7} cases, {time.monotonic() - began:6.0f} s: {dict(sorted(counts.items()))}",
-            flush=True,
-        )
-        bad = [result for result in results if any(kind == result["outcome"] or kind in result for kind in _BAD)]
-        failed += len(bad)
-        _report(name, bad, arguments.keep)
-    return 1 if failed else 0
+        ranges.append(("regressions", 0, count()))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = [each for part in pool.map(fuzz, _parts(ranges, arguments.jobs)) for each in part]
+    bad = [result for result in results if any(kind == result["outcome"] or kind in result for kind in _BAD)]
+    for name, *_ in ranges:
+        own = [result for result in results if result["format"] == name]
+        counts = Counter(result["outcome"] for result in own)
+        counts.update(kind for kind in ("memory", "touched", "acts") for result in own if kind in result)
+        print(f"{name:15} {len(own):7} cases: {dict(sorted(counts.items()))}")
+        _report(name, [result for result in bad if result["format"] == name], arguments.keep)
+    print(f"{len(results)} cases, {len(bad)} failed, in {time.monotonic() - began:.0f} s")
+    return 1 if bad else 0
+
+
+def _parts(ranges: list[Range], jobs: int) -> list[list[Range]]:
+    """The ranges for one process after the other: few where there are few cases, for a process takes time to start."""
+    step = min(_CHUNK, -(-sum(last - first for _, first, last in ranges) // jobs))
+    parts: list[list[Range]] = [[]]
+    room = step
+    for name, first, last in ranges:
+        while first < last:
+            end = min(last, first + room)
+            parts[-1].append((name, first, end))
+            room, first = room - (end - first), end
+            if room == 0:
+                parts.append([])
+                room = step
+    return [part for part in parts if part]
 
 
 def _report(name: str, bad: list[dict[str, Any]], kept: bool) -> None:

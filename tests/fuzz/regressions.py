@@ -32,7 +32,7 @@ def keep(case: Case, why: str) -> None:
     """Add a case to those that are kept."""
     kept: list[dict[str, Any]] = json.loads(_KEPT.read_text()) if _KEPT.is_file() else []
     files = {name: _difference(name, data) for name, data in case.files.items()}
-    entry = {"why": why, "target": case.target, "options": case.options, "files": files}
+    entry = json.loads(json.dumps({"why": why, "target": case.target, "options": case.options, "files": files}))
     if entry not in kept:
         _KEPT.write_text(json.dumps([*kept, entry], indent=1) + "\n")
 

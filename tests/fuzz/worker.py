@@ -1,6 +1,6 @@
 """One process of the fuzzer: reads case after case, with limits and watched, and writes a line of JSON for each.
 
-python worker.py FOLDER FORMAT FIRST LAST, or FOLDER regressions FIRST LAST
+python worker.py FOLDER FORMAT:FIRST:LAST ...; the format `regressions` is the cases that are kept.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Watch:
             self.acts.append(f"{event} {arguments!r}"[:200])
 
 
-def run(root: Path, name: str, first: int, last: int) -> None:
-    """The cases with these numbers, in `root`, beside files that must stay as they are."""
+def run(root: Path, cases: list[tuple[str, int]]) -> None:
+    """These cases by format and number, in `root`, beside files that must stay as they are."""
     answers = os.fdopen(os.dup(1), "w")
     (root / "outside").mkdir(exist_ok=True)
     for file in ("victim.txt", "outside/model.safetensors", "outside/other.h5"):
@@ -69,8 +69,9 @@ def run(root: Path, name: str, first: int, last: int) -> None:
     _warm_up(root)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _SPACE, resource.RLIM_INFINITY))
-    for index in range(first, last):
-        print(json.dumps({"index": index, **tried(root, watch, name, index)}), file=answers, flush=True)
+    for name, index in cases:
+        result = {"format": name, "index": index, **tried(root, watch, name, index)}
+        print(json.dumps(result), file=answers, flush=True)
 
 
 def tried(root: Path, watch: Watch, name: str, index: int) -> dict[str, Any]:
@@ -162,11 +163,12 @@ def _peak(reset: bool = False) -> int:
 def _warm_up(root: Path) -> None:
     """Import what the first case would import, and start what it would start."""
     for name in ("safetensors", "pytorch_zip", "msgpack", "npz", "tf_h5", "keras_h5", "preset", "preprocessor"):
-        for index in (0, 20, 40, 60):
+        for index in (0, 20):
             watch = Watch.__new__(Watch)
             watch.acts, watch.on = [], False
             tried(root, watch, name, index)
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]).resolve(), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    ranges = [argument.split(":") for argument in sys.argv[2:]]
+    run(Path(sys.argv[1]).resolve(), [(name, i) for name, first, last in ranges for i in range(int(first), int(last))])
