@@ -99,8 +99,8 @@ def test_a_worker_sees_what_a_reader_does(
     seen: set[str],
 ) -> None:
     worker = load("worker")
-    monkeypatch.setattr(worker, "case", lambda name, index: worker.Case({"m": b"x"}, "m"))
-    monkeypatch.setattr(worker, "_use", lambda folder, case, index: act(folder))
+    monkeypatch.setattr(worker, "case", lambda name, index: worker.Case(index, {"m": b"x"}, "m"))
+    monkeypatch.setattr(worker, "_use", lambda folder, case: act(folder))
     (tmp_path / "victim.txt").write_bytes(b"untouched")
     result: dict[str, Any] = worker.tried(tmp_path, worker.Watch(), "npz", 0)
     assert {result.pop("outcome"), *result} == seen
@@ -147,4 +147,5 @@ def test_a_case_is_kept_as_what_it_differs_in(
     for case in (*cases, cases[0]):
         regressions.keep(case, "why")
     assert regressions.count() == 3
-    assert [(r.files, r.target) for r in map(regressions.regression, range(3))] == [(c.files, c.target) for c in cases]
+    found = [regressions.regression(i) for i in range(3)]
+    assert [(c.number, c.files, c.target) for c in found] == [(c.number, c.files, c.target) for c in cases]

@@ -37,6 +37,7 @@ Arrays = dict[str, np.ndarray]
 class Case:
     """A folder's files by name, and the name of the one that is read, "" for the folder."""
 
+    number: int  # which says what is done with it, too
     files: dict[str, bytes]
     target: str
     options: dict[str, Any] = field(default_factory=dict)  # of `conversion.read`
@@ -68,7 +69,7 @@ def case(name: str, index: int) -> Case:
         files[target] = damaged(files[target], random, others)
     if form.beside:
         files = {**_folder(form.beside), form.put_as: files[target]}
-    return Case(files, "" if form.whole else target, options)
+    return Case(index, files, "" if form.whole else target, options)
 
 
 @cache

@@ -10,6 +10,7 @@ from typing import Any
 
 from formats import GOLDEN, Case
 
+_WINDOW = 1 << 15  # bytes that zlib looks back
 _KEPT = Path(__file__).with_name("regressions.json")
 
 
@@ -19,8 +20,10 @@ def regression(index: int) -> Case:
     files = {}
     for name, (seed, begin, middle, end) in kept["files"].items():
         data = (GOLDEN / seed).read_bytes() if seed else b""
-        files[name] = data[:begin] + zlib.decompress(base64.b85decode(middle)) + data[len(data) - end :]
-    return Case(files, kept["target"], kept["options"])
+        known = data[begin : len(data) - end][:_WINDOW]
+        changed = zlib.decompressobj(zdict=known).decompress(base64.b85decode(middle))
+        files[name] = data[:begin] + changed + data[len(data) - end :]
+    return Case(kept["number"], files, kept["target"], kept["options"])
 
 
 def count() -> int:
@@ -32,22 +35,26 @@ def keep(case: Case, why: str) -> None:
     """Add a case to those that are kept."""
     kept: list[dict[str, Any]] = json.loads(_KEPT.read_text()) if _KEPT.is_file() else []
     files = {name: _difference(name, data) for name, data in case.files.items()}
-    entry = json.loads(json.dumps({"why": why, "target": case.target, "options": case.options, "files": files}))
+    values = {"why": why, "number": case.number, "target": case.target, "options": case.options, "files": files}
+    entry = json.loads(json.dumps(values))
     if entry not in kept:
         _KEPT.write_text(json.dumps([*kept, entry], indent=1) + "\n")
 
 
 def _difference(name: str, data: bytes) -> tuple[str, int, str, int]:
-    """The seed, how many of its first bytes and of its last ones stay, and what stands between them."""
-    seeds = [path for path in sorted(GOLDEN.rglob(name)) if path.is_file()]
-    best = ("", 0, data, 0)
-    for path in seeds:
-        seed = path.read_bytes()
+    """The seed, how many of its first bytes and of its last ones stay, and what stands between them, packed.
+
+    The seed is the file of that name from which least has to be kept; its own middle is what the packer knows.
+    """
+    found = []
+    for path in ("", *(str(path.relative_to(GOLDEN)) for path in sorted(GOLDEN.rglob(name)))):
+        seed = (GOLDEN / path).read_bytes() if path else b""
         begin = _common(seed, data)
         end = min(_common(seed[::-1], data[::-1]), min(len(seed), len(data)) - begin)
-        if len(data) - begin - end < len(best[2]):
-            best = (str(path.relative_to(GOLDEN)), begin, data[begin : len(data) - end], end)
-    return best[0], best[1], base64.b85encode(zlib.compress(best[2], 9)).decode(), best[3]
+        packer = zlib.compressobj(9, zdict=seed[begin : len(seed) - end][:_WINDOW])
+        middle = packer.compress(data[begin : len(data) - end]) + packer.flush()
+        found.append((path, begin, base64.b85encode(middle).decode(), end))
+    return min(found, key=lambda each: len(each[2]))
 
 
 def _common(first: bytes, second: bytes) -> int:

@@ -87,7 +87,7 @@ def tried(root: Path, watch: Watch, name: str, index: int) -> dict[str, Any]:
     rss, watch.acts = _peak(reset=True), []
     watch.on = True
     try:
-        result = outcome(folder, each, index)
+        result = outcome(folder, each)
     finally:
         watch.on = False
     taken = _peak() - rss - sum(map(len, each.files.values()))
@@ -100,9 +100,9 @@ def tried(root: Path, watch: Watch, name: str, index: int) -> dict[str, Any]:
     return result
 
 
-def outcome(folder: Path, each: Case, index: int) -> dict[str, Any]:
+def outcome(folder: Path, each: Case) -> dict[str, Any]:
     try:
-        _use(folder, each, index)
+        _use(folder, each)
     except (ValueError, OSError) as error:
         named = str(folder) in str(error) or isinstance(error, OSError)
         return {"outcome": "refused"} if named else {"outcome": "vague", "error": repr(error)[:300], "at": _at(error)}
@@ -111,9 +111,10 @@ def outcome(folder: Path, each: Case, index: int) -> dict[str, Any]:
     return {"outcome": "accepted"}
 
 
-def _use(folder: Path, each: Case, index: int) -> None:
+def _use(folder: Path, each: Case) -> None:
     """Everything that a program does with a folder of somebody else's."""
-    path, options = folder / each.target, {**each.options, "ignore_unknown": index % 2 == 0}
+    path, index = folder / each.target, each.number
+    options = {**each.options, "ignore_unknown": index % 2 == 0}
     if "preprocessor_config.json" in each.files:
         processor = ViTImageProcessor.from_pretrained(folder)
         with suppress(ValueError):  # of a picture that does not suit it
