@@ -217,7 +217,7 @@ def _keep_others(target: Path, files: set[str], documents: dict[str, Any]) -> No
     there = json_beside(target / CONFIG_NAME, CONFIG_NAME)
     here = json.loads(json.dumps(documents.get(CONFIG_NAME, {})))
     same = all(there.get(name) == here.get(name) for name in _IDENTITY)
-    others = [p.name for c in ALL_CONTAINERS for name in c.names() for p in target.glob(name) if p.name not in files]
+    others = {p.name for c in ALL_CONTAINERS for name in c.names() for p in target.glob(name) if p.name not in files}
     if there and documents and others and not same:
         raise ValueError(
             f"{target} holds {', '.join(sorted(others))} of another model or format, which the {CONFIG_NAME} to be "

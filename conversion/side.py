@@ -11,6 +11,7 @@ from vit_core.image_processing import ViTImageProcessor
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_STATISTICS = ("image_mean", "image_std", "resample")
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # PIL's numbers
 
 
@@ -55,7 +56,8 @@ def preprocessor(
 
 def statistics(stored: dict[str, Any] | None, channels: int) -> tuple[list[float], list[float], str]:
     """Mean and deviation of each channel, and the interpolation, of a preprocessor; ViT's own where it has none."""
-    processor = ViTImageProcessor(**(stored or {}))
+    given = {name: value for name in _STATISTICS if (value := (stored or {}).get(name)) is not None}
+    processor = ViTImageProcessor(**given)
     mean, std = (spread(values, channels) for values in (processor.image_mean, processor.image_std))
     if len(mean) != channels or len(std) != channels:
         mean, std = [0.5] * channels, [0.5] * channels

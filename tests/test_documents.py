@@ -274,8 +274,11 @@ def test_legal_preprocessors_convert(mini: Path, tmp_path: Path, to: str, values
     ("field", "value"),
     [("image_std", [0, 1, 1]), ("image_mean", "x"), ("resample", 99), ("resample", "bicubic"), ("do_resize", 5)],
 )
-def test_preprocessors_that_no_library_takes(mini: Path, tmp_path: Path, to: str, field: str, value: Any) -> None:
-    edited(mini, "preprocessor_config.json", field, value)
+@pytest.mark.parametrize("steps", [{}, {"do_resize": False, "do_normalize": False}], ids=["on", "off"])
+def test_preprocessors_that_no_library_takes(
+    mini: Path, tmp_path: Path, to: str, field: str, value: Any, steps: dict[str, bool]
+) -> None:
+    (mini / "preprocessor_config.json").write_text(json.dumps({**steps, field: value}))
     with pytest.raises(ValueError, match=rf"^{mini}/preprocessor_config\.json: {field} must "):
         conversion.convert(mini, tmp_path / "out", to=to, pooler="drop")
     assert not (tmp_path / "out").exists()

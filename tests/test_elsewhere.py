@@ -77,6 +77,26 @@ def test_one_process_answers_all_questions(tmp_path: Path) -> None:
     assert elsewhere(process, GOOD) == first
 
 
+def test_a_path_is_of_the_folder_in_which_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        monkeypatch.chdir(tmp_path / name)
+        assert elsewhere(content, Path("file")) == name
+
+
+@limited
+def test_limits_of_the_user_stay(tmp_path: Path) -> None:
+    code = (
+        "import resource; from test_elsewhere import elsewhere, prints, GOOD\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (60, 60))\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
+        "assert elsewhere(prints, GOOD) == 'answer'"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
+
+
 def test_threads_get_their_own_answers(tmp_path: Path) -> None:
     paths = [tmp_path / str(i) for i in range(40)]
     for path in paths:
@@ -105,7 +125,7 @@ def test_a_process_that_was_idle_is_started_anew(monkeypatch: pytest.MonkeyPatch
         )
         assert asked._starts() and asked._running is not None
         idle = asked._running
-    question = [__name__, "process", str(GOOD)]
+    question = [__name__, "process", "", str(GOOD)]
     answers = [asked.ask(question) for _ in range(2)]
     assert idle.returncode == 0
     assert answers[0] == answers[1] not in (None, {"result": idle.pid}, {"result": os.getpid()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import selectors
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,36 +106,37 @@ def test_a_worker_sees_what_a_reader_does(
     assert {result.pop("outcome"), *result} == seen
 
 
-@pytest.mark.parametrize(("end", "outcome"), [("time.sleep(600)", "hang"), ("os._exit(3)", "crash")])
+@pytest.mark.parametrize(
+    ("end", "outcome"), [("os.kill(os.getpid(), signal.SIGXCPU)", "hang"), ("os._exit(3)", "crash")]
+)
 def test_the_fuzzer_goes_on_after_a_process_that_does_not(
     load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str, outcome: str
 ) -> None:
     """The worker answers once, then no more; it is started again behind the case that it did not answer."""
     main = load("__main__")
     (tmp_path / "worker.py").write_text(
-        "import json, os, sys, time\n"
+        "import json, os, signal, sys\n"
         "name, first, last = sys.argv[2].split(':')\n"
-        "print(json.dumps({'format': name, 'index': int(first), 'outcome': 'refused'}), flush=True)\n"
-        f"open({str(tmp_path)!r} + f'/{{name}}.asleep', 'w')\n{end}"
+        "print(json.dumps({'format': name, 'index': int(first), 'outcome': 'refused'}), flush=True)\n" + end
     )
-
-    class Selector(selectors.DefaultSelector):
-        """Waits until the worker has nothing more to say, however long that takes."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.before = set(tmp_path.glob("*.asleep"))
-
-        def select(self, timeout: float | None = None) -> Any:
-            while not (found := super().select(0.01)) and timeout and set(tmp_path.glob("*.asleep")) == self.before:
-                pass
-            return found or super().select(0.5 if timeout else 0)
-
     monkeypatch.setattr(main, "_WORKER", tmp_path / "worker.py")
-    monkeypatch.setattr(main.selectors, "DefaultSelector", Selector)
     found = [(r["format"], r["index"], r["outcome"]) for r in main.fuzz([("npz", 3, 5), ("config", 0, 2)])]
     first, second = (("npz", 3, "refused"), ("npz", 4, outcome)), (("config", 0, "refused"), ("config", 1, outcome))
     assert found == [*first, *second]
+
+
+def test_a_case_without_end_ends_the_process(
+    load: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import itertools, sys; from pathlib import Path; import worker\n"
+        "worker._BUSY = 1; worker._warm_up = lambda root: None\n"
+        "worker._use = lambda folder, case: all(itertools.count(1))\n"
+        f"worker.run(Path({str(tmp_path)!r}), [('npz', 0)])"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(FUZZER), *sys.path])}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (-signal.SIGXCPU, b"")
 
 
 def test_a_case_is_kept_as_what_it_differs_in(

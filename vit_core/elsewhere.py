@@ -41,7 +41,8 @@ def elsewhere(function: Callable[[str], Any], path: Path) -> Any:
     Raises ValueError with the words of any error there, or when its limits stopped it. A program that can't start
     Python, as a frozen one, asks the function itself.
     """
-    answer = _process.ask([function.__module__, function.__name__, str(path)])
+    folder = "" if path.is_absolute() else os.getcwd()  # which may have changed since the process was started
+    answer = _process.ask([function.__module__, function.__name__, folder, str(path)])
     if answer is None:
         return function(str(path))
     if "error" in answer:
@@ -116,6 +117,8 @@ class _Process:
     def end(self) -> None:
         """End the process, where it is there."""
         with self._lock:
+            if self._running is not None:
+                self._running.kill()  # a forked process may keep open what would tell it
             self._ended()
 
 
@@ -129,10 +132,12 @@ def _why(path: str, code: int) -> str:
 def _reset() -> None:
     """A forked process starts its own: two can't share the answers."""
     global _process
+    _inherited.append(_process)
     _process = _Process()
 
 
 _process = _Process()
+_inherited: list[_Process] = []  # which are the parents' to end
 atexit.register(lambda: _process.end())
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_reset)
@@ -149,8 +154,9 @@ def serve() -> None:
     answers.write(_READY)
     answers.flush()
     while (os.name == "nt" or select.select([sys.stdin], [], [], _IDLE)[0]) and (line := sys.stdin.readline()):
-        module, name, path = json.loads(line)
+        module, name, folder, path = json.loads(line)
         try:
+            os.chdir(folder or os.curdir)
             function = getattr(import_module(module), name)
             _limit(os.path.getsize(path))
             answer = {"result": function(path)}
@@ -167,9 +173,14 @@ def _limit(size: int) -> None:
         faulthandler.dump_traceback_later(_MINUTE, exit=True)
         return
     seconds = int(time.process_time()) + _SECONDS + size // _BYTES_A_SECOND
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
+    _lower(resource.RLIMIT_CPU, seconds)
     used = Path("/proc/self/statm")
     if used.is_file():
         pages = int(used.read_text().split()[0])
-        memory = pages * resource.getpagesize() + size + _MEMORY
-        resource.setrlimit(resource.RLIMIT_AS, (memory, resource.RLIM_INFINITY))
+        _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + size + _MEMORY)
+
+
+def _lower(limit: int, value: int) -> None:
+    """Set a limit of this process, which may not exceed what its user has set."""
+    _, most = resource.getrlimit(limit)
+    resource.setrlimit(limit, (value if most == resource.RLIM_INFINITY else min(value, most), most))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import selectors
 import signal
 import subprocess
 import sys
@@ -17,14 +16,13 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from formats import FORMATS, case
 from regressions import count, keep
 
 _WORKER = Path(__file__).with_name("worker.py")
-_HANG = 60  # seconds without an answer
 _CHUNK = 2000  # cases of one process
 _BAD = ("raw", "vague", "hang", "memory", "touched", "acts", "crash")
 
@@ -51,27 +49,19 @@ def _process(root: Path, ranges: list[Range]) -> list[dict[str, Any]]:
     command = [sys.executable, str(_WORKER), str(root), *cases]
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
     expected = [(name, index) for name, first, last in ranges for index in range(first, last)]
-    results: list[dict[str, Any]] = []
-    with (
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, bufsize=0, start_new_session=True
-        ) as process,
-        selectors.DefaultSelector() as selector,
-    ):
-        assert process.stdout is not None and process.stderr is not None
-        selector.register(process.stdout, selectors.EVENT_READ)
-        while selector.select(_HANG) and (line := process.stdout.readline()):
-            results.append(json.loads(line))
+    with TemporaryFile() as said:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, env=environment) as process:
+            assert process.stdout is not None
+            results = [json.loads(line) for line in process.stdout]
         if len(results) == len(expected):
-            process.stdout.close()
             return results
-        how = "crash" if selector.select(0) else "hang"
-        os.killpg(process.pid, signal.SIGKILL)
-        said = process.stderr.read().decode(errors="replace")[-2000:]
+        said.seek(0)
+        words = said.read().decode(errors="replace")[-2000:]
+    how = "hang" if -process.returncode in (signal.SIGXCPU, signal.SIGALRM) else "crash"
     if not results and how == "crash":
-        raise RuntimeError(f"The process of the fuzzer broke down at once:\n{said}")
+        raise RuntimeError(f"The process of the fuzzer broke down at once:\n{words}")
     name, index = expected[len(results)]
-    return [*results, {"format": name, "index": index, "outcome": how, "error": said}]
+    return [*results, {"format": name, "index": index, "outcome": how, "error": words}]
 
 
 def main() -> int:

@@ -10,7 +10,9 @@ import json
 import os
 import resource
 import shutil
+import signal
 import sys
+import time
 import traceback
 import warnings
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -29,6 +31,10 @@ from vit_core.image_processing import ViTImageProcessor
 
 _SLACK = 64 << 20  # bytes of memory that reading may take beyond the size of its files
 _SPACE = 2 << 30  # bytes of address space beyond what the process begins with
+_BUSY, _ASLEEP = (
+    20,
+    1200,
+)  # seconds of computing, and of any kind, after which a case is a hang: a signal ends the process
 _PICTURE = np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3)
 _TARGETS = ("torch", "timm", "keras-hub", "flax", "google")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -70,6 +76,8 @@ def run(root: Path, cases: list[tuple[str, int]]) -> None:
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + _SPACE, resource.RLIM_INFINITY))
     for name, index in cases:
+        signal.alarm(_ASLEEP)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + _BUSY, resource.RLIM_INFINITY))
         result = {"format": name, "index": index, **tried(root, watch, name, index)}
         print(json.dumps(result), file=answers, flush=True)
 
