@@ -188,6 +188,17 @@ def test_a_list_of_free_space_that_leads_to_itself(tmp_path: Path) -> None:
         read_keras_h5(path)
 
 
+def test_an_array_that_would_end_behind_its_file(tmp_path: Path) -> None:
+    good = tmp_path / "good.weights.h5"
+    write_keras_h5(good, {"layers/dense/vars/0": Tensor.of(np.full(300, 7.0))})
+    begin = good.read_bytes().index(np.full(300, 7.0).tobytes())
+    address = good.read_bytes().index(begin.to_bytes(8, "little"))
+    path = damaged(tmp_path / "m.weights.h5", (address, (begin + 8).to_bytes(8, "little")), source=good)
+    path.write_bytes(path.read_bytes()[: begin + 2400])
+    with pytest.raises(ValueError, match=r"m\.weights\.h5 is damaged"):
+        read_keras_h5(path)
+
+
 @pytest.mark.parametrize("many", [1 << 16, 1 << 26, 1 << 60])
 def test_an_attribute_that_exceeds_its_file(tmp_path: Path, many: int) -> None:
     data = GOOD.read_bytes()

@@ -166,16 +166,18 @@ def _described(name: str, dataset: h5py.Dataset) -> Described:
     if dtype not in _DTYPES or dataset.shape is None:
         raise ValueError(f"{name!r} has dtype {dataset.dtype} and shape {dataset.shape}, expected an array of numbers")
     stored, promised = dataset.id.get_storage_size(), dataset.size * dataset.id.get_type().get_size()
-    if stored * (_EXPANSION if dataset.chunks else 1) < promised:  # chunks may be compressed
+    plain = promised and h5py.h5t.py_create(dataset.dtype) == dataset.id.get_type()
+    begin = dataset.id.get_offset() if plain else None
+    beyond = begin is not None and begin + promised > dataset.file.id.get_filesize()
+    if beyond or stored * (_EXPANSION if dataset.chunks else 1) < promised:  # chunks may be compressed
         raise ValueError(f"the data of {name!r} is not all there")
-    plain = h5py.h5t.py_create(dataset.dtype) == dataset.id.get_type()
     return Described(
         name,
         dataset.name,
         dataset.shape,
         dtype.name,
         dtype.name if named else dataset.dtype.str,
-        dataset.id.get_offset() if plain and promised else None,
+        begin,
     )
 
 
