@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Command
+from command import Command, process
+from PIL import Image
 
 from vit_core.backends import DIGITS
-from vit_core.cli import main
+from vit_core.cli import main, results
+from vit_core.cli.results import Journal
 from vit_core.pipeline import ImageClassificationPipeline, pipeline
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
@@ -267,6 +269,111 @@ def test_what_a_stopped_run_left_is_for_the_same_command(vit: Command, tmp_path:
     journal.write_text("half of a download")
     assert "is no journal of results" in vit.refused(*arguments, "--overwrite")
     assert journal.read_text() == "half of a download"
+
+
+def test_two_runs_do_not_write_one_file(vit: Command, tmp_path: Path) -> None:
+    out = tmp_path / "results.csv"
+    arguments = ("classify", DIGITS / "pictures", "--out", out)
+    with Journal(out, {}, 3):
+        code = "import sys; from vit_core.cli import main; sys.exit(main(sys.argv[1:]))"
+        other = process(sys.executable, "-c", code, *arguments)
+    words = f"vit: Another run is writing {out}.part: wait until it has ended, or write elsewhere.\n"
+    assert (other.returncode, other.stdout, other.stderr) == (2, "", words)
+    assert list(tmp_path.iterdir()) == []
+    assert vit(*arguments).code == 0
+
+
+def test_a_journal_that_was_removed_meanwhile_is_begun_anew(tmp_path: Path, monkeypatch: Any) -> None:
+    """Another run may end, and remove its journal, between the opening of it here and the lock."""
+    out, locked, opened = tmp_path / "results.csv", results.lock, []
+
+    def late(file: Any, wait: bool) -> bool:
+        if not opened:
+            Path(file.name).unlink()
+        opened.append(file.name)
+        return locked(file, wait)
+
+    monkeypatch.setattr(results, "lock", late)
+    with Journal(out, {"identity": ""}, 1) as journal:
+        journal.add("a.png", [{"label": "a", "score": 1.0}])
+        assert len(opened) == 2
+        assert journal.path.stat().st_size > 0
+
+
+def test_a_model_that_changed_under_its_name_is_another(vit: Command, tmp_path: Path) -> None:
+    import vit_torch
+
+    model, out = tmp_path / "model", tmp_path / "results.jsonl"
+    digits = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
+    processor = vit_torch.ViTImageProcessor.from_pretrained(DIGITS)
+    for each in (digits, processor):
+        each.save_pretrained(model)
+    arguments = ("classify", DIGITS / "pictures", "--model", model, "--out", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "finish", lambda *_: None)
+        assert vit(*arguments).code == 0
+    part = out.with_name("results.jsonl.part")
+    left, config = part.read_bytes(), json.loads((model / "config.json").read_text())
+    words = f"{part} is the journal of a run with the same model before its weights, configuration or image processor"
+
+    (model / "config.json").write_text(json.dumps({**config, "id2label": {str(i): f"digit {i}" for i in range(10)}}))
+    assert words in vit.refused(*arguments)
+    digits.save_pretrained(model)
+    processor.save_pretrained(model)
+    with torch.no_grad():
+        digits.classifier.bias[0] += 1e-3
+    digits.save_pretrained(model)
+    assert words in vit.refused(*arguments)
+    assert part.read_bytes() == left
+    with torch.no_grad():
+        digits.classifier.bias.copy_(vit_torch.ViTForImageClassification.from_pretrained(DIGITS).classifier.bias)
+    digits.save_pretrained(model)
+    assert vit(*arguments).out.startswith("0 classified, 12 by an earlier run")
+
+
+def test_labels_of_any_kind_are_one_row_of_csv_each(tmp_path: Path) -> None:
+    """Carriage returns do not end a row, and no spreadsheet runs a label as a formula; other formats keep the text."""
+    labels = ["cat\r", "a\r\nb", "a,b", 'say "a"', "=1+1", "+1", "-1", "@SUM(A1)", "\tx", "plain"]
+    for suffix in (".csv", ".jsonl"):
+        out = tmp_path / f"results{suffix}"
+        with Journal(out, {"identity": ""}, 1) as journal:
+            for label in labels:
+                journal.add(f"{label}.png", [{"label": label, "score": 0.5}])
+            journal.finish(f"{label}.png" for label in labels)
+        if suffix == ".csv":
+            found = rows(out)
+            shown = [f"'{label}" if label[0] in "=+-@\t" else label for label in labels]
+            assert [row["label"] for row in found] == shown
+            assert [row["file"] for row in found] == [f"{label}.png" for label in shown]
+            assert {row["score"] for row in found} == {"0.5"}
+        else:
+            assert [json.loads(line)["label"] for line in out.read_text().splitlines()] == labels
+
+
+def test_a_picture_that_takes_too_much_is_a_row(vit: Command, tmp_path: Path, monkeypatch: Any) -> None:
+    import vit_torch
+
+    model, pictures, out = tmp_path / "model", tmp_path / "pictures", tmp_path / "results.jsonl"
+    vit_torch.ViTForImageClassification.from_pretrained(DIGITS).save_pretrained(model)
+    vit_torch.ViTImageProcessor(
+        size={"shortest_edge": 24}, do_center_crop=True, crop_size=24, do_resize=True
+    ).save_pretrained(model)
+    pictures.mkdir()
+    Image.new("1", (1_000_000, 1)).save(pictures / "long.png")
+    (pictures / "digit.png").write_bytes(PICTURES[0].read_bytes())
+    os.mkfifo(pictures / "pipe.png")  # which nobody writes to
+    document = json.loads(vit("classify", pictures, "--model", model, "--out", out, "--json").out)
+    assert (vit.code, document["classified"]) == (1, 1)
+    (failed,) = document["failed"]
+    assert failed["file"] == str(pictures / "long.png")
+    assert "1000000 x 1 pixels whose shortest edge becomes 24 has 576000000 pixels then" in failed["error"]
+
+    def full(*_: Any) -> Any:
+        raise MemoryError("no more")
+
+    monkeypatch.setattr(sys.modules[ImageClassificationPipeline.__module__], "read_image", full)
+    (error,) = pipeline(device="cpu").stream([str(pictures / "digit.png")])
+    assert str(error) == f"{pictures / 'digit.png'} takes more memory than there is (no more): shrink it."
 
 
 def test_a_run_that_does_nothing_leaves_nothing(vit: Command, tmp_path: Path, monkeypatch: Any) -> None:

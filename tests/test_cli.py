@@ -154,6 +154,8 @@ def test_files_folders_patterns_and_hidden_files(tmp_path: Path, monkeypatch: py
     assert names("*.png", "sub") == ["b.png", "odd[1].png", "sub/c.webp"]
     assert names("**/*.webp", "odd[1].png", "notes.txt") == ["sub/c.webp", "odd[1].png", "notes.txt"]
     (tmp_path / "empty").mkdir()
+    everything = ["a.JPG", "b.png", "notes.txt", "odd[1].png", "sub/c.webp"]
+    assert names("*") == names("**") == everything  # each once, whichever folder is empty
     with pytest.raises(ValueError, match=r"The folder empty holds no pictures: expected files in \.png"):
         pictures(["empty"])
 

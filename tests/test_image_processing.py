@@ -26,6 +26,7 @@ from vit_core.image_processing import (
     ViTImageProcessorFast,
     load_image,
 )
+from vit_core.images import FORMATS
 
 GOLDEN = Path(__file__).parent / "golden" / "processor"
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -414,6 +415,32 @@ def test_bad_files(name: str, processor: ViTImageProcessor, tmp_path: Path) -> N
             processor(path.read_bytes())
         with path.open("rb") as file, pytest.raises(ValueError, match=f"^{path} is no picture"):
             processor(file)
+
+
+def test_a_picture_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to Ghostscript, where that is installed, whatever the file is called."""
+    (tmp_path / "a.png").write_bytes(encoded(Image.fromarray(INPUTS["big"]), "eps"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_: pytest.fail("Ghostscript was run"))
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes()):
+        with pytest.raises(ValueError, match=r"is no picture that Pillow can read \(it is none of PNG, JPEG, WEBP"):
+            load_image(source)
+
+
+def test_every_format_is_opened(tmp_path: Path) -> None:
+    Image.init()
+    picture = Image.new("RGB", (8, 8))
+    for format, suffixes in FORMATS.items():
+        if format in Image.SAVE:  # AVIF is not everywhere
+            picture.save(tmp_path / f"a{suffixes[0]}", format)
+            assert load_image(tmp_path / f"a{suffixes[0]}").size == (8, 8)
+
+
+def test_a_long_picture_is_refused_before_it_is_resized() -> None:
+    processor = ViTImageProcessor(size={"shortest_edge": 224})
+    assert processor(Image.new("L", (2000, 60)).convert("RGB"), return_tensors="np").pixel_values.shape[3] == 7466
+    words = r"A picture of 10000 x 1 pixels whose shortest edge becomes 224 has 501760000 pixels"
+    with pytest.raises(ValueError, match=words):
+        processor(Image.new("RGB", (10_000, 1)))
 
 
 def test_an_address_is_no_path(processor: ViTImageProcessor) -> None:

@@ -6,8 +6,9 @@ import io
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vit_core import backends
 from vit_core.backends import DIGITS, backend_of, first_installed, import_backend, run
 from vit_core.config import ViTConfig
 from vit_core.image_processing import ViTImageProcessor
-from vit_core.pipeline import default_function, pipeline
+from vit_core.pipeline import default_function, pipeline, read_image
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 PICTURES = sorted((DIGITS / "pictures").iterdir())
@@ -213,6 +214,34 @@ def test_an_address(digits: Any) -> None:
         assert digits(f"{root}/{PICTURES[0].name}") == digits(PICTURES[0])
         with pytest.raises(OSError, match=r"nothing\.png can't be fetched \(.*: check the address and the network"):
             digits(f"{root}/nothing.png")
+        server.shutdown()
+
+
+def test_an_address_that_answers_with_anything(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no picture is named by its address; one that never ends, or promises more than there is, is given up."""
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if self.path == "/promised":
+                self.send_header("Content-Length", str(10**13))
+            self.end_headers()
+            with suppress(OSError):  # the client has gone
+                while self.path != "/text":
+                    self.wfile.write(bytes(1 << 16))
+                self.wfile.write(b"no picture")
+
+        def log_message(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(sys.modules[read_image.__module__], "_MOST_BYTES", 1 << 20)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}"
+        for path in ("endless", "promised"):
+            with pytest.raises(ValueError, match=f"^{root}/{path} answers with more than 1048576 bytes: save it"):
+                digits(f"{root}/{path}")
+        with pytest.raises(ValueError, match=f"^{root}/text is no picture that Pillow can read"):
+            digits(f"{root}/text")
         server.shutdown()
 
 

@@ -62,6 +62,24 @@ class _Writer(io.BufferedWriter):
         return count
 
 
+def lock(file: IO[bytes], wait: bool = True) -> bool:
+    """Keep other processes from locking an open file until it is closed; False when one of them has it.
+
+    True, too, where the system or a network file system has no such locks.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path`, whole and on disk, when the block ends without an error."""

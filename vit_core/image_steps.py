@@ -162,7 +162,12 @@ def _target(size: Mapping[str, int], width: int, height: int) -> tuple[int, int]
     """(width, height) to resize to; the longer edge follows the shorter one, rounded down."""
     if "height" in size:
         return size["width"], size["height"]
-    short, long = size["shortest_edge"], int(size["shortest_edge"] * max(width, height) / min(width, height))
+    short, long = size["shortest_edge"], size["shortest_edge"] * max(width, height) // min(width, height)
+    if short * long > _MOST_PIXELS:
+        raise ValueError(
+            f"A picture of {width} x {height} pixels whose shortest edge becomes {short} has {short * long} pixels "
+            f"then, more than {_MOST_PIXELS}: cut it, or give size a height and a width."
+        )
     return (short, long) if width <= height else (long, short)
 
 

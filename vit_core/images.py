@@ -21,6 +21,22 @@ Array = NDArray[Any]
 FIRST, LAST, NONE = "channels_first", "channels_last", "none"
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
 
+# The formats that are opened, and their names' endings: whatever a file is called, none of Pillow's other decoders sees
+# it, of which some (EPS) run a program on what it holds.
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "TGA": (".tga",),
+    "JPEG2000": (".jp2",),
+    "AVIF": (".avif",),  # which not every Pillow has
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
 
 def load_image(source: Any) -> Image.Image:
     """The decoded picture in a path, bytes or a binary file object, turned upright as its EXIF orientation says.
@@ -36,7 +52,7 @@ def load_image(source: Any) -> Image.Image:
             source.load()
             return source
         encoded = isinstance(source, bytes | bytearray | memoryview)
-        with Image.open(BytesIO(source) if encoded else source) as image:
+        with Image.open(BytesIO(source) if encoded else source, formats=list(FORMATS)) as image:
             _check_pixels(image.width * image.height)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
@@ -47,7 +63,8 @@ def load_image(source: Any) -> Image.Image:
     except PermissionError:
         raise
     except Exception as error:  # Pillow's decoders raise anything, from OSError to SyntaxError
-        why = "no format fits" if isinstance(error, UnidentifiedImageError) else error
+        fits = not isinstance(error, UnidentifiedImageError) and error.args != ("AVIF",)
+        why = error if fits else f"it is none of {', '.join(FORMATS)}"
         raise ValueError(f"{name} is no picture that Pillow can read ({why}): expected a whole image file.") from error
 
 

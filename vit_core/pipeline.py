@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
+from io import BytesIO
 from itertools import islice
 from queue import SimpleQueue
 from typing import Any
@@ -48,6 +49,7 @@ TASK = "image-classification"
 FUNCTIONS = ("softmax", "sigmoid", "none")
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 _MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
+_MOST_BYTES = 1 << 28  # of a picture from an address
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -158,6 +160,9 @@ class ImageClassificationPipeline:
             return self.preprocess(image)
         except (OSError, ValueError) as error:
             return error
+        except (MemoryError, OverflowError) as error:
+            name = image if isinstance(image, str | os.PathLike) else "An image"
+            return ValueError(f"{name} takes more memory than there is ({error}): shrink it.")
 
     def postprocess(self, logits: Array, top_k: int | None, function_to_apply: str | None) -> Predictions:
         """The best `top_k` labels of logits (K,), with their scores."""
@@ -313,14 +318,25 @@ def read_image(source: Any) -> Image.Image:
         return load_image(source)
     try:
         with urlopen(Request(source, headers={"User-Agent": "vit-trio"}), timeout=30) as response:
-            content = response.read()
+            content = b"".join(_chunks(response, source))
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()
         raise OSError(
             f"{source} can't be fetched ({getattr(error, 'reason', error)}): check the address and the network."
         ) from error
-    return load_image(content)
+    file = BytesIO(content)
+    file.name = source  # for errors to name
+    return load_image(file)
+
+
+def _chunks(response: Any, source: str) -> Iterator[bytes]:
+    """What an address answers, piece by piece. Raises ValueError when that is more than a picture has."""
+    size = 0
+    while chunk := response.read(1 << 16):
+        if (size := size + len(chunk)) > _MOST_BYTES:
+            raise ValueError(f"{source} answers with more than {_MOST_BYTES} bytes: save it and pass the file.")
+        yield chunk
 
 
 def default_function(config: ViTConfig) -> str:

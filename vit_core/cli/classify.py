@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+from xxhash import xxh3_128
 
 from vit_core.cli.common import (
     DEFAULT_MODEL,
@@ -30,8 +32,9 @@ from vit_core.cli.common import (
     pictures,
     print_json,
 )
-from vit_core.cli.results import Journal, check_target
+from vit_core.cli.results import IDENTITY, Journal, check_target
 from vit_core.pipeline import ImageClassificationPipeline, Predictions, Result, pipeline
+from vit_core.safetensors_file import raw_bytes
 
 Results = list[tuple[Picture, Predictions]]
 Failures = list[tuple[Picture, str]]
@@ -84,8 +87,9 @@ def classify(
     )
     facts = {"model": model, "backend": classifier.backend}
     if out is not None:
-        settings = {**facts, "revision": revision, "top_k": top_k}
+        settings = {**facts, IDENTITY: identity(classifier), "revision": revision, "top_k": top_k}
         with Journal(out, settings, min(top_k, classifier.model.config.num_labels)) as journal:
+            check_target(out, overwrite)  # another run may have written it meanwhile
             failures = _write(classifier, found, journal, facts if as_json else None)
     else:
         failures = _show(classifier, found, facts if as_json else None)
@@ -94,6 +98,16 @@ def classify(
     if failures:
         complain(f"{len(failures)} of {len(found)} pictures could not be read.")
         raise typer.Exit(1)
+
+
+def identity(classifier: ImageClassificationPipeline) -> str:
+    """A number of what results depend on: configuration, image processor and every weight."""
+    documents = (classifier.model.config.to_dict(), classifier.image_processor.to_dict())
+    found = xxh3_128(json.dumps(documents, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(classifier.model.to_tensors().items()):
+        found.update(name.encode())
+        found.update(raw_bytes(tensor))
+    return found.hexdigest()
 
 
 def _show(classifier: ImageClassificationPipeline, found: list[Picture], facts: dict[str, str] | None) -> Failures:

@@ -16,11 +16,7 @@ import typer
 from rich.console import Console
 
 from vit_core.backends import BACKENDS, DIGITS, first_installed, import_backend
-
-SUFFIXES = (
-    *(".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".avif"),
-)
+from vit_core.images import SUFFIXES
 
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="PATH_OR_ID", help="Folder or hub id.", show_default="the digits model")
@@ -88,21 +84,30 @@ def _expanded(argument: str) -> Iterator[Picture]:
     elif argument.startswith(("http://", "https://")) or os.path.isfile(argument):
         yield Picture(argument, argument)
     elif os.path.isdir(argument):
-        found = sorted(path for path in _walk(argument) if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise ValueError(f"The folder {argument} holds no pictures: expected files in {', '.join(SUFFIXES)}.")
-        yield from (Picture(str(path), path) for path in found)
+        yield from _in_folders([argument], f"The folder {argument}")
     elif matches := sorted(glob.glob(argument, recursive=True)):
-        yield from (picture for match in matches for picture in _expanded(match))
+        files = [Picture(match, match) for match in matches if not os.path.isdir(match)]
+        folders = [match for match in matches if os.path.isdir(match)]
+        within = () if files and "**" in argument else _in_folders(folders, argument, bool(files))
+        yield from (*files, *within)
     else:
         yield Picture(argument, argument)
+
+
+def _in_folders(folders: list[str], name: str, empty: bool = False) -> list[Picture]:
+    """The pictures in folders. Raises ValueError that names them where there are none, unless they may be empty."""
+    found = sorted({path for each in folders for path in _walk(each) if path.suffix.lower() in SUFFIXES})
+    if not found and not empty:
+        raise ValueError(f"{name} holds no pictures: expected files in {', '.join(SUFFIXES)}.")
+    return [Picture(str(path), path) for path in found]
 
 
 def _walk(folder: str) -> Iterator[Path]:
     """Every file under a folder, hidden ones and those in hidden folders aside."""
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files if not name.startswith("."))
+        paths = (Path(parent, name) for name in files if not name.startswith("."))
+        yield from (path for path in paths if path.is_file() or path.is_symlink())  # a pipe would never end
 
 
 def _stdin() -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
@@ -19,13 +20,15 @@ from typing import IO, Any, Self
 
 from vit_core.cli.common import check_out
 from vit_core.documents import parse_json_object
-from vit_core.files import atomic_file
+from vit_core.files import atomic_file, lock
 from vit_core.pipeline import Result
 
 Row = dict[str, Any]
 Columns = dict[str, type]  # str or float, by name
 
+IDENTITY = "identity"  # of a journal's settings: what the model is, whatever it is called
 _ROWS = 4096  # of a Parquet file that are in memory at once
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that spreadsheets run
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -44,11 +47,14 @@ class Journal:
     """
 
     def __init__(self, out: Path, settings: Row, labels: int) -> None:
-        """Take up the journal of `out`, if there is one. Raises ValueError when that has other settings."""
+        """Take up the journal of `out`, if there is one.
+
+        Raises ValueError when that has other settings, BlockingIOError when another run is writing it.
+        """
         self.out, self.path = out, out.with_name(f"{out.name}.part")
         self._settings, self._columns = settings, _columns(labels)
         self._places: dict[str, int] = {}  # where in the file the row of a picture begins
-        self._file = self.path.open("a+b")
+        self._file = _alone(self.path)
         try:
             self._take_up()
         except BaseException:
@@ -60,8 +66,10 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         empty = self._file.seek(0, SEEK_END) == 0
+        if empty and os.name == "posix":  # before the lock goes: another run may have opened it
+            self.path.unlink()
         self._file.close()
-        if empty:
+        if empty and os.name != "posix":  # where an open file can't be removed
             self.path.unlink()
 
     def __contains__(self, name: str) -> bool:
@@ -97,6 +105,8 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             row = parse_json_object(line, f"A line of {self.path}")
+            if row.keys() != self._columns.keys() or not isinstance(row["file"], str):
+                raise ValueError(f"{self.path} is no journal of results: move it away, or write elsewhere.")
             if row["error"] is None:
                 self._places[row["file"]] = end
             end += len(line)
@@ -109,11 +119,16 @@ class Journal:
             found = parse_json_object(first, str(self.path))
         if found.keys() != self._settings.keys():
             raise ValueError(f"{self.path} is no journal of results: move it away, or write elsewhere.")
-        settings = self._settings.items()
+        settings = {name: value for name, value in self._settings.items() if name != IDENTITY}.items()
         if other := [f"{name}={found[name]!r}, not {value!r}" for name, value in settings if found[name] != value]:
             raise ValueError(
                 f"{self.path} is the journal of a run with {', '.join(other)}: repeat that run's command to go on with "
                 "it, or delete the file to begin anew."
+            )
+        if found[IDENTITY] != self._settings[IDENTITY]:
+            raise ValueError(
+                f"{self.path} is the journal of a run with the same model before its weights, configuration or image "
+                "processor changed: delete the file to begin anew."
             )
 
     def _append(self, row: Row) -> int:
@@ -128,6 +143,21 @@ class Journal:
         self._file.seek(place)
         row: Row = json.loads(self._file.readline())
         return row
+
+
+def _alone(path: Path) -> IO[bytes]:
+    """The journal, open, for this process alone as long as it is open. Raises BlockingIOError when another has it."""
+    while True:
+        file = path.open("a+b")
+        try:
+            if not lock(file, wait=False):
+                raise BlockingIOError(f"Another run is writing {path}: wait until it has ended, or write elsewhere.")
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # the run that had it has ended meanwhile, and has removed it
 
 
 def _columns(labels: int) -> Columns:
@@ -150,10 +180,17 @@ def _text(value: str) -> str:
 
 
 def _csv(file: IO[bytes], columns: Columns, rows: Iterator[Row]) -> None:
+    """A text that a spreadsheet would run begins with an apostrophe, which makes it show the text."""
     text = TextIOWrapper(file, encoding="utf-8", newline="")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    plain, quoted = (
+        csv.DictWriter(text, columns, lineterminator="\n", quoting=quoting)
+        for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    plain.writeheader()
+    for row in rows:
+        shown = {k: f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for k, v in row.items()}
+        # By itself the module leaves a carriage return bare, which its reader takes for the end of a row.
+        (quoted if any("\r" in str(value) for value in row.values()) else plain).writerow(shown)
     text.detach()
 
 
