@@ -100,7 +100,9 @@ def leave(mesh: DeviceMesh | None) -> None:
     """
     gc.collect()  # a module under FSDP refers to the group, and to itself
     if mesh is not None:
-        getattr(mesh, "_pg_registry", {}).clear()  # the mesh stays in DTensor's caches; from torch 2.11 it has the group
+        getattr(
+            mesh, "_pg_registry", {}
+        ).clear()  # DTensor's caches keep the mesh, which has the group since torch 2.11
     dist.destroy_process_group()
 
 
