@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from conversion.side import PREPROCESSOR_NAME, interpolation, json_beside, one_n
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
 from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
 from vit_core.config import CONFIG_NAME
-from vit_core.documents import read_json_object
-from vit_core.files import replacing_files, write_atomically
+from vit_core.files import write_atomically
 from vit_core.safetensors_file import Array, Tensor, contiguous
+from vit_core.saving import find, listing, replacing_files
 
 # What config.json must say alike of the weights of several formats in one folder.
 _IDENTITY = ("model_type", "architecture", "class_name", "hidden_size", "num_hidden_layers", "image_size", "id2label")
@@ -192,13 +193,11 @@ def _is_file(target: Path, container: Container) -> bool:
 
 def _keep_source(checkpoint: Checkpoint, target: Path, container: Container) -> None:
     """Refuse, with ValueError, to write over what is read."""
-    if checkpoint.path.suffix == ".json":
-        names = set(read_json_object(checkpoint.path)["weight_map"].values())
-        sources = [checkpoint.path, *(checkpoint.path.parent / name for name in names)]
+    if _is_file(target, container):
+        written = [target]
     else:
-        sources = [checkpoint.path]
-    written = [target] if _is_file(target, container) else [p for n in container.patterns() for p in target.glob(n)]
-    if {path.resolve() for path in sources} & {path.resolve() for path in written}:
+        written = [find(target, n) for n in listing(target) if any(fnmatchcase(n, p) for p in container.patterns())]
+    if {path.resolve() for path in (checkpoint.path, *checkpoint.files)} & {path.resolve() for path in written}:
         raise ValueError(f"{target} would replace the source {checkpoint.path}: choose another target.")
 
 
@@ -272,17 +271,14 @@ def _write(
         target.parent.mkdir(parents=True, exist_ok=True)
         container.write(target, native, format, False)
         return
-    with replacing_files(target) as (stage, stale):
+    with replacing_files(target, (*container.patterns(), *(family.beside if family else ()))) as stage:
         if family is not None and family.files is not None:
-            for file, names in files.items():
-                container.write(stage / file, {name: native[name] for name in names}, format, False)
-            written = list(files)
+            for file, held in files.items():
+                container.write(stage / file, {name: native[name] for name in held}, format, False)
         else:
-            architecture = prepared.plan.architecture
-            written = write_native(stage, native, architecture, format, container, max_shard_size)
+            write_native(stage, native, prepared.plan.architecture, format, container, max_shard_size)
         for name, document in documents.items():
             write_atomically(stage / name, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
-        stale += sorted({p.name for pattern in container.patterns() for p in target.glob(pattern)} - set(written))
 
 
 def _documents(prepared: _Prepared) -> dict[str, Any]:

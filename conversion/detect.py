@@ -30,10 +30,10 @@ def container_of(path: Path) -> Container:
         return KERAS_H5 if is_keras_h5(path) else TF_H5
     if first.startswith(_ZIP):
         return NPZ if _holds_arrays(path) else PYTORCH_BIN
+    if first[8:9] == b"{":  # before pickles: the length of a header, in the bytes before, may begin as they do
+        return SAFETENSORS
     if first.startswith(_PICKLE):
         return PYTORCH_BIN
-    if first[8:9] == b"{":
-        return SAFETENSORS
     if _begins_a_map(first):
         return FLAX_MSGPACK
     known = next((c for c in (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, NPZ) if path.suffix == c.suffix), None)

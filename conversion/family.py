@@ -47,6 +47,7 @@ class Family:
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors  # other spellings to those of the rules
     finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors  # the inverse, for writing
     files: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None = None  # of several weights files
+    beside: tuple[str, ...] = ()  # files of a folder of weights that not every model has: none may outlive its model
     read_side: Callable[[Path], Side] = lambda path: Side()
     write_side: Callable[[ViTConfig, str, dict[str, Any] | None], dict[str, Any]] = lambda config, arch, processor: {}
     """JSON documents by file name, of a configuration, the model's architecture and its preprocessor."""

@@ -29,6 +29,7 @@ from vit_core.checkpoint import (
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.documents import blaming
 from vit_core.safetensors_file import Tensor
+from vit_core.saving import beside, find, listing, settled
 
 StrPath = str | Path
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack")
@@ -64,7 +65,27 @@ def read(
     Raises OSError for what can't be found or fetched, ValueError for what is damaged, or is no ViT: with the names of
     the tensors that make it something else.
     """
-    path = _locate(source, filename, variant, formats, hub_options)
+    given = {"num_attention_heads": num_attention_heads, "image_size": stored_image_size}
+    local = Path(source).expanduser() / hub_options.get("subfolder", "") / (filename or "")
+
+    def read_once() -> Checkpoint:
+        path = _locate(source, filename, variant, formats, hub_options)
+        return _read(path, key, formats, config, given, head == "drop", fold_layer_scale, ignore_unknown)
+
+    return settled(local, read_once)
+
+
+def _read(
+    path: Path,
+    key: str | None,
+    formats: Collection[str],
+    config: ViTConfig | None,
+    given: dict[str, Any],
+    drop_head: bool,
+    fold: bool,
+    ignore_unknown: bool,
+) -> Checkpoint:
+    """What `read` makes of the weights file, or index, that it has found."""
     named, notes = _open(path, key)
     family, tensors = _family(named)
     format = family.name if family else recognise(tensors, named.format)[0]
@@ -74,7 +95,7 @@ def read(
             "out, every format is read without it."
         )
     is_vit = json_beside(path, CONFIG_NAME).get("model_type") == "vit" or family is None
-    processor = json_beside(path, PREPROCESSOR_NAME) or None
+    processor: dict[str, Any] | None = json_beside(path, PREPROCESSOR_NAME) or None
     if family is None:
         checkpoint = as_checkpoint(replace(named, tensors=tensors))
         if named.tensors and not checkpoint.tensors:
@@ -82,14 +103,14 @@ def read(
         return replace(
             checkpoint, config=checkpoint.config or config, processor=processor, notes=(*notes, *checkpoint.notes)
         )
-    beside = ViTConfig.from_json_file(path.parent / CONFIG_NAME) if is_vit else config
-    side = family.read_side(path) if beside is None else Side(processor=family.read_side(path).processor)
-    given = {"num_attention_heads": num_attention_heads, "image_size": stored_image_size}
+    stored = ViTConfig.from_json_file(beside(path, CONFIG_NAME)) if is_vit else config
+    side = family.read_side(path) if stored is None else Side(processor=family.read_side(path).processor)
     side.config |= {name: value for name, value in given.items() if value is not None}
     found, unknown, left = _canonical(path, family, tensors, ignore_unknown)
     notes += [f"left out {line}" for line in _grouped(left)]
-    opened = Checkpoint(path, family.name, found, unknown, beside, processor or side.processor, tuple(notes))
-    return settle(opened, family, side, _heads(family, tensors), drop_head=head == "drop", fold=fold_layer_scale)
+    processor = processor or side.processor
+    opened = Checkpoint(path, family.name, found, unknown, stored, processor, tuple(notes), named.files)
+    return settle(opened, family, side, _heads(family, tensors), drop_head=drop_head, fold=fold)
 
 
 # ---- where the weights are ---------------------------------------------------------------------------------------
@@ -104,20 +125,20 @@ def _locate(
         return path
     if path.name.endswith((*SUFFIXES, ".json")) and not path.is_dir():
         raise FileNotFoundError(f"There is no weights file {source}: check the path.")
-    names = [filename] if filename else [*readable_names(variant, formats), KERAS_H5.names()[0]]
+    wanted = [filename] if filename else [*readable_names(variant, formats), KERAS_H5.names()[0]]
     if path.is_dir() and not filename:
-        names += _only_weights(path / options.get("subfolder", ""), names)
-    found = hub.resolve(source, names, **options)
+        wanted += _only_weights(path / options.get("subfolder", ""), wanted)
+    found = hub.resolve(source, wanted, **options)
     if found.name == KERAS_H5.names()[0] and not path.is_dir():
         hub.resolve(source, [found.name], optional=_PRESET, **options)
     return found
 
 
-def _only_weights(folder: Path, names: Collection[str]) -> list[str]:
+def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
     """The one weights file of a folder that has none of the usual names. Raises ValueError where there are several."""
-    if any((folder / name).is_file() for name in names) or not folder.is_dir():
+    if any(find(folder, name).is_file() for name in usual):
         return []
-    found = sorted(path.name for path in folder.iterdir() if path.name.endswith(SUFFIXES) and path.is_file())
+    found = [name for name in listing(folder) if name.endswith(SUFFIXES)]
     if len(found) > 1:
         raise ValueError(f"{folder} holds several weights files, {', '.join(found)}: choose one with filename=.")
     return found
@@ -130,9 +151,10 @@ def _open(path: Path, key: str | None) -> tuple[Named, list[str]]:
     """The tensors of a file; of the state dicts in it, those of the model."""
     if path.suffix == ".json" or container_of(path) is not PYTORCH_BIN:
         named = read_named(path, container_of)
-        head = path.with_name(TASK)  # a preset of keras-hub has the head in a file of its own
+        head = beside(path, TASK)  # a preset of keras-hub has the head in a file of its own
         if path.name == KERAS_H5.names()[0] and head.is_file():
-            named = replace(named, tensors={**read_named(head, container_of).tensors, **named.tensors})
+            tensors = {**read_named(head, container_of).tensors, **named.tensors}
+            named = replace(named, tensors=tensors, shards=(path, head))
         return named, []
     from vit_core.pytorch_file import read_state_dicts  # loaded when it is needed
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_core.documents import Document, read_json_object
 from vit_core.image_processing import ViTImageProcessor
+from vit_core.saving import beside
 
 PREPROCESSOR_NAME = "preprocessor_config.json"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -17,8 +18,8 @@ RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "
 
 def json_beside(path: Path, name: str) -> Document:
     """The JSON object in a file beside another; an empty one where there is none."""
-    beside = path.parent / name
-    return read_json_object(beside) if beside.is_file() else Document({}, str(beside))
+    found = beside(path, name)
+    return read_json_object(found) if found.is_file() else Document({}, str(found))
 
 
 def one_name(activation: Any) -> Any:

@@ -289,6 +289,29 @@ MUTANTS = (
         ("tests/test_msgpack.py", "test_flax_writes_the_same"),
     ),
     Mutant(
+        "core: the entry comes before what it names",
+        "vit_core/saving.py",
+        "        _move(saved, folder, {name for name in names if _OWN.fullmatch(name)} - entries)\n"
+        "        _move(saved, folder, entries)",
+        "        _move(saved, folder, entries)\n"
+        "        _move(saved, folder, {name for name in names if _OWN.fullmatch(name)} - entries)",
+        ("tests/test_saving.py", "test_a_kill_at_any_step and another"),
+    ),
+    Mutant(
+        "core: files that were replaced while they were read are taken",
+        "vit_core/saving.py",
+        "            if _state(path) == before:\n                return result",
+        "            return result",
+        ("tests/test_saving.py", "test_a_save_at_any_moment_of_a_read"),
+    ),
+    Mutant(
+        "core: an old entry is taken away before the new one is there",
+        "vit_core/saving.py",
+        "        _move(stage, folder, entries)\n        _take_away(folder, gone, stage)",
+        "        _take_away(folder, gone, stage)\n        _move(stage, folder, entries)",
+        ("tests/test_saving.py", "test_a_kill_at_any_step and same"),
+    ),
+    Mutant(
         "core: wrong shapes are initialised anew unasked",
         "vit_core/loading.py",
         "elif ignore_mismatched_sizes or (fresh_head and spec.part in HEADS):",

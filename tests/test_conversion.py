@@ -28,7 +28,7 @@ from vit_core.config import pair
 from vit_core.params import PARTS, specs
 from vit_core.pipeline import find_processor
 from vit_core.position import resize_position_embeddings
-from vit_core.safetensors_file import Tensor, read_safetensors
+from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
 
 FAMILIES = GOLDEN / "families"
 CASES = json.loads((FAMILIES / "cases.json").read_text())
@@ -294,9 +294,21 @@ def test_unknown_files_and_names(tmp_path: Path) -> None:
         read(tmp_path / "nowhere")
 
 
+def test_a_safetensors_file_that_begins_as_a_pickle(tmp_path: Path) -> None:
+    """The length of its header, 640 or 65536 bytes more, is its first bytes: those of a pickle of protocol 2."""
+    tensors, _ = read_safetensors(CLS / "model.safetensors")
+    path, length = (
+        tmp_path / "model.safetensors",
+        int.from_bytes((CLS / "model.safetensors").read_bytes()[:8], "little"),
+    )
+    longer = 0x10280 - length - len('"x":"",')
+    write_safetensors(path, tensors, {"format": "pt", "x": "y" * longer})
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert bits(read(path)) == bits(read(CLS))
+
+
 def test_tensors_that_no_vit_has_are_not_dropped_silently(tmp_path: Path) -> None:
     tensors, _ = read_safetensors(CLS / "model.safetensors")
-    from vit_core.safetensors_file import write_safetensors
 
     extra = {**tensors, "vit.temperature": Tensor.of(np.ones(1, np.float32))}
     write_safetensors(tmp_path / "model.safetensors", extra, {"format": "pt"})

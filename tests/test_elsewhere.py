@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from command import HANGS
 from conftest import CHECKPOINTS
 
 from conversion.containers.keras_h5 import read_keras_h5, write_keras_h5
@@ -125,9 +126,9 @@ def test_a_process_that_was_idle_is_started_anew(monkeypatch: pytest.MonkeyPatch
         )
         assert asked._starts() and asked._running is not None
         idle = asked._running
+    assert idle.wait(timeout=HANGS) == 0
     question = [__name__, "process", "", str(GOOD)]
     answers = [asked.ask(question) for _ in range(2)]
-    assert idle.returncode == 0
     assert answers[0] == answers[1] not in (None, {"result": idle.pid}, {"result": os.getpid()})
     asked.end()
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ from test_models import TINY, pixels
 from tolerances import UNIT_ROUNDOFF
 
 from vit_core.config import ViTConfig
-from vit_core.files import finish_save, replacing_files
 from vit_core.params import ALL_PARTS, count
 from vit_core.position import KERNELS, resize_position_embeddings
 
@@ -265,6 +262,8 @@ ema = cls.from_pretrained("me/copy", token="hf_writer", variant="ema")
 for other in (again, ema):
     for name, tensor in model.to_tensors().items():
         assert np.array_equal(tensor.read(), other.to_tensors()[name].read()), name
+deep, report = {package}.ViTModel.from_pretrained("org/deep", subfolder="a/b", output_loading_info=True)
+assert not report.missing_keys
 try:
     cls.from_pretrained("org/cls", revision="v2")
 except OSError as error:
@@ -280,6 +279,9 @@ def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
         server.repos["org/cls"] = Repo()
         server.repos["org/cls"].refs["v1"] = server.repos["org/cls"].commit(files)
         server.repos["org/cls"].commit({"README.md": b"moved on"})
+        shards = {f"a/b/{p.name}": p.read_bytes() for p in (CHECKPOINTS / "base" / "pt_safetensors_sharded").iterdir()}
+        server.repos["org/deep"] = Repo()
+        server.repos["org/deep"].commit(shards)
         code = HUB_USER.format(package=backend.package.__name__)
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code, str(tmp_path / "saved")],
@@ -366,88 +368,7 @@ def test_a_file_is_no_folder(backend: Any, tmp_path: Path) -> None:
         backend.build("ViTModel", ViTConfig(**TINY)).save_pretrained(tmp_path / "model")
 
 
-# ---- crashes -----------------------------------------------------------------------------------------------------
-
-SAVER = """
-import sys
-from vit_core.config import ViTConfig
-import {package}
-sizes = ((64, 3), (96, 7))
-configs = [ViTConfig(hidden_size=w, num_hidden_layers=4, num_attention_heads=4, num_labels=n) for w, n in sizes]
-models = [{package}.ViTForImageClassification(config, seed=i) for i, config in enumerate(configs)]
-print("ready", flush=True)
-for i in range(1_000_000):
-    models[i % 2].save_pretrained(sys.argv[1], max_shard_size=("5GB", 100_000)[i // 2 % 2])
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="kills a process by signal")
-def test_a_kill_leaves_a_whole_checkpoint(backend: Any, tmp_path: Path) -> None:
-    """Two models are saved in turn, whole and sharded; whenever the process dies, one of the two loads to the bit."""
-    cls = backend.package.ViTForImageClassification
-    expected = {}
-    for seed, (width, labels) in enumerate(((64, 3), (96, 7))):
-        config = ViTConfig(hidden_size=width, num_hidden_layers=4, num_attention_heads=4, num_labels=labels)
-        model = cls(config, seed=seed)
-        model.save_pretrained(tmp_path)
-        expected[width] = backend.parameters(model)
-    cls(ViTConfig(hidden_size=64, num_hidden_layers=4, num_attention_heads=4, num_labels=3), seed=0).save_pretrained(
-        tmp_path
-    )
-    code = SAVER.format(package=backend.package.__name__)
-    delays = np.random.default_rng(0).uniform(0.0, 0.25, 12 if backend.name == "torch" else 4)  # the code is one
-    for delay in delays:
-        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-        model, report = load(backend, "ViTForImageClassification", tmp_path)
-        assert not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
-        assert_same(backend.parameters(model), expected[model.config.hidden_size])
-
-
-class Crash(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("step", range(40))
-def test_a_crash_at_any_step_leaves_the_old_or_the_new(tmp_path: Path, monkeypatch: Any, step: int) -> None:
-    """Every call that changes the disk is made to fail in turn, as if the process had died there."""
-    names = ("a.json", "b.bin", "stale.bin")
-    for name in names:
-        (tmp_path / name).write_text("old")
-    calls = iter(range(1000))
-
-    def dying(function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if next(calls) == step:
-                raise Crash
-            return function(*args, **kwargs)
-
-        return call
-
-    crashed = False
-    with monkeypatch.context() as patch:
-        for module, name in ((os, "replace"), (os, "fsync"), (Path, "rename"), (Path, "unlink"), (Path, "rmdir")):
-            patch.setattr(module, name, dying(getattr(module, name)))
-        patch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # a dead process tidies nothing up
-        try:
-            with replacing_files(tmp_path) as (stage, stale):
-                (stage / "a.json").write_text("new")
-                (stage / "c.bin").write_text("new")
-                (stage / "b.bin").write_text("new")
-                stale.append("stale.bin")
-        except Crash:
-            crashed = True
-    finish_save(tmp_path)
-    content = {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()}
-    old, new = dict.fromkeys(names, "old"), dict.fromkeys(("a.json", "b.bin", "c.bin"), "new")
-    assert content in ((old, new) if crashed else (new,))
-    with replacing_files(tmp_path) as (stage, _):
-        (stage / "a.json").write_text("newer")
-    assert (tmp_path / "a.json").read_text() == "newer"
-
+# ---- a full disk -------------------------------------------------------------------------------------------------
 
 DISK_FULL = """
 import resource, signal, sys

@@ -6,7 +6,9 @@ older kind each framework had of its own.
 
 from __future__ import annotations
 
+import glob
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,9 +17,10 @@ from typing import Any
 
 from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.documents import read_json_object
-from vit_core.files import check_shard_names, check_stays, finish_save, write_atomically
+from vit_core.files import check_shard_names, check_stays, write_atomically
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
 from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
+from vit_core.saving import beside, find
 
 # The component that TensorFlow's full variable names begin with; only its HDF5 files and shard indices spell it out.
 TF_OUTER_NAMES = {
@@ -47,9 +50,10 @@ class Container:
         return f"{self.stem}{tag}{self.suffix}", f"{self.stem}{self.suffix}.index{tag}.json"
 
     def patterns(self, variant: str | None = None) -> tuple[str, ...]:
-        """Patterns of every file a save of this variant may write: those of an earlier one left over are stale."""
+        """Patterns of every file that a save of this variant may write, and replaces where an earlier one wrote it."""
         single, index = self.names(variant)
-        return single, index, single.replace(self.suffix, f"-?????-of-?????{self.suffix}")
+        number, plain = "[0-9]" * 5, glob.escape(single.removesuffix(self.suffix))
+        return plain + self.suffix, glob.escape(index), f"{plain}-{number}-of-{number}{self.suffix}"
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -135,6 +139,7 @@ class Checkpoint:
     config: ViTConfig | None = None  # what the files beside the weights say, or the weights themselves
     processor: dict[str, Any] | None = None  # what preprocessor_config.json says, where that is known
     notes: tuple[str, ...] = ()  # what a user should know of how it was read
+    files: tuple[Path, ...] = ()  # that hold the tensors
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -147,11 +152,10 @@ class Checkpoint:
 
 def find_weights(folder: Path, variant: str | None = None) -> Path:
     """The weights file, or index, of a folder. Raises FileNotFoundError that lists what is there."""
-    finish_save(folder)
     names = readable_names(variant)
     for name in names:
-        if (folder / name).is_file():
-            return folder / name
+        if (found := find(folder, name)).is_file():
+            return found
     there = ", ".join(sorted(p.name for p in folder.iterdir())[:20]) if folder.is_dir() else ""
     raise FileNotFoundError(
         f"No weights in {folder}: expected {' or '.join(names)}; "
@@ -167,6 +171,12 @@ class Named:
     tensors: Mapping[str, Tensor]
     format: str  # the claimed one
     weight_map: Mapping[str, str] | None = None  # of an index: shards by the names of their tensors
+    shards: tuple[Path, ...] = ()  # of an index
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the tensors."""
+        return self.shards or (self.path,)
 
 
 def by_suffix(path: Path) -> Container:
@@ -181,20 +191,21 @@ def read_named(path: Path, container_of: Callable[[Path], Container] = by_suffix
     weight_map = read_json_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{path} has no weight_map from tensor names to file names: it is not an index of shards.")
-    shards = set(weight_map.values())
-    check_shard_names(shards, by_suffix(path).suffix, str(path))
+    names = set(weight_map.values())
+    check_shard_names(names, by_suffix(path).suffix, str(path))
+    shards = tuple(beside(path, name) for name in sorted(names))
     found: dict[str, Tensor] = {}
     claimed = "pt"
-    for shard in sorted(shards):
-        if not (path.parent / shard).is_file():
-            raise FileNotFoundError(f"{path} names the shard {shard}, which is not beside it: fetch it again.")
-        check_stays(path.parent, shard, str(path))
-        tensors, claimed = container_of(path.parent / shard).read(path.parent / shard)
+    for shard in shards:
+        if not shard.is_file():
+            raise FileNotFoundError(f"{path} names the shard {shard.name}, which is not beside it: fetch it again.")
+        check_stays(shard, str(path))
+        tensors, claimed = container_of(shard).read(shard)
         twice = sorted(tensors.keys() & found.keys())
         if twice:
-            raise ValueError(f"{path}: the tensor {twice[0]!r} is in {shard} and in another shard: save it again.")
+            raise ValueError(f"{path}: the tensor {twice[0]!r} is in {shard.name} and in another shard: save it again.")
         found.update(tensors)
-    return Named(path, found, claimed, weight_map)
+    return Named(path, found, claimed, weight_map, shards)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -218,11 +229,11 @@ def as_checkpoint(named: Named) -> Checkpoint:
     if named.weight_map is not None:
         _check_complete(path, named.weight_map, found, tensors, fmt)
     unknown = {name: t for name, t in found.items() if name not in parsed}
-    beside = path.parent / CONFIG_NAME
-    config = ViTConfig.from_json_file(beside) if beside.is_file() else None
-    if config is not None:
-        check_layers(path, config, found)
-    return Checkpoint(path, fmt, tensors, unknown, config)
+    config = beside(path, CONFIG_NAME)
+    stored = ViTConfig.from_json_file(config) if config.is_file() else None
+    if stored is not None:
+        check_layers(path, stored, found)
+    return Checkpoint(path, fmt, tensors, unknown, stored, files=named.files)
 
 
 def check_layers(path: Path, config: ViTConfig, tensors: Collection[str]) -> None:
@@ -276,6 +287,10 @@ def _check_complete(
 
 def check_container(container: Container, variant: str | None) -> None:
     """Refuse, with ValueError, to write files that nobody would read."""
+    if variant and (".." in variant or not re.fullmatch(r"[A-Za-z0-9_.-]+", variant)):
+        raise ValueError(
+            f"variant must be letters, digits, '_', '.' and '-', which go into file names, got {variant!r}."
+        )
     if variant and container.format != "pt":
         name, _ = container.names()
         raise ValueError(f"{name} has no variants: leave out variant={variant!r} or safe_serialization=False.")

@@ -16,6 +16,7 @@ from typing import Any
 
 from vit_core.documents import blaming, read_json_object, refuse_attributes
 from vit_core.files import write_atomically
+from vit_core.saving import save_document, settled
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
 CONFIG_NAME = "config.json"
@@ -307,8 +308,10 @@ class ViTConfig:
 
         With `return_unused_kwargs=True`: the tuple (config, overrides that are no field of it).
         """
-        path = Path(name_or_path)
-        if not path.is_file():
+
+        def read() -> tuple[Path, dict[str, Any]]:
+            if Path(name_or_path).is_file():
+                return Path(name_or_path), read_json_object(Path(name_or_path))
             from vit_core import hub
 
             path = hub.cached_file(
@@ -321,14 +324,15 @@ class ViTConfig:
                 revision=revision,
                 subfolder=subfolder,
             )
-        values = read_json_object(path)
+            return path, read_json_object(path)
+
+        path, values = settled(Path(name_or_path) / subfolder, read)
         with blaming(f"{path} with {', '.join(overrides)} as given" if overrides else path):
             return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` into `folder`, making the folder when it is not there."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        self.to_json_file(Path(folder) / CONFIG_NAME)
+        save_document(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
 
     def copy(self, **changes: Any) -> ViTConfig:
         """An independent copy with some fields changed."""

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
-import shutil
-import tempfile
-import time
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,14 +23,14 @@ def refuse_stand_in(path: Path, first: bytes) -> None:
         raise ValueError(f"{path} is an HTML page, not the file itself: fetch it again, from its download link.")
 
 
-def check_stays(folder: Path, name: str, index: str) -> None:
+def check_stays(shard: Path, index: str) -> None:
     """Refuse, with ValueError, a shard that is a link out of its folder, but for those of the hub's cache."""
-    place, found = folder.resolve(), (folder / name).resolve()
-    cached = place.parents[1] / "blobs" if place.parent.name == "snapshots" else place
-    if found.parent not in (place, cached):
+    place, found = shard.parent.resolve(), shard.resolve()
+    cached = [folder.parent / "blobs" for folder in place.parents if folder.name == "snapshots"]
+    if found.parent not in (place, *cached):
         raise ValueError(
-            f"{index} names the shard {name!r}, a link that leads out of its folder, to {found}: put the file itself "
-            "there if you trust where it comes from."
+            f"{index} names the shard {shard.name!r}, a link that leads out of its folder, to {found}: put the file "
+            "itself there if you trust where it comes from."
         )
 
 
@@ -83,23 +80,16 @@ def lock(file: IO[bytes], wait: bool = True) -> bool:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path`, whole and on disk, when the block ends without an error."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with _Writer(io.FileIO(descriptor, "wb")) as file:
+        with _Writer(io.FileIO(part, "x+")) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -108,72 +98,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-# ---- a folder whose files change together ------------------------------------------------------------------------
-# New files are staged in a folder beside the old ones. One rename commits them: before it the old files are what
-# counts, after it the new ones, and whoever opens the folder next finishes the moves that a crash left undone.
+def same_file(file: IO[bytes], path: Path) -> str:
+    """A path under which a library opens the file that is open here, whatever stands at its own `path` by now.
 
-_STAGED, _COMMITTED, _STALE = ".saving-", ".saved", ".stale.json"
-_ABANDONED_AFTER = 3600  # seconds after which the staging folder of a killed process is removed
-
-
-@contextmanager
-def replacing_files(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield an empty staging folder and a list; on success the staged files appear in `folder`, all or none.
-
-    Names put into the list are removed from `folder` at the same time. An error leaves `folder` as it was.
+    Where the system has no such path it is `path`; Windows keeps a file that is open from being replaced.
     """
-    if folder.is_file():
-        raise NotADirectoryError(f"{folder} is a file: expected a folder to save to.")
-    fresh = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    finish_save(folder)
-    for abandoned in folder.glob(f"{_STAGED}*"):
-        if time.time() - abandoned.stat().st_mtime > _ABANDONED_AFTER:
-            shutil.rmtree(abandoned, ignore_errors=True)
-    stage = Path(tempfile.mkdtemp(dir=folder, prefix=_STAGED))
-    stale: list[str] = []
-    try:
-        yield stage, stale
-        write_atomically(stage / _STALE, json.dumps(stale).encode())
-        _sync(stage)
-        stage.rename(folder / _COMMITTED)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        if fresh and not any(folder.iterdir()):
-            folder.rmdir()
-        raise
-    _sync(folder)
-    finish_save(folder)
-
-
-def finish_save(folder: Path) -> None:
-    """Bring a save that was committed but interrupted to its end; do nothing when there is none."""
-    committed = folder / _COMMITTED
-    if not committed.is_dir():
-        return
-    try:
-        for name in json.loads((committed / _STALE).read_bytes()) if (committed / _STALE).is_file() else ():
-            (folder / name).unlink(missing_ok=True)
-        for file in sorted(committed.iterdir()):
-            if file.name != _STALE:
-                os.replace(file, folder / file.name)
-        (committed / _STALE).unlink(missing_ok=True)
-        committed.rmdir()
-    except FileNotFoundError:
-        pass  # another process is finishing the same save
-    except PermissionError as error:
-        raise PermissionError(
-            f"A save to {folder} was interrupted and its files can't be moved into place ({error.strerror}): "
-            "open the folder once as a user who may write to it."
-        ) from error
-    _sync(folder)
-
-
-def _sync(folder: Path) -> None:
-    """Put a folder's entries on disk, where the system can do that."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    name = f"/dev/fd/{file.fileno()}"
+    return name if os.path.exists(name) else str(path)

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from vit_core.documents import read_json_object
-from vit_core.files import check_shard_names, finish_save
+from vit_core.files import check_shard_names
+from vit_core.saving import find
 
 StrPath = str | os.PathLike[str]
 _HUB_ID = "'name' or 'org/name' of letters, digits, '-', '_' and '.'"
@@ -58,9 +59,9 @@ def resolve(
 ) -> Path:
     """The local path of the weights: the first of `filenames` that the folder or repository has.
 
-    Beside it, in its `.parent`, lie config.json and the `optional` files where the source has them, and, when the
-    weights are an index, every shard it names. Nothing else is downloaded, and all of it is of one commit, even if the
-    branch moves meanwhile. Raises what `cached_file` does, and ValueError for an index that names anything but files
+    `saving.beside` finds config.json and the `optional` files where the source has them, and, when the weights are an
+    index, every shard it names. Nothing else is downloaded, and all of it is of one commit, even if the branch moves
+    meanwhile. Raises what `cached_file` does, and ValueError for an index that names anything but files
     beside it.
     """
     options = _Options(cache_dir, force_download, local_files_only, token, revision, subfolder.strip("/"))
@@ -142,7 +143,8 @@ class _Folder:
 
     def find(self, filename: str) -> Path | None:
         """The path of the file, or None."""
-        return self.path / filename if (self.path / filename).is_file() else None
+        found = find(self.path, filename)
+        return found if found.is_file() else None
 
     def fail(self, wanted: str) -> NoReturn:
         """Raise the error for what `find` did not find."""
@@ -216,7 +218,6 @@ def _source(name_or_path: StrPath, options: _Options) -> _Folder | _Repo:
         raise ValueError(f"subfolder={options.subfolder!r} leads out of {name!r}. Pass a folder inside it.")
     path = Path(os.path.expanduser(name))
     if name and path.is_dir():
-        finish_save(path / options.subfolder)
         return _Folder(path / options.subfolder)
     if path.is_file():
         raise NotADirectoryError(f"{name!r} is a file, expected a folder. Pass its folder, {str(path.parent)!r}.")

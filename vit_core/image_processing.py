@@ -24,6 +24,7 @@ from vit_core.documents import blaming, read_json_object, refuse_attributes
 from vit_core.files import write_atomically
 from vit_core.image_steps import Steps, size_dict
 from vit_core.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image
+from vit_core.saving import save_document, settled
 
 __all__ = [
     "AutoImageProcessor",
@@ -196,11 +197,13 @@ class ViTImageProcessor:
         use_fast is accepted from callers of transformers; there is but one processor. Raises FileNotFoundError,
         ValueError for a file that is no processor's, TypeError for an override that is no argument.
         """
-        path = Path(pretrained_model_name_or_path)
-        if not path.is_file():
+
+        def path() -> Path:
+            if Path(pretrained_model_name_or_path).is_file():
+                return Path(pretrained_model_name_or_path)
             from vit_core import hub
 
-            path = hub.cached_file(
+            return hub.cached_file(
                 pretrained_model_name_or_path,
                 PROCESSOR_NAME,
                 cache_dir=cache_dir,
@@ -210,7 +213,8 @@ class ViTImageProcessor:
                 revision=revision,
                 subfolder=subfolder,
             )
-        processor = cls.from_json_file(path)
+
+        processor = settled(Path(pretrained_model_name_or_path) / subfolder, lambda: cls.from_json_file(path()))
         unknown = sorted(set(overrides) - set(vars(processor)))
         if unknown:
             raise TypeError(f"{unknown} are no arguments of {cls.__name__}, which are {sorted(vars(processor))}.")
@@ -251,8 +255,7 @@ class ViTImageProcessor:
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write preprocessor_config.json into a folder, made if need be. Returns the paths written."""
         path = Path(save_directory) / PROCESSOR_NAME
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.to_json_file(path)
+        save_document(path, self.to_json_string().encode())
         return [str(path)]
 
     def __eq__(self, other: object) -> bool:

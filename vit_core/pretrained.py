@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Self
 from vit_core import hub
 from vit_core.checkpoint import OWN_CONTAINERS, SAFETENSORS, Checkpoint, Container, check_container, write_checkpoint
 from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.files import replacing_files
 from vit_core.loading import fit, resolve_dtype
 from vit_core.parameter_groups import ParameterGroup, parameter_groups
 from vit_core.params import ALL_PARTS, HEADS, PARTS, Spec, specs
 from vit_core.safetensors_file import Tensor
+from vit_core.saving import replacing_files
 from vit_core.validation import dtype_name
 
 StrPath = str | Path
@@ -183,8 +183,8 @@ class PretrainedModel(ABC):
         patterns = self._own_patterns(variant)
         stored = Counter(container.storable(t).dtype.name for t in tensors.values()).most_common(1)[0][0]
         config = self.config.copy(architectures=[self.architecture], dtype=stored)
-        with replacing_files(folder) as (stage, stale):
-            written = write_checkpoint(
+        with replacing_files(folder, patterns) as stage:
+            write_checkpoint(
                 stage,
                 tensors,
                 wanted,
@@ -194,8 +194,7 @@ class PretrainedModel(ABC):
                 max_shard_size=max_shard_size,
                 variant=variant,
             )
-            config.save_pretrained(stage)
-            stale += sorted({p.name for pattern in patterns for p in folder.glob(pattern)} - set(written))
+            config.to_json_file(stage / CONFIG_NAME)
         if push_to_hub:
             hub.upload(folder, repo_id or folder.resolve().name, delete_patterns=patterns, **hub_options)
 

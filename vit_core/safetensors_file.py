@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from vit_core.documents import Document, parse_json_object
-from vit_core.files import LFS_POINTER, atomic_file, refuse_stand_in
+from vit_core.files import LFS_POINTER, atomic_file, refuse_stand_in, same_file
 
 Array = npt.NDArray[Any]
 
@@ -121,35 +122,36 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The arrays are private, writable views of the mapped file: nothing is read before it is used, and writing to one
     never reaches the file. Raises OSError when the file can't be opened, ValueError when it is damaged.
     """
-    header, start = _header(path)
-    try:
-        with safe_open(path, framework="np"):
-            pass  # opening checks that the offsets are what the shapes and the size of the file demand
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or not a safetensors file ({error}): fetch or save it again.") from error
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path}: check the path.")
+    with path.open("rb") as file:
+        header, start = _header(path, file)
+        try:
+            with safe_open(same_file(file, path), framework="np"):
+                pass  # opening checks that the offsets are what the shapes and the size of the file demand
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} is damaged or not a safetensors file ({error}): fetch or save it again."
+            ) from error
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     metadata = header.object("__metadata__")  # which may be null
     header.pop("__metadata__", None)
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return {name: _tensor(path, mapped, start, name, entry) for name, entry in header.items()}, metadata
 
 
-def _header(path: Path) -> tuple[Document, int]:
+def _header(path: Path, file: IO[bytes]) -> tuple[Document, int]:
     """The header, and the offset at which the data begins."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no weights file {path}: check the path.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        first = file.read(len(LFS_POINTER))
-        refuse_stand_in(path, first)
-        length = int.from_bytes(first[:8], "little")
-        if size < 8 or length > min(_MAX_HEADER, size - 8):
-            raise ValueError(
-                f"{path} is damaged or not a safetensors file: its {size} bytes begin with a header length of "
-                f"{length}: fetch or save it again."
-            )
-        file.seek(8)
-        return parse_json_object(file.read(length), f"The header of {path}"), 8 + length
+    size = os.fstat(file.fileno()).st_size
+    first = file.read(len(LFS_POINTER))
+    refuse_stand_in(path, first)
+    length = int.from_bytes(first[:8], "little")
+    if size < 8 or length > min(_MAX_HEADER, size - 8):
+        raise ValueError(
+            f"{path} is damaged or not a safetensors file: its {size} bytes begin with a header length of "
+            f"{length}: fetch or save it again."
+        )
+    file.seek(8)
+    return parse_json_object(file.read(length), f"The header of {path}"), 8 + length
 
 
 def _tensor(path: Path, mapped: mmap.mmap, start: int, name: str, entry: dict[str, Any]) -> Tensor:

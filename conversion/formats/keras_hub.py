@@ -179,6 +179,7 @@ KERAS_HUB = Family(
     },
     prepare=_prepare,
     files=_files,
+    beside=(TASK, "task.json", "preprocessor.json"),
     read_side=_read_side,
     write_side=_write_side,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +15,6 @@ from vit_core.backends import open_checkpoint
 from vit_core.checkpoint import Checkpoint
 from vit_core.cli.common import AsJson, Revision, console, one_line, print_json
 from vit_core.config import CONFIG_NAME, ViTConfig, label_of
-from vit_core.documents import read_json_object
 from vit_core.loading import fit
 from vit_core.params import LAYER, OF_LAYER, PARTS, TABLE
 from vit_core.safetensors_file import Tensor
@@ -70,7 +68,7 @@ def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any
         "format": checkpoint.format,
         "architecture": named,
         "num_parameters": sum(_count(tensor) for tensor in tensors.values()),
-        "bytes_on_disk": sum(file.stat().st_size for file in _files(checkpoint.path)),
+        "bytes_on_disk": sum(file.stat().st_size for file in checkpoint.files),
         "dtypes": checkpoint.dtypes,
         "missing": [],
         "unexpected": sorted(checkpoint.unknown),
@@ -86,13 +84,6 @@ def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any
         wrong = [{"name": n, "file": list(a), "model": list(b)} for n, a, b in report.mismatched_keys]
         summary |= {"missing": report.missing_keys, "unexpected": report.unexpected_keys, "mismatched": wrong}
     return summary
-
-
-def _files(path: Path) -> list[Path]:
-    """The files that hold the tensors: the shards, where `path` is their index."""
-    if path.suffix != ".json":
-        return [path]
-    return [path.parent / name for name in sorted(set(read_json_object(path)["weight_map"].values()))]
 
 
 def _count(tensor: Tensor) -> int:
