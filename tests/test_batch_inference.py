@@ -287,11 +287,11 @@ def test_a_journal_that_was_removed_meanwhile_is_begun_anew(tmp_path: Path, monk
     """Another run may end, and remove its journal, between the opening of it here and the lock."""
     out, locked, opened = tmp_path / "results.csv", results.lock, []
 
-    def late(file: Any, wait: bool) -> bool:
+    def late(file: Any) -> bool:
         if not opened:
             Path(file.name).unlink()
         opened.append(file.name)
-        return locked(file, wait)
+        return locked(file)
 
     monkeypatch.setattr(results, "lock", late)
     with Journal(out, {"identity": ""}, 1) as journal:

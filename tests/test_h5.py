@@ -534,11 +534,11 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
 @pytest.mark.parametrize("kind", ["whole", "shard"])
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, kind: str) -> None:
-    """24 arrays of 8 MiB are written and read in the memory that two of them need."""
+    """24 arrays of 8 MiB are written and read in no more than what two of them need, and two beside."""
     done = subprocess.run(
         [sys.executable, "-c", PEAK + MEMORY, str(tmp_path / "m.h5"), kind], capture_output=True, text=True, check=True
     )
-    assert int(done.stdout) < 8192  # KiB: one of them
+    assert int(done.stdout) < 16384  # KiB: two of them
 
 
 DISK_FULL = """

@@ -41,7 +41,7 @@ from conversion.formats import FAMILIES
 from vit_core import saving
 from vit_core.checkpoint import CONTAINERS, find_weights, read_checkpoint
 from vit_core.config import ViTConfig
-from vit_core.files import read_json_object
+from vit_core.documents import read_json_object
 from vit_core.image_processing import ViTImageProcessor
 
 TESTS = Path(__file__).parent

@@ -14,7 +14,7 @@ from vit_core.files import refuse_stand_in
 
 _MAX_BYTES = 1 << 26  # of a file; three tables of a million labels fit
 _MAX_DEPTH = 64  # of objects and lists, far below what Python's own recursion allows
-_MAX_BITS = 64  # of a whole number
+_MAX_BITS = 1023  # of a whole number: a float holds it
 
 
 class Document(dict[str, Any]):
@@ -105,7 +105,7 @@ def read_json_object(path: Path) -> Document:
 def parse_json_object(text: bytes, source: str) -> Document:
     """The JSON object in `text`. Raises ValueError that names `source`.
 
-    Refused beside what is no JSON: two equal keys, numbers that are not finite or exceed 64 bits, deep nesting.
+    Refused beside what is no JSON: two equal keys, numbers that are not finite or that no float can hold, deep nesting.
     """
     try:
         value = json.loads(text, object_pairs_hook=_refuse_duplicates)
@@ -139,6 +139,6 @@ def _check_values(document: dict[str, Any], source: str) -> None:
             if isinstance(value, dict | list):
                 waiting.append((f"{field}.{key}" if field else str(key), value, depth + 1))
             elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
-                raise ValueError(f"{source}: {field}{'.' * bool(field)}{key} exceeds {_MAX_BITS} bits.")
+                raise ValueError(f"{source}: {field}{'.' * bool(field)}{key} exceeds what a float can hold.")
             elif isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{source}: {field}{'.' * bool(field)}{key} must be a finite number, got {value}.")

@@ -59,7 +59,7 @@ class _Writer(io.BufferedWriter):
         return count
 
 
-def lock(file: IO[bytes], wait: bool = True) -> bool:
+def lock(file: IO[bytes]) -> bool:
     """Keep other processes from locking an open file until it is closed; False when one of them has it.
 
     True, too, where the system or a network file system has no such locks.
@@ -69,7 +69,7 @@ def lock(file: IO[bytes], wait: bool = True) -> bool:
     except ImportError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

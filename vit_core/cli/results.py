@@ -150,7 +150,7 @@ def _alone(path: Path) -> IO[bytes]:
     while True:
         file = path.open("a+b")
         try:
-            if not lock(file, wait=False):
+            if not lock(file):
                 raise BlockingIOError(f"Another run is writing {path}: wait until it has ended, or write elsewhere.")
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 return file
