@@ -30,8 +30,8 @@ from rich.table import Column, Table
 ROOT = Path(__file__).parent.parent
 PERTURB = "VIT_TRIO_PERTURB"  # the number of other random inputs, and of ulps in golden ones (tests/conftest.py)
 NEAR, FAR = 0.5, 1e-3  # of a bound: worth a look, and not worth a second run
-# What PyTorch, oneDNN, MKL, OpenBLAS and XLA are to keep to, and NumPy is to do without. TensorFlow asks oneDNN for half
-# precision wherever the processor has it, whatever oneDNN is to keep to: it goes without.
+# What PyTorch, oneDNN, MKL, OpenBLAS and XLA are to keep to, and NumPy is to do without. TensorFlow goes
+# without oneDNN, which it asks for half precision wherever the processor has it, whatever oneDNN keeps to.
 INSTRUCTIONS = {
     "sse": ("default", "SSE41", "SSE4_2", "Nehalem", "SSE4_2", "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX", "0"),
     "avx2": ("avx2", "AVX2", "AVX2", "Haswell", "AVX2", "AVX512F AVX512CD AVX512_SKX", "0"),

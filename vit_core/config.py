@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_core.documents import blaming, read_json_object, refuse_attributes
+from vit_core.documents import blaming, json_text, read_json_object, refuse_attributes
 from vit_core.files import write_atomically
 from vit_core.saving import save_document, settled
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
@@ -255,9 +255,8 @@ class ViTConfig:
         return {k: v for k, v in values.items() if k not in COMMON_DEFAULTS or v != COMMON_DEFAULTS[k]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """JSON text: sorted keys, two spaces, a final newline."""
-        values = self.to_diff_dict() if use_diff else self.to_dict()
-        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+        """JSON text: sorted keys, two spaces, a final newline. Raises ValueError for what could not be read again."""
+        return json_text(self.to_diff_dict() if use_diff else self.to_dict(), "This configuration")
 
     def to_json_file(self, path: str | Path, use_diff: bool = True) -> None:
         """Write `to_json_string` to `path`, atomically."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from vit_core.files import refuse_stand_in
 
 _MAX_BYTES = 1 << 26  # of a file; three tables of a million labels fit
 _MAX_DEPTH = 64  # of objects and lists, far below what Python's own recursion allows
-_MAX_BITS = 1023  # of a whole number: a float holds it
+_MAX_BITS = 1000  # of a whole number, which then is a float's as well
 
 
 class Document(dict[str, Any]):
@@ -105,7 +105,7 @@ def read_json_object(path: Path) -> Document:
 def parse_json_object(text: bytes, source: str) -> Document:
     """The JSON object in `text`. Raises ValueError that names `source`.
 
-    Refused beside what is no JSON: two equal keys, numbers that are not finite or that no float can hold, deep nesting.
+    Refused beside what is no JSON: two equal keys, numbers that are not finite or exceed 1000 bits, deep nesting.
     """
     try:
         value = json.loads(text, object_pairs_hook=_refuse_duplicates)
@@ -117,6 +117,16 @@ def parse_json_object(text: bytes, source: str) -> Document:
         raise ValueError(f"{source} must hold a JSON object, got a {type(value).__name__}.")
     _check_values(value, source)
     return Document(value, source)
+
+
+def json_text(values: Mapping[str, Any], source: str, default: Callable[[Any], Any] | None = None) -> str:
+    """A JSON object as text: sorted keys, two spaces, a final newline. `default` is that of `json.dumps`.
+
+    Raises ValueError that names `source` for what `parse_json_object` would not read again.
+    """
+    text = json.dumps(values, indent=2, sort_keys=True, default=default) + "\n"
+    parse_json_object(text.encode(), source)
+    return text
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -139,6 +149,6 @@ def _check_values(document: dict[str, Any], source: str) -> None:
             if isinstance(value, dict | list):
                 waiting.append((f"{field}.{key}" if field else str(key), value, depth + 1))
             elif isinstance(value, int) and value.bit_length() > _MAX_BITS:
-                raise ValueError(f"{source}: {field}{'.' * bool(field)}{key} exceeds what a float can hold.")
+                raise ValueError(f"{source}: {field}{'.' * bool(field)}{key} exceeds {_MAX_BITS} bits.")
             elif isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{source}: {field}{'.' * bool(field)}{key} must be a finite number, got {value}.")

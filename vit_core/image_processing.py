@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from vit_core.documents import blaming, read_json_object, refuse_attributes
+from vit_core.documents import blaming, json_text, read_json_object, refuse_attributes
 from vit_core.files import write_atomically
 from vit_core.image_steps import Steps, size_dict
 from vit_core.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image
@@ -246,7 +245,7 @@ class ViTImageProcessor:
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON, keys sorted, with a newline at the end."""
-        return json.dumps(self.to_dict(), indent=2, sort_keys=True, default=lambda array: array.tolist()) + "\n"
+        return json_text(self.to_dict(), "This processor", lambda array: array.tolist())
 
     def to_json_file(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json_string`, wholly or not at all."""
