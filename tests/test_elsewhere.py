@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from command import HANGS
 from conftest import CHECKPOINTS
 
 from conversion.containers.keras_h5 import read_keras_h5, write_keras_h5
@@ -69,7 +69,17 @@ def damaged(path: Path, *changes: tuple[int, bytes], source: Path = GOOD) -> Pat
 # ---- the process -------------------------------------------------------------------------------------------------
 
 
-def test_one_process_answers_all_questions(tmp_path: Path) -> None:
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[module._Process]:
+    """A process that waits for questions however long a test takes."""
+    monkeypatch.setattr(module, "_process", module._Process())
+    waiting = module._START.replace("; serve", "; import vit_core.elsewhere as e; e._IDLE = 3600; serve")
+    monkeypatch.setattr(module, "_START", waiting)
+    yield module._process
+    module._process.end()
+
+
+def test_one_process_answers_all_questions(patient: module._Process) -> None:
     first = elsewhere(process, GOOD)
     assert first != os.getpid()
     assert elsewhere(prints, GOOD) == "answer"
@@ -109,6 +119,8 @@ def test_threads_get_their_own_answers(tmp_path: Path) -> None:
 def test_a_forked_process_has_its_own(tmp_path: Path) -> None:
     code = (
         "import os; from pathlib import Path; from test_elsewhere import elsewhere, process, GOOD\n"
+        "import vit_core.elsewhere as e\n"
+        "e._START = e._START.replace('; serve', '; import vit_core.elsewhere as e; e._IDLE = 3600; serve')\n"
         "mine = elsewhere(process, GOOD)\n"
         "child = os.fork()\n"
         "if not child: os._exit(elsewhere(process, GOOD) == mine)\n"
@@ -118,19 +130,14 @@ def test_a_forked_process_has_its_own(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=120)
 
 
-def test_a_process_that_was_idle_is_started_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = module._Process()
+def test_a_process_that_was_idle_is_started_anew(patient: module._Process, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(
-            module, "_START", module._START.replace("; serve", "; import vit_core.elsewhere as e; e._IDLE = 0; serve")
-        )
-        assert asked._starts() and asked._running is not None
-        idle = asked._running
-    assert idle.wait(timeout=HANGS) == 0
-    question = [__name__, "process", "", str(GOOD)]
-    answers = [asked.ask(question) for _ in range(2)]
-    assert answers[0] == answers[1] not in (None, {"result": idle.pid}, {"result": os.getpid()})
-    asked.end()
+        patch.setattr(module, "_START", module._START.replace("_IDLE = 3600", "_IDLE = 0"))
+        assert patient._starts() and patient._running is not None
+        idle = patient._running
+    assert idle.wait() == 0
+    answers = [elsewhere(process, GOOD) for _ in range(2)]
+    assert answers[0] == answers[1] not in (idle.pid, os.getpid())
 
 
 def test_what_a_library_does_to_the_process_is_no_traceback(tmp_path: Path) -> None:
