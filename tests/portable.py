@@ -30,12 +30,12 @@ from rich.table import Column, Table
 ROOT = Path(__file__).parent.parent
 PERTURB = "VIT_TRIO_PERTURB"  # the number of other random inputs, and of ulps in golden ones (tests/conftest.py)
 NEAR, FAR = 0.5, 1e-3  # of a bound: worth a look, and not worth a second run
-# What PyTorch, oneDNN, MKL, OpenBLAS and XLA are to keep to, and NumPy is to do without. TensorFlow goes
-# without oneDNN, which it asks for half precision wherever the processor has it, whatever oneDNN keeps to.
+# What PyTorch, oneDNN, MKL, OpenBLAS and XLA are to keep to. TensorFlow goes without oneDNN, which it asks for half
+# precision wherever the processor has it, whatever oneDNN is to keep to.
 INSTRUCTIONS = {
-    "sse": ("default", "SSE41", "SSE4_2", "Nehalem", "SSE4_2", "AVX2 FMA3 AVX512F AVX512CD AVX512_SKX", "0"),
-    "avx2": ("avx2", "AVX2", "AVX2", "Haswell", "AVX2", "AVX512F AVX512CD AVX512_SKX", "0"),
-    "avx512": ("avx512", "AVX512_CORE", "AVX512", "SkylakeX", "AVX512", "", ""),
+    "sse": ("default", "SSE41", "SSE4_2", "Nehalem", "SSE4_2", "0"),
+    "avx2": ("avx2", "AVX2", "AVX2", "Haswell", "AVX2", "0"),
+    "avx512": ("avx512", "AVX512_CORE", "AVX512", "SkylakeX", "AVX512", ""),
 }
 VARIABLES = (
     "ATEN_CPU_CAPABILITY",
@@ -43,7 +43,6 @@ VARIABLES = (
     "MKL_ENABLE_INSTRUCTIONS",
     "OPENBLAS_CORETYPE",
     "XLA_FLAGS",
-    "NPY_DISABLE_CPU_FEATURES",
     "TF_ENABLE_ONEDNN_OPTS",
 )
 
