@@ -49,6 +49,7 @@ def assert_close(
     """
     found, wanted = dict(leaves(actual)), dict(leaves(expected))
     assert found.keys() == wanted.keys(), f"{what}: {sorted(found)}, expected {sorted(wanted)}"
+    assert wanted, f"{what}: there is nothing to compare"
     largest = max((float(np.abs(array).max(initial=0.0)) for array in wanted.values()), default=0.0)
     typed = not (isinstance(actual, float | int | list) or isinstance(expected, float | int | list))
     errors = {}
@@ -58,9 +59,8 @@ def assert_close(
         measure = np.maximum(np.abs(array.astype(np.float64)) if each else largest, max(least, SMALLEST))
         difference = np.abs(found[name].astype(np.float64) - array.astype(np.float64))
         errors[name] = float((difference / measure).max(initial=0.0))
-    worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf), default="")
-    error = errors.get(worst, 0.0)
-    assert_within(error, bound, f"{what}{worst}")
+    worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
+    assert_within(errors[worst], bound, f"{what}{worst}")
 
 
 def assert_within(error: float, bound: float, what: str = "") -> None:
