@@ -40,7 +40,7 @@ def pytest_configure() -> None:
     """With several processes, each on a core of its own: frameworks then start one thread, not one for every core."""
     if PERTURBED:
         drawn = np.random.default_rng
-        np.random.default_rng = lambda seed=None: drawn(None if seed is None else [PERTURBED, seed])  # type: ignore[assignment]
+        np.random.default_rng = lambda seed=None: drawn([PERTURBED, seed] if isinstance(seed, int) else seed)
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
