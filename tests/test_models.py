@@ -379,7 +379,13 @@ def test_dtypes(backend: Any, dtype: str, attention: str, inputs: dict[str, np.n
         return np.float64(output.logits)
 
     config = ViTConfig.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
-    assert_close(run(dtype), run("float64"), tolerances.rounding(config, dtype))
+    try:
+        found = run(dtype)
+    except Exception as error:
+        if dtype == "float16" and "Failed to materialize symbols" in str(error):
+            pytest.skip("XLA has no float16 on processors without F16C")
+        raise
+    assert_close(found, run("float64"), tolerances.rounding(config, dtype))
 
 
 def test_float64_is_float64_throughout(backend: Any) -> None:

@@ -15,6 +15,8 @@ from vit_core.config import ViTConfig, pair
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 IN_A_LAYER, AT_THE_ENDS = 40, 15  # operations beside sums, unfused: 8 of a norm, 4 of a softmax, 5 of a GELU ...
 
+DEVIATIONS = 3  # the standard ones, that a bound allows
+
 SAME_FUNCTION_FLOAT64 = 1e-10  # one function computed two ways: 8.4e-16 measured
 POSITION_TF = 2e-7  # recorded numbers: TensorFlow computed its kernel in float32, 9.3e-8 from float64
 SAME_TRAINING_FLOAT64 = {"losses": 1e-9, "weights": 1e-8}  # 50 steps: 1.0e-13, and 6.3e-11 at keys' biases measured
@@ -39,11 +41,13 @@ def roundings(config: ViTConfig, dtype: str) -> int:
 def rounding(config: ViTConfig, dtype: str = "float32", gradient: bool = False) -> float:
     """How far what a model computes in a dtype may be from the exact result, relative to its largest value.
 
-    n roundings of at most u each, which don't know of each other, add up like a random walk, to sqrt(n) u, in whatever
-    order and however fused a machine does them (Higham and Mary 2019, A New Approach to Probabilistic Rounding Error
-    Analysis, theorem 3.1, with the constant 1). A gradient goes the way back too, through twice as many operations.
+    n roundings, each anywhere within u and none knowing of another, add up like a random walk, in whatever order and
+    however fused a machine does them (the model of Higham and Mary 2019, A New Approach to Probabilistic Rounding Error
+    Analysis): their sum has a standard deviation of u sqrt(n / 3), and the bound is three of those. A gradient goes the
+    way back too, through twice as many operations.
     """
-    return UNIT_ROUNDOFF[dtype] * math.sqrt(roundings(config, dtype) * (3 if gradient else 1))
+    count = roundings(config, dtype) * (3 if gradient else 1)
+    return DEVIATIONS * UNIT_ROUNDOFF[dtype] * math.sqrt(count / 3)
 
 
 def both_rounded(config: ViTConfig, dtype: str = "float32", gradient: bool = False) -> float:

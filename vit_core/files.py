@@ -59,6 +59,14 @@ class _Writer(io.BufferedWriter):
         return count
 
 
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether what is open is still what stands at a path."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
 def lock(file: IO[bytes]) -> bool:
     """Keep other processes from locking an open file until it is closed; False when one of them has it.
 

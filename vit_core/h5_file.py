@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_core.elsewhere import elsewhere
-from vit_core.files import atomic_file, refuse_stand_in, same_file
+from vit_core.files import atomic_file, is_at, refuse_stand_in, same_file
 from vit_core.safetensors_file import Array, Tensor, mapped_tensor
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # no number of HDF5: Keras 3 stores two bytes and says so in an attribute
@@ -71,7 +71,7 @@ def described_tensors(path: Path, function: Callable[[str], list[Described]]) ->
     with path.open("rb") as opened:
         refuse_stand_in(path, opened.read(512))
         described = [Described(*fields) for fields in elsewhere(function, path)]
-        if not os.path.samestat(path.stat(), os.fstat(opened.fileno())):
+        if not is_at(path, opened.fileno()):
             raise ValueError(f"{path} was replaced while it was read: read it again.")
         mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY) if described else None
         chunked = any(each.begin is None for each in described)

@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
-from vit_core.files import write_atomically
+from vit_core.files import is_at, write_atomically
 
 try:
     import fcntl
@@ -281,7 +281,7 @@ def _lock(folder: Path) -> Iterator[bool]:
             yield False
             return
         try:
-            if _is_at(path, descriptor):  # it goes again with another save that fails
+            if is_at(path, descriptor):  # it goes again with another save that fails
                 yield True
                 return
         finally:
@@ -304,11 +304,3 @@ def _flock(folder: Path) -> tuple[Path, int | None]:
             return path, descriptor
     lock.unlink(missing_ok=True)
     return folder, None
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether what is open is still at its path."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -20,7 +20,7 @@ from typing import IO, Any, Self
 
 from vit_core.cli.common import check_out
 from vit_core.documents import parse_json_object
-from vit_core.files import atomic_file, lock
+from vit_core.files import atomic_file, is_at, lock
 from vit_core.pipeline import Result
 
 Row = dict[str, Any]
@@ -152,7 +152,7 @@ def _alone(path: Path) -> IO[bytes]:
         try:
             if not lock(file):
                 raise BlockingIOError(f"Another run is writing {path}: wait until it has ended, or write elsewhere.")
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            if is_at(path, file.fileno()):
                 return file
         except BaseException:
             file.close()
