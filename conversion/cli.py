@@ -163,7 +163,7 @@ def _pixels(text: str | None, option: str) -> int | tuple[int, int] | None:
 
 _FLAGS = {name: "--" + name.replace("_", "-") for name in signature(vit_convert).parameters}
 _FLAGS["num_attention_heads"] = _FLAGS["heads"]
-_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)})=(?:True\b|(\(height, width\))|(['\"]?)(\w*)\3)")
+_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)})=(?:True\b|(\(height, width\))|(['\"])(.*?)\3|(\w*))")
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def _options_by_their_flags() -> Iterator[None]:
     except (OSError, ValueError) as error:
 
         def flag(match: re.Match[str]) -> str:
-            return f"{_FLAGS[match[1]]} {'HEIGHTxWIDTH' if match[2] else match[4] or ''}".rstrip()
+            return f"{_FLAGS[match[1]]} {'HEIGHTxWIDTH' if match[2] else match[4] or match[5] or ''}".rstrip()
 
         raise ValueError(_ARGUMENT.sub(flag, str(error))) from error
 

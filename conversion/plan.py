@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from conversion.settle import architecture_of, parts_of
-from conversion.side import statistics
+from conversion.side import stated
 from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig, pair
 from vit_core.documents import blaming
@@ -153,7 +153,7 @@ def _for_size(processor: dict[str, Any] | None, config: ViTConfig) -> dict[str, 
     document = {"image_processor_type": "ViTImageProcessor", **processor, "size": {"height": height, "width": width}}
     with blaming(getattr(processor, "source", "the preprocessor")):
         ViTImageProcessor(**document)  # what it would refuse is refused before anything is written
-        statistics(document, config.num_channels)  # also where a step that takes them is off
+        stated(document)  # also where a step that takes them is off
     return document
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,22 @@ def preprocessor(
     }
 
 
+def stated(stored: dict[str, Any] | None) -> ViTImageProcessor:
+    """A processor of the statistics that a preprocessor's document states. Raises ValueError for what they can't be."""
+    return ViTImageProcessor(**{name: value for name in _STATISTICS if (value := (stored or {}).get(name)) is not None})
+
+
 def statistics(stored: dict[str, Any] | None, channels: int) -> tuple[list[float], list[float], str]:
     """Mean and deviation of each channel, and the interpolation, of a preprocessor; ViT's own where it has none."""
-    given = {name: value for name in _STATISTICS if (value := (stored or {}).get(name)) is not None}
-    processor = ViTImageProcessor(**given)
+    processor = stated(stored)
     mean, std = (spread(values, channels) for values in (processor.image_mean, processor.image_std))
     if len(mean) != channels or len(std) != channels:
+        if set(mean) | set(std) != {0.5}:
+            warnings.warn(
+                f"image_mean {mean} and image_std {std} are not those of a model of {channels} channels: 0.5 is taken "
+                "for each. Name the right ones in the target.",
+                stacklevel=2,
+            )
         mean, std = [0.5] * channels, [0.5] * channels
     return mean, std, interpolation(processor.resample) or "bicubic"
 

@@ -38,6 +38,17 @@ SAVES: dict[str, dict[str, Any]] = {
     "older single": {"safe_serialization": False},
     "older shards": {"safe_serialization": False, "max_shard_size": SHARDED},
 }
+# And how it is converted.
+TARGETS: dict[str, dict[str, Any]] = {
+    "torch": {"to": "torch"},
+    "torch in shards": {"to": "torch", "max_shard_size": 3000},
+    "torch in its older kind": {"to": "torch", "container": "bin"},
+    "tf": {"to": "tf", "container": "h5"},
+    "flax": {"to": "flax", "container": "msgpack"},
+    "google": {"to": "google"},
+    "timm": {"to": "timm"},
+    "keras-hub": {"to": "keras-hub"},
+}
 
 
 class Model(PretrainedModel):

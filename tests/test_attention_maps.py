@@ -98,5 +98,14 @@ def test_drawings_of_every_shape(size: tuple[int, int], heads: int, expected: in
     assert drawing.height - bottom >= 20
 
 
+def test_a_label_of_any_length() -> None:
+    """It is cut where the next letter would not fit, without a measurement of every length."""
+    pictures = [
+        draw(Image.new("RGB", (8, 8)), np.ones((2, 2)), np.ones((1, 2, 2)), layer=0, title="w" * length, subtitle="")
+        for length in (300, 10**6)
+    ]
+    assert ImageChops.difference(*pictures).getbbox() is None
+
+
 def test_text_that_the_font_lacks() -> None:
     assert printable("Éclair 猫 a\nb") == "Eclair ? a?b"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from importlib.metadata import version
@@ -71,6 +72,14 @@ def test_a_reader_that_leaves_early_and_a_full_disk() -> None:
         assert result.stderr == "vit: [Errno 28] No space left on device\n"
 
 
+def test_an_output_that_holds_ascii_alone(tmp_path: Path) -> None:
+    picture = shutil.copy(NINE, tmp_path / "neuf-é.png")
+    for given in (["classify", picture], ["classify", tmp_path / "è.png"]):
+        result = process(VIT, *given, env={**os.environ, "PYTHONIOENCODING": "ascii:strict"})
+        shown = result.stdout if result.returncode == 0 else result.stderr
+        assert Path(given[1]).name.replace("é", r"\xe9").replace("è", r"\xe8") in shown
+
+
 def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -103,6 +112,7 @@ def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         (["attend", NINE, "--out", "x.xyz"], "must end in one of .png, .jpg, .jpeg, .webp"),
         (["attend", NINE, "--out", NINE], "is the picture itself"),
         (["attend", DIGITS / "pictures", "--out", "x.png"], f"stands for {len(PICTURES)}: pass one of them"),
+        (["classify", NINE, "--devices", "meta"], "device='meta' can't be used (it holds no numbers): pass one that"),
         (["attend", NINE, "--out", "x.png", "--layer", "9"], "--layer must be from 0 to 4, or from -5 to -1, got 9"),
     ],
 )

@@ -18,6 +18,7 @@ from closeness import assert_close
 from conftest import CHECKPOINTS, GOLDEN
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from saves import NEW, Model
 from tolerances import SAME_FUNCTION_FLOAT64, both_rounded
 from xxhash import xxh3_128_hexdigest
 
@@ -25,6 +26,7 @@ from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
 from vit_core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from vit_core.config import pair
+from vit_core.image_processing import ViTImageProcessor
 from vit_core.params import PARTS, specs
 from vit_core.pipeline import find_processor
 from vit_core.position import resize_position_embeddings
@@ -502,6 +504,17 @@ def test_verification(tmp_path: Path, to: str) -> None:
     assert report.verification.tensors == 40 and report.verification.unequal == []
     assert {d.output for d in report.verification.differences} == {"logits"}
     assert max(d.absolute for d in report.verification.differences) == 0
+
+
+@pytest.mark.parametrize("to", ["timm", "keras-hub"])
+def test_statistics_of_other_channels_are_not_dropped_in_silence(tmp_path: Path, to: str) -> None:
+    source = tmp_path / "source"
+    Model.of(NEW).save_pretrained(source)
+    ViTImageProcessor(size={"height": 4, "width": 4}, image_mean=[0.1], image_std=[0.2]).save_pretrained(source)
+    with pytest.warns(UserWarning, match=r"image_mean \[0.1\] and image_std \[0.2\] are not those of a model of 3"):
+        convert(source, tmp_path / "target", to=to)
+    convert(source, tmp_path / "again", to="torch")
+    assert read(tmp_path / "again").processor["image_mean"] == [0.1]
 
 
 def test_a_pipeline_prepares_pictures_as_the_source_does(backend: Any) -> None:

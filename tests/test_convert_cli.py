@@ -174,6 +174,9 @@ def test_what_a_file_does_not_say(run: Command, tmp_path: Path) -> None:
     shutil.copy(FAMILIES / "timm_not_square" / "model.safetensors", tmp_path)
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "other.safetensors")
     assert "pass --stored-image-size HEIGHTxWIDTH." in run.refused(tmp_path, tmp_path / "new", "--to", "torch")
+    assert "--subfolder ../.. leads out of" in run.refused(
+        tmp_path, tmp_path / "new", "--to", "torch", "--subfolder", "../.."
+    )
     sized = ("--stored-image-size", "16x24")
     assert "pass --heads." in run.refused(tmp_path, tmp_path / "new", "--to", "torch", *sized)
     flags = ("--to", "torch", *sized, "--heads", 2)

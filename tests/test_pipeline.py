@@ -218,21 +218,25 @@ def test_an_address(digits: Any) -> None:
 
 
 def test_an_address_that_answers_with_anything(digits: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no picture is named by its address; one that never ends, or promises more than there is, is given up."""
+    """What is no picture is named by its address; one that never ends, ends early or dawdles is given up."""
 
     class Endless(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             if self.path == "/promised":
                 self.send_header("Content-Length", str(10**13))
+            if self.path == "/short":
+                self.send_header("Content-Length", "11")
             self.end_headers()
             with suppress(OSError):  # the client has gone
-                while self.path != "/text":
-                    self.wfile.write(bytes(1 << 16))
+                while self.path not in ("/text", "/short"):
+                    self.wfile.write(b"." if self.path == "/slow" else bytes(1 << 16))
+                    gone.wait(0.01 if self.path == "/slow" else 0)
                 self.wfile.write(b"no picture")
 
         def log_message(self, *_: Any) -> None: ...
 
+    gone = threading.Event()
     monkeypatch.setattr(sys.modules[read_image.__module__], "_MOST_BYTES", 1 << 20)
     with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -240,6 +244,12 @@ def test_an_address_that_answers_with_anything(digits: Any, monkeypatch: pytest.
         for path in ("endless", "promised"):
             with pytest.raises(ValueError, match=f"^{root}/{path} answers with more than 1048576 bytes: save it"):
                 digits(f"{root}/{path}")
+        with pytest.raises(OSError, match=rf"^{root}/short can't be fetched \(IncompleteRead"):
+            digits(f"{root}/short")
+        monkeypatch.setattr(sys.modules[read_image.__module__], "_MOST_SECONDS", 0)
+        with pytest.raises(ValueError, match=f"^{root}/slow takes more than 0 seconds to answer: save it"):
+            digits(f"{root}/slow")
+        monkeypatch.undo()
         with pytest.raises(ValueError, match=f"^{root}/text is no picture that Pillow can read"):
             digits(f"{root}/text")
         server.shutdown()

@@ -25,6 +25,7 @@ from saves import (
     OLD,
     SAVES,
     SHARDED,
+    TARGETS,
     FlaxModel,
     Killed,
     Model,
@@ -155,6 +156,36 @@ def test_an_error_at_any_step(tmp_path: Path, kind: str) -> None:
             break
 
 
+@pytest.mark.parametrize("kind", SAVES)
+def test_permissions_outlive_a_save(tmp_path: Path, kind: str) -> None:
+    """A file that its owner keeps from others stays so when another takes its place."""
+    save(tmp_path, kind, OLD, None)
+    for path in tmp_path.iterdir():
+        path.chmod(0o600)
+    save(tmp_path, kind, NEW, None)
+    save(tmp_path, kind, NEWEST, NEW)
+    ViTImageProcessor().save_pretrained(tmp_path)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes.pop("preprocessor_config.json") != 0o600
+    assert set(modes.values()) == {0o600}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no disk that is always full")
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it would be named had it been written, not as the file is called meanwhile."""
+
+    def full(self: Any, data: Any) -> int:
+        return os.write(descriptor, data)
+
+    descriptor = os.open("/dev/full", os.O_WRONLY)
+    monkeypatch.setattr("vit_core.files._Writer.write", full)
+    for saved, name in ((Model.of(NEW), "model.safetensors"), (ViTImageProcessor(), "preprocessor_config.json")):
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            saved.save_pretrained(tmp_path / "model")
+        assert Path(caught.value.filename) == tmp_path / "model" / name
+    os.close(descriptor)
+
+
 def test_a_save_of_one_document_over_one_that_was_cut_short(tmp_path: Path) -> None:
     """config.json or the preprocessor alone: the save before is brought to its end first."""
     save(tmp_path / "template", "shards", OLD, None)
@@ -190,17 +221,6 @@ def test_a_kill_leaves_a_document_whole(tmp_path: Path, document: str) -> None:
 
 
 # ---- conversions -------------------------------------------------------------------------------------------------
-
-TARGETS = {
-    "torch": {"to": "torch"},
-    "torch in shards": {"to": "torch", "max_shard_size": 3000},
-    "torch in its older kind": {"to": "torch", "container": "bin"},
-    "tf": {"to": "tf", "container": "h5"},
-    "flax": {"to": "flax", "container": "msgpack"},
-    "google": {"to": "google"},
-    "timm": {"to": "timm"},
-    "keras-hub": {"to": "keras-hub"},
-}
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -152,7 +152,7 @@ class _Canvas:
     def text(self, at: Size, text: str, size: int, colour: Colour, width: int) -> None:
         """One line, cut with an ellipsis where it is wider than `width`."""
         font = ImageFont.load_default(size)
-        text = printable(text)
+        text = printable(text)[: width + 1]  # no letter is narrower than a pixel
         if font.getlength(text) > width:
             while text and font.getlength(f"{text}...") > width:
                 text = text[:-1]

@@ -94,7 +94,10 @@ def place(model: Any, device: Any) -> None:
     if isinstance(device, int):
         device = "cpu" if device < 0 else f"cuda:{device}"
     try:
-        model.to(import_module("torch").device(device))
+        chosen = import_module("torch").device(device)
+        if chosen.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        model.to(chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device={device!r} can't be used ({reason}): pass one that this machine has.") from error

@@ -6,8 +6,9 @@ import io
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -85,18 +86,29 @@ def lock(file: IO[bytes]) -> bool:
     return True
 
 
+def keep_permissions(old: Path, new: Path) -> None:
+    """Give a file those of the file that it is to replace, if that is there: one kept from others stays so."""
+    with suppress(FileNotFoundError):
+        status = old.lstat()
+        if stat.S_ISREG(status.st_mode):
+            new.chmod(stat.S_IMODE(status.st_mode) & 0o777)
+
+
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path`, whole and on disk, when the block ends without an error."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with _Writer(io.FileIO(part, "x+")) as file:
+            keep_permissions(path, part)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(part)):
+            error.filename = str(path)  # a full disk does not say what was being written
         raise
 
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from io import BytesIO
 from itertools import islice
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -49,7 +50,7 @@ TASK = "image-classification"
 FUNCTIONS = ("softmax", "sigmoid", "none")
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 _MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
-_MOST_BYTES = 1 << 28  # of a picture from an address
+_MOST_BYTES, _MOST_SECONDS = 1 << 28, 600  # of a picture from an address
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -331,12 +332,16 @@ def read_image(source: Any) -> Image.Image:
 
 
 def _chunks(response: Any, source: str) -> Iterator[bytes]:
-    """What an address answers, piece by piece. Raises ValueError when that is more than a picture has."""
-    size = 0
-    while chunk := response.read(1 << 16):
+    """What an address answers, piece by piece. Raises ValueError for more than a picture has, and for too long."""
+    size, stated, end = 0, response.length, monotonic() + _MOST_SECONDS
+    while (stated is None or size < stated) and (chunk := response.read1(1 << 16)):
         if (size := size + len(chunk)) > _MOST_BYTES:
             raise ValueError(f"{source} answers with more than {_MOST_BYTES} bytes: save it and pass the file.")
+        if monotonic() > end:
+            raise ValueError(f"{source} takes more than {_MOST_SECONDS} seconds to answer: save it and pass the file.")
         yield chunk
+    if stated is not None and size < stated:
+        raise IncompleteRead(b"", stated - size)
 
 
 def default_function(config: ViTConfig) -> str:

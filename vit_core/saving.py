@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
-from vit_core.files import is_at, write_atomically
+from vit_core.files import is_at, keep_permissions, write_atomically
 
 try:
     import fcntl
@@ -139,6 +139,10 @@ def replacing_files(folder: Path, replaced: Sequence[str]) -> Iterator[Path]:
             stage.mkdir()
             yield stage
             _replace(folder, stage, replaced, locked)
+        except OSError as error:
+            if error.filename and Path(error.filename).parent == stage:  # which is gone when the error is read
+                error.filename = str(folder / Path(error.filename).name)
+            raise
         finally:
             shutil.rmtree(stage, ignore_errors=True)
 
@@ -155,6 +159,7 @@ def _replace(folder: Path, stage: Path, replaced: Sequence[str], locked: bool) -
     for name in new:
         if (folder / name).is_dir():
             raise IsADirectoryError(f"{folder / name} is a folder: expected a file to replace, or none. Remove it.")
+        keep_permissions(folder / name, stage / name)
     files = sorted(name for name in os.listdir(folder) if not (folder / name).is_dir())
     old = [name for pattern in reversed(replaced) for name in files if fnmatchcase(name, pattern)]
     old.sort(key=lambda name: not _is_entry(name))  # an index before what it names

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,9 @@ _UsageError: Any = typer.BadParameter.__mro__[2]
 def execute(command: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
     """The exit code of a command; its errors and warnings are one line each on the standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is shown as \\xe9, and is no error
+            stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line says what failed, without those of every retry
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
