@@ -17,10 +17,10 @@ from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.reading import StrPath, read
 from conversion.report import Entry, Report
 from conversion.rules import describe
-from conversion.side import PREPROCESSOR_NAME, interpolation, json_beside, one_name
+from conversion.side import interpolation, json_beside, one_name
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
 from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
-from vit_core.config import CONFIG_NAME
+from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files import write_atomically
 from vit_core.safetensors_file import Array, Tensor, contiguous
 from vit_core.saving import find, listing, replacing_files

@@ -14,7 +14,7 @@ from conversion.formats.keras import KERAS_H5
 from conversion.formats.keras_hub import TASK
 from conversion.rules import Heads
 from conversion.settle import settle
-from conversion.side import PREPROCESSOR_NAME, json_beside
+from conversion.side import json_beside
 from vit_core import hub
 from vit_core.checkpoint import (
     PYTORCH_BIN,
@@ -26,7 +26,7 @@ from vit_core.checkpoint import (
     readable_names,
     recognise,
 )
-from vit_core.config import CONFIG_NAME, ViTConfig
+from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig
 from vit_core.documents import blaming
 from vit_core.safetensors_file import Tensor
 from vit_core.saving import beside, find, listing, settled

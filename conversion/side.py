@@ -11,7 +11,6 @@ from vit_core.documents import Document, read_json_object
 from vit_core.image_processing import ViTImageProcessor
 from vit_core.saving import beside
 
-PREPROCESSOR_NAME = "preprocessor_config.json"
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _STATISTICS = ("image_mean", "image_std", "resample")
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # PIL's numbers

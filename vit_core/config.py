@@ -19,7 +19,7 @@ from vit_core.files import write_atomically
 from vit_core.saving import save_document, settled
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
-CONFIG_NAME = "config.json"
+CONFIG_NAME, PREPROCESSOR_NAME = "config.json", "preprocessor_config.json"
 
 # Width D, depth L, mlp F, heads h of the named variants (ViT paper, table 1; Ti, S: Touvron et al. 2021, DeiT,
 # table 1; g, G: Zhai et al. 2022, "Scaling Vision Transformers", table 2).

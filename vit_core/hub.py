@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
+from vit_core.config import PREPROCESSOR_NAME
 from vit_core.documents import read_json_object
 from vit_core.files import check_shard_names
 from vit_core.saving import find
@@ -49,7 +50,7 @@ def resolve(
     name_or_path: StrPath,
     filenames: Sequence[str],
     *,
-    optional: Sequence[str] = ("preprocessor_config.json",),
+    optional: Sequence[str] = (PREPROCESSOR_NAME,),
     cache_dir: StrPath | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
@@ -74,6 +75,9 @@ def resolve(
         if source.find(shard) is None:
             source.fail(shard)
     return weights
+
+
+UPLOAD_OPTIONS = frozenset({"token", "private", "revision", "create_pr", "commit_message"})
 
 
 def upload(

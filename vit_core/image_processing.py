@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from vit_core.config import PREPROCESSOR_NAME
 from vit_core.documents import blaming, json_text, read_json_object, refuse_attributes
 from vit_core.files import write_atomically
 from vit_core.image_steps import Steps, size_dict
@@ -34,7 +35,6 @@ __all__ = [
     "load_image",
 ]
 
-PROCESSOR_NAME = "preprocessor_config.json"
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
 
 # return_tensors: the module, its function that takes a NumPy array, and the extra that installs it
@@ -204,7 +204,7 @@ class ViTImageProcessor:
 
             return hub.cached_file(
                 pretrained_model_name_or_path,
-                PROCESSOR_NAME,
+                PREPROCESSOR_NAME,
                 cache_dir=cache_dir,
                 force_download=force_download,
                 local_files_only=local_files_only,
@@ -253,7 +253,7 @@ class ViTImageProcessor:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
         """Write preprocessor_config.json into a folder, made if need be. Returns the paths written."""
-        path = Path(save_directory) / PROCESSOR_NAME
+        path = Path(save_directory) / PREPROCESSOR_NAME
         save_document(path, self.to_json_string().encode())
         return [str(path)]
 

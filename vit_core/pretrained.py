@@ -5,6 +5,7 @@ The core finds the files and fits their tensors to the model; a backend only tak
 
 from __future__ import annotations
 
+import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -14,16 +15,27 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from vit_core import hub
-from vit_core.checkpoint import OWN_CONTAINERS, SAFETENSORS, Checkpoint, Container, check_container, write_checkpoint
-from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.loading import fit, resolve_dtype
+from vit_core.checkpoint import (
+    CONTAINERS,
+    OWN_CONTAINERS,
+    SAFETENSORS,
+    Checkpoint,
+    Container,
+    as_native,
+    check_container,
+    write_native,
+)
+from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig, pair
+from vit_core.files import write_atomically
+from vit_core.loading import LoadReport, fit, resolve_dtype
 from vit_core.parameter_groups import ParameterGroup, parameter_groups
 from vit_core.params import ALL_PARTS, HEADS, PARTS, Spec, specs
 from vit_core.safetensors_file import Tensor
-from vit_core.saving import replacing_files
+from vit_core.saving import find, replacing_files
 from vit_core.validation import dtype_name
 
 StrPath = str | Path
+_PRESET = ("model.weights.h5", "task.weights.h5")
 # Options of `conversion.read` that a caller may give.
 _READING = ("filename", "key", "stored_image_size", "fold_layer_scale", "ignore_unknown")
 
@@ -32,8 +44,10 @@ class PretrainedModel(ABC):
     """The load and save methods of every model of every backend."""
 
     architecture: ClassVar[str]  # the PyTorch name of the model class, a key of PARTS
-    file_format: ClassVar[str]  # the format the backend saves in: pt, tf or flax
+    file_format: ClassVar[str]  # the format of the framework's own names and older file: pt, tf or flax
+    weights_keyword: ClassVar[str] = ""  # of `save_pretrained`, in which a caller may hand weights over
     config: ViTConfig
+    preprocessor: dict[str, Any] | None = None  # the document that the model was loaded beside
     parts: frozenset[str]  # the optional parts of the table that the model has
 
     @classmethod
@@ -57,6 +71,13 @@ class PretrainedModel(ABC):
         cls, config: ViTConfig, tensors: Mapping[str, Tensor], seed: int | None, **model_kwargs: Any
     ) -> Self:
         """A model in `config.dtype` of these tensors; what is missing among them is initialised."""
+
+    def load_additions(self, tensors: Mapping[str, Tensor], report: LoadReport, strict: bool) -> LoadReport:
+        """The report, after what a user has added to the model is loaded, by its names, where that can be added.
+
+        Raises ValueError for a tensor of another shape, if `strict`.
+        """
+        return report
 
     @abstractmethod
     def to_tensors(self) -> dict[str, Tensor]:
@@ -125,7 +146,7 @@ class PretrainedModel(ABC):
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]
         reading = {name: overrides.pop(name) for name in _READING if name in overrides}
         reading["num_attention_heads"] = overrides.get("num_attention_heads")
-        reading["head"] = "keep" if set(HEADS) & PARTS[cls.architecture] else "drop"
+        reading["head"] = "drop" if cls.architecture == "ViTModel" else "keep"
         checkpoint = cls._read(
             name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
         )
@@ -146,6 +167,11 @@ class PretrainedModel(ABC):
             kernel=position_kernel,
         )
         model = cls.from_tensors(used, tensors, seed, **model_kwargs)
+        made = model[0] if isinstance(model, tuple) else model  # Flax's, with the parameters beside it
+        report = made.load_additions(
+            checkpoint.unknown | checkpoint.tensors, report, strict=not ignore_mismatched_sizes
+        )
+        made.preprocessor = _of_size(checkpoint.processor, None if stored is None else stored.image_size, used)
         if output_loading_info:
             return model, report
         if message := report.warning(cls.__name__):
@@ -156,78 +182,131 @@ class PretrainedModel(ABC):
         self,
         folder: StrPath,
         *,
+        is_main_process: bool = True,
+        state_dict: Any = None,
+        params: Any = None,
+        save_function: Any = None,
         max_shard_size: int | str = "5GB",
         dtype: Any = None,
         variant: str | None = None,
         safe_serialization: bool = True,
+        save_format: str | None = None,
         push_to_hub: bool = False,
         repo_id: str | None = None,
         **hub_options: Any,
     ) -> None:
         """Write config.json and the weights to `folder`, all or nothing: a crash leaves what was there before.
 
-        `dtype` casts what is stored; `max_shard_size`, in bytes or as "200MB", splits it. `safe_serialization=False`
-        writes the framework's own older file in place of safetensors: pytorch_model.bin, flax_model.msgpack, or
-        tf_model.h5, which has no bfloat16 and stores that as float32.
+        The weights of any model that were there go. A preprocessor that the model was loaded beside is written as well,
+        where the folder has none. PyTorch's names in safetensors, which every library reads, are written unless
+        `save_format`, "torch", "tf" or "flax", asks for those of another. `safe_serialization=False` writes a
+        framework's own older file, by default this one's: pytorch_model.bin, flax_model.msgpack, or tf_model.h5, which
+        has no bfloat16 and stores that as float32. `dtype` casts what is stored; `max_shard_size`, in bytes or as
+        "200MB", splits it.
+
+        `state_dict`, of a PyTorch model, or `params`, of a Flax model, is saved in place of the model's own weights.
+        Nothing is written where `is_main_process` is false. `save_function` is accepted from callers of transformers;
+        files are written by this package alone.
         With `push_to_hub=True` the folder is then uploaded to `repo_id` (by default the folder's name), with the
-        options of `push_to_hub`. Raises OSError when the files can't be written.
+        options of `push_to_hub`. Raises OSError when the files can't be written, TypeError for an unknown keyword, and
+        ValueError for weights that the format can't hold, by their names.
         """
-        container = self._container(safe_serialization)
+        _check_keywords(hub_options, push_to_hub)
+        if not is_main_process:
+            return
+        format, container = _format(save_format or ("torch" if safe_serialization else self.file_format))
+        container = SAFETENSORS if safe_serialization else container
         check_container(container, variant)
         folder = Path(folder)
-        tensors = self.to_tensors()
+        given = {"state_dict": state_dict, "params": params}
+        given = {name: weights for name, weights in given.items() if weights is not None}
+        if foreign := given.keys() - {self.weights_keyword}:
+            raise TypeError(f"{', '.join(foreign)} is no argument of {type(self).__name__}.save_pretrained().")
+        tensors, added = self._weights(**given)
+        if (added or self.architecture not in PARTS) and (format, container.format) != ("pt", "pt"):
+            raise ValueError(
+                f"{', '.join(added) or self.architecture} can't be saved in this format, which holds the weights of a "
+                'ViT alone: leave out save_format, or pass save_format="torch".'
+            )
         if dtype is not None:
-            tensors = {name: t.astype(dtype_name(dtype)) for name, t in tensors.items()}
+            tensors, added = (
+                {name: t if t.dtype.kind in "iub" else t.astype(dtype_name(dtype)) for name, t in each.items()}
+                for each in (tensors, added)
+            )
         wanted = {name: spec for name, spec in specs(self.config, ALL_PARTS).items() if name in tensors}
         _check_shapes(tensors, wanted)
-        patterns = self._own_patterns(variant)
+        _check_folder(folder)
+        patterns = _weights_patterns(variant)
         stored = Counter(container.storable(t).dtype.name for t in tensors.values()).most_common(1)[0][0]
         config = self.config.copy(architectures=[self.architecture], dtype=stored)
+        native = as_native(tensors, wanted, self.architecture, format, container) | added
         with replacing_files(folder, patterns) as stage:
-            write_checkpoint(
-                stage,
-                tensors,
-                wanted,
-                self.architecture,
-                format=self.file_format,
-                container=container,
-                max_shard_size=max_shard_size,
-                variant=variant,
-            )
+            write_native(stage, native, self.architecture, format, container, max_shard_size, variant)
             config.to_json_file(stage / CONFIG_NAME)
+            if self.preprocessor is not None and not find(folder, PREPROCESSOR_NAME).exists():
+                write_atomically(stage / PREPROCESSOR_NAME, (json.dumps(self.preprocessor, indent=2) + "\n").encode())
         if push_to_hub:
             hub.upload(folder, repo_id or folder.resolve().name, delete_patterns=patterns, **hub_options)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        max_shard_size: int | str = "5GB",
-        dtype: Any = None,
-        variant: str | None = None,
-        safe_serialization: bool = True,
-        **hub_options: Any,
-    ) -> str:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the model to a hub repository, made when it is not there; returns the address of the commit.
 
-        `hub_options`: `token`, `private`, `revision`, `create_pr`, `commit_message`.
+        `options` are those of `save_pretrained` and, for the hub, `token`, `private`, `revision`, `create_pr` and
+        `commit_message`.
         """
+        hub_options = {name: options.pop(name) for name in hub.UPLOAD_OPTIONS if name in options}
         with TemporaryDirectory() as folder:
-            self.save_pretrained(
-                folder,
-                max_shard_size=max_shard_size,
-                dtype=dtype,
-                variant=variant,
-                safe_serialization=safe_serialization,
-            )
-            return hub.upload(folder, repo_id, delete_patterns=self._own_patterns(variant), **hub_options)
+            self.save_pretrained(folder, **options)
+            patterns = _weights_patterns(options.get("variant"))
+            return hub.upload(folder, repo_id, delete_patterns=patterns, **hub_options)
 
-    def _container(self, safe_serialization: bool) -> Container:
-        return SAFETENSORS if safe_serialization else OWN_CONTAINERS[self.file_format]
+    def _weights(self, **given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is to be saved: the table's parameters by canonical name, and what a user has added, by its own names.
 
-    def _own_patterns(self, variant: str | None) -> tuple[str, ...]:
-        containers = (SAFETENSORS, OWN_CONTAINERS[self.file_format])
-        return tuple(pattern for c in containers if c.format == "pt" or not variant for pattern in c.patterns(variant))
+        Of what is `given` as `weights_keyword`, or of the model. Raises ValueError that names what can't be saved.
+        """
+        return self.to_tensors(), {}
+
+
+def _of_size(document: dict[str, Any] | None, stored: Any, config: ViTConfig) -> dict[str, Any] | None:
+    """A preprocessor's document, for pictures of the model's size where that is not the `stored` one."""
+    if document is None or config.image_size == stored:
+        return document and dict(document)
+    height, width = pair(config.image_size)
+    return {**document, "size": {"height": height, "width": width}}
+
+
+def _check_keywords(given: Mapping[str, Any], push_to_hub: bool) -> None:
+    """Raise TypeError for keywords that `save_pretrained` does not know, or that only an upload takes."""
+    if given.get("saved_model"):
+        raise TypeError("saved_model=True: a SavedModel is written by model.export(folder), checkpoints by this.")
+    unknown = given.keys() - hub.UPLOAD_OPTIONS - {"saved_model"}
+    if unknown:
+        raise TypeError(f"save_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}.")
+    if not push_to_hub and (asked := [name for name, value in given.items() if value]):
+        raise TypeError(f"{', '.join(asked)}: only an upload takes that: pass push_to_hub=True with it.")
+
+
+def _format(name: str) -> tuple[str, Container]:
+    """The format of a name, torch, tf or flax, and the older container of its framework. Raises ValueError."""
+    format = {"torch": "pt"}.get(name, name)
+    if format not in OWN_CONTAINERS:
+        raise ValueError(f"save_format must be one of torch, tf, flax, got {name!r}.")
+    return format, OWN_CONTAINERS[format]
+
+
+def _weights_patterns(variant: str | None) -> tuple[str, ...]:
+    """Patterns of the weights files that a save replaces: of a variant its own, else of every container."""
+    return tuple(pattern for c in CONTAINERS if c.format == "pt" or not variant for pattern in c.patterns(variant))
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise ValueError for a folder of another library, whose files would no longer belong together."""
+    if there := [name for name in _PRESET if (folder / name).exists()]:
+        raise ValueError(
+            f"{folder} holds {' and '.join(there)}, the weights of a keras-hub preset, and its other files: save to "
+            "another folder, or remove them."
+        )
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Spec]) -> None:

@@ -53,6 +53,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
     """
 
     file_format = "flax"
+    weights_keyword = "params"
     _read = staticmethod(read)
     main_input_name = "pixel_values"
     module_class: ClassVar[Any]
@@ -163,8 +164,13 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     @params.setter
     def params(self, params: Params) -> None:
+        self._check_params(params)
+        self._params = params
+
+    def _check_params(self, params: Params) -> None:
+        """Raise ValueError that names every leaf that is not of the model's tree, or no array."""
         given, expected = (
-            {"/".join(path): leaf.shape for path, leaf in flatten_dict(tree).items()}
+            {"/".join(path): getattr(leaf, "shape", type(leaf).__name__) for path, leaf in flatten_dict(tree).items()}
             for tree in (params, self.params_shape_tree)
         )
         if given != expected:
@@ -174,7 +180,6 @@ class FlaxViTPreTrainedModel(PretrainedModel):
                 if given.get(n) != expected.get(n)
             ]
             raise ValueError("params must have the tree of the model:\n  " + "\n  ".join(wrong))
-        self._params = params
 
     @property
     def params_shape_tree(self) -> Params:
@@ -264,12 +269,17 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Every parameter by canonical name, copied to the host when it is read."""
-        flat, found = self._flat(self.params), {}
+        return self._weights()[0]
+
+    def _weights(self, **given: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        if given:
+            self._check_params(given["params"])
+        flat, found = self._flat(given["params"] if given else self.params), {}
         for name, spec in self.specs().items():
             array = flat[name]
             tensor = Tensor(array.shape, np.dtype(array.dtype), partial(np.asarray, array), name)
             found[spec.name] = tensor.transposed(FLAX.inverse(spec.kind, spec.leaf))
-        return found
+        return found, {}
 
     def to_bf16(self, params: Params, mask: Any = None) -> Params:
         """The floating-point parameters cast to bfloat16, only where `mask`, a tree of booleans, is true if given."""

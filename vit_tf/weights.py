@@ -253,11 +253,26 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         return model
 
     def to_tensors(self) -> dict[str, StoredTensor]:
-        """Every parameter by canonical name, copied to the host when it is read."""
-        variables, found = self.variables_by_path(), {}
-        for name, spec in self.specs().items():
+        """Every parameter by canonical name, copied to the host when it is read; LoRA's adapters are merged.
+
+        Raises ValueError that names the variables that are no parameters of a ViT, which checkpoints do not hold.
+        """
+        variables, found, merged = self.variables_by_path(), {}, {}
+        for layer in self._flatten_layers():
+            if getattr(layer, "lora_enabled", False):
+                merged[layer._kernel.path.removeprefix(f"{self.path}/")] = layer
+                for adapter in (layer.lora_kernel_a, layer.lora_kernel_b):
+                    del variables[adapter.path.removeprefix(f"{self.path}/")]
+        table = self.specs()
+        if added := [name for name in variables if name not in table]:
+            raise ValueError(
+                f"Checkpoints of a ViT can't hold {len(added)} variables of layers that were quantised or added: "
+                f"{', '.join(added[:8])}. Save the model before it is quantised, or as a whole by model.save()."
+            )
+        for name, spec in table.items():
             variable = variables[name]
-            tensor = StoredTensor(tuple(variable.shape), np.dtype(variable.dtype), variable.value.numpy, name)
+            read = partial(_merged, merged[name]) if name in merged else variable.value.numpy
+            tensor = StoredTensor(tuple(variable.shape), np.dtype(variable.dtype), read, name)
             found[spec.name] = tensor.transposed(TF.inverse(spec.kind, spec.leaf))
         return found
 
@@ -302,6 +317,11 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:
         axes = TF.permutation(spec.kind, spec.leaf) or range(len(spec.shape))
         return Normal(config.initializer_range)([spec.shape[i] for i in axes], tf.float32)
     return to_native(draw(spec, config, seed or 0), spec, TF)
+
+
+def _merged(layer: Any) -> np.ndarray[Any, Any]:
+    """The kernel of a layer with LoRA's product added, as the layer itself computes with."""
+    return np.asarray(ops.convert_to_numpy(layer.kernel))
 
 
 def shape(tensor: Any) -> tuple[int | None, ...] | None:

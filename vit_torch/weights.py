@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from conversion.reading import read
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
-from vit_core.params import ALL_PARTS, HEADS, PREFIX, TORCH, TORCH_V5, Spec, native_name, parse_name, specs
+from vit_core.loading import LoadReport
+from vit_core.params import ALL_PARTS, PARTS, PREFIX, TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
 from vit_core.safetensors_file import Tensor as StoredTensor
 from vit_torch.attention import choose
@@ -42,21 +43,53 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     """Base of the models. Its state dict has the names of transformers <= 5.8; the names since 5.9 load as well."""
 
     file_format = "pt"
+    weights_keyword = "state_dict"
     _read = staticmethod(read)
     main_input_name = "pixel_values"
 
-    def __init__(self, config: ViTConfig, parts: frozenset[str]) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not hasattr(cls, "architecture"):  # of a user's own class
+            cls.architecture = cls.__name__
+
+    def __init__(self, config: ViTConfig, parts: frozenset[str] | None = None) -> None:
+        """`parts` are those of the table beside the trunk; by default, of a user's own class, those of its `vit`."""
         super().__init__()
         config.validate()
         choose(config.attn_implementation, output_attentions=False)
         self.config = config
-        self.parts = parts
+        self._parts = parts
         self.register_load_state_dict_pre_hook(_accept_new_names)
+
+    @property
+    def parts(self) -> frozenset[str]:  # type: ignore[override]
+        """The optional parts of the table that the model has."""
+        own = self._parts if self._parts is not None else getattr(getattr(self, PREFIX, None), "parts", frozenset())
+        return frozenset(own)
+
+    @classmethod
+    def parts_of(cls, config: ViTConfig, *args: Any, **kwargs: Any) -> frozenset[str]:
+        """The optional parts of the table that a model built with these arguments has."""
+        if cls.architecture in PARTS:
+            return super().parts_of(config, *args, **kwargs)
+        with torch.device("meta"):
+            return cls(config, *args, **kwargs).parts
+
+    def post_init(self) -> None:
+        """Draw what a user's own class has beside the table's parameters, as transformers does; call it last.
+
+        Linear and convolutional layers are drawn as the trunk's are, LayerNorms are ones and zeros.
+        """
+        known = {name.rpartition(".")[0] for name in self.specs()}
+        for name, module in self.named_modules():
+            if name not in known:
+                _init(module, self.config)
 
     def specs(self) -> dict[str, Spec]:
         """The table's entries of this model's parameters, by their names in its state dict."""
-        prefixed = bool(self.parts & set(HEADS))
-        return {native_name(s, TORCH, prefixed): s for s in specs(self.config, self.parts).values()}
+        table = {native_name(s, TORCH, hasattr(self, PREFIX)): s for s in specs(self.config, self.parts).values()}
+        held = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        return {name: spec for name, spec in table.items() if name in held}
 
     @torch.no_grad()
     def init_weights(self, seed: int | None = None, parts: Iterable[str] = ALL_PARTS | {""}) -> None:
@@ -77,21 +110,50 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         with torch.device("meta"):
             model = cls(config, **model_kwargs)
         dtype = getattr(torch, config.dtype or "float32")
+        table = model.specs()
+        if any(name not in table for name, _ in (*model.named_parameters(), *model.named_buffers())):
+            model = cls(config, **model_kwargs).to(dtype)  # what a user has added has initial values of its own
         state = {
             name: to_torch(tensors[spec.name], dtype) if spec.name in tensors else initial(spec, config, seed).to(dtype)
-            for name, spec in model.specs().items()
+            for name, spec in table.items()
         }
-        model.load_state_dict(state, assign=True)
+        model.load_state_dict(state, assign=True, strict=False)
         return model.eval()
+
+    def load_additions(self, tensors: Mapping[str, StoredTensor], report: LoadReport, strict: bool) -> LoadReport:
+        """The report, after what a user has added to the model is loaded, by its names.
+
+        Raises ValueError for a tensor of another shape, if `strict`.
+        """
+        table = self.specs()
+        own = {n: v for n, v in self.state_dict().items() if n not in table and isinstance(v, Tensor)}
+        report.missing_keys = [name for name in report.missing_keys if name in table]
+        for name, value in own.items():
+            stored, wanted = tensors.get(name) or tensors.get(name.removeprefix(f"{PREFIX}.")), tuple(value.shape)
+            if stored is None:
+                report.missing_keys.append(name)
+                continue
+            if stored.shape == wanted:
+                value.copy_(to_torch(stored, value.dtype))
+            elif strict:
+                raise ValueError(f"{report.path} holds {name} of shape {stored.shape}, the model {wanted}.")
+            else:
+                report.mismatched_keys.append((name, stored.shape, wanted))
+            report.unexpected_keys = [key for key in report.unexpected_keys if key != stored.source]
+        return report
 
     def to_tensors(self) -> dict[str, StoredTensor]:
         """Every parameter by canonical name, copied to the host when it is read."""
-        found = {}
-        for name, spec in self.specs().items():
-            parameter = self.get_parameter(name)
-            dtype = np.dtype(str(parameter.dtype).removeprefix("torch."))
-            found[spec.name] = StoredTensor(tuple(parameter.shape), dtype, partial(to_numpy, parameter), name)
-        return found
+        return self._weights()[0]
+
+    def _weights(self, **given: Any) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
+        own, table = self.state_dict(), self.specs()
+        state = given.get("state_dict", own)
+        if lost := [name for name in own if name not in state]:
+            raise ValueError(f"state_dict lacks {len(lost)} of the model's {len(own)} tensors: {', '.join(lost[:8])}.")
+        _refuse_wrapped(state)
+        stored = {name: stored_tensor(name, value) for name, value in state.items()}
+        return {spec.name: stored.pop(name) for name, spec in table.items()}, stored
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,7 +171,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch embeddings."""
-        trunk = f"{PREFIX}." if self.parts & set(HEADS) else ""
+        trunk = f"{PREFIX}." if hasattr(self, PREFIX) else ""
         return self.get_submodule(f"{trunk}embeddings.patch_embeddings")
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
@@ -129,6 +191,36 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
     def _encoders(self) -> list[Any]:
         return [module for module in self.modules() if hasattr(module, "checkpointing")]
+
+
+def stored_tensor(name: str, tensor: Any) -> StoredTensor:
+    """A tensor of a state dict, to be saved. Raises ValueError, with its name, for what is no plain tensor."""
+    if not isinstance(tensor, Tensor) or tensor.is_quantized or type(tensor).__module__.startswith("torchao"):
+        raise ValueError(
+            f"{name} is {type(tensor).__name__}, of a quantised layer or another kind of module, which checkpoints do "
+            "not hold: save the model before it is quantised, and quantise it again when it is loaded."
+        )
+    dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+    return StoredTensor(tuple(tensor.shape), dtype, partial(to_numpy, tensor), name)
+
+
+def _refuse_wrapped(names: Iterable[str]) -> None:
+    """Raise ValueError for the names that adapters give the weights of the layers they wrap."""
+    wrapped = [name for name in names if ".base_layer." in name or ".lora_" in name or ".modules_to_save." in name]
+    if wrapped:
+        raise ValueError(
+            f"The model's layers are wrapped by an adapter ({', '.join(wrapped[:3])}...): save that with its own "
+            "save_pretrained(), or merge it first: model = peft_model.merge_and_unload()."
+        )
+
+
+def _init(module: nn.Module, config: ViTConfig) -> None:
+    if isinstance(module, nn.Linear | nn.Conv2d) and config.initializer_range:
+        nn.init.trunc_normal_(module.weight, std=config.initializer_range, a=-BOUND, b=BOUND)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+        module.reset_parameters()
 
 
 def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
