@@ -92,6 +92,7 @@ def vit_convert(
     verify: Annotated[
         bool, _flag(_WRITING, "Read the target again; compare tensors, and outputs in every backend.", "--verify")
     ] = False,
+    overwrite: Annotated[bool, _flag(_WRITING, "Replace another model that DST holds.", "--overwrite")] = False,
     dry_run: Annotated[bool, _flag(_SHOWING, "Show the plan and write nothing.", "--dry-run")] = False,
     every: Annotated[
         bool, _flag(_SHOWING, "List each tensor of the plan, not one line for all layers.", "--all")
@@ -124,6 +125,7 @@ def vit_convert(
             hidden_act=hidden_act,
             layer_norm_eps=layer_norm_eps,
             ignore_unknown=ignore_unknown,
+            overwrite=overwrite,
             dry_run=dry_run,
             verify=verify,
             progress=progress,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_128_hexdigest
 
+from conversion.formats import FAMILIES
 from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.reading import StrPath, read
 from conversion.report import Entry, Report
@@ -47,6 +49,7 @@ def convert(
     hidden_act: str | None = None,
     layer_norm_eps: float | None = None,
     ignore_unknown: bool = False,
+    overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
@@ -59,7 +62,8 @@ def convert(
     tensor keeps its own. `image_size` (pixels) resizes the position embeddings with `position_kernel`; `num_labels`
     gives the model a newly initialised classifier where its own has another number; `head="drop"` and `pooler="drop"`
     leave those out; `hidden_act` and `layer_norm_eps` correct the configuration; `ignore_unknown` leaves out tensors
-    that no ViT has, which are an error otherwise. `reading` are options of `read`.
+    that no ViT has, which are an error otherwise. `reading` are options of `read`. Another model in the target is an
+    error unless `overwrite`, which removes its weights; the same weights in other kinds of files stay beside.
 
     `progress` is called after each tensor with its entry, the bytes written and the bytes in all. `verify` reads the
     target again and compares every tensor, and the outputs of both models under every backend installed.
@@ -88,7 +92,12 @@ def convert(
     documents = _documents(prepared)
     if _is_file(Path(target), prepared.container):
         documents = {}
-    _keep_others(Path(target), set(files), documents)
+    others = _others(Path(target), prepared, documents, checkpoint)
+    if others and not overwrite:
+        raise ValueError(
+            f"{target} holds another model: {', '.join(sorted(others))}. Choose another target, or pass overwrite=True "
+            "to replace it."
+        )
     report = Report(
         source=str(checkpoint.path),
         source_format=checkpoint.format,
@@ -103,7 +112,7 @@ def convert(
     if dry_run:
         return report
     hashes = _Watch(report.entries, prepared.native, progress)
-    _write(replace(prepared, native=hashes.tensors), Path(target), files, documents, max_shard_size)
+    _write(replace(prepared, native=hashes.tensors), Path(target), files, documents, max_shard_size, others)
     report.entries = hashes.entries()
     if verify:
         from conversion.verification import verified
@@ -211,17 +220,34 @@ def _check_given(checkpoint: Checkpoint, reading: dict[str, Any]) -> None:
             )
 
 
-def _keep_others(target: Path, files: set[str], documents: dict[str, Any]) -> None:
-    """Refuse, with ValueError, to give weights that stay in a folder another model's config.json."""
+def _others(target: Path, prepared: _Prepared, documents: dict[str, Any], source: Checkpoint) -> list[str]:
+    """The weights files in a folder that are another model's: by its configuration, or, where they stay, by value."""
+    if not documents:
+        return []  # a single file is written
+    sources = {path.resolve() for path in (source.path, *source.files)}
     there = json_beside(target / CONFIG_NAME, CONFIG_NAME)
-    here = json.loads(json.dumps(documents.get(CONFIG_NAME, {})))
-    same = all(there.get(name) == here.get(name) for name in _IDENTITY)
-    others = {p.name for c in ALL_CONTAINERS for name in c.names() for p in target.glob(name) if p.name not in files}
-    if there and documents and others and not same:
-        raise ValueError(
-            f"{target} holds {', '.join(sorted(others))} of another model or format, which the {CONFIG_NAME} to be "
-            "written does not describe: choose another folder."
-        )
+    here = json.loads(json.dumps(documents[CONFIG_NAME]))
+    same = not there or all(there.get(name) == here.get(name) for name in _IDENTITY)
+    found: dict[str, None] = {}
+    for container in dict.fromkeys(ALL_CONTAINERS):
+        held = [n for n in listing(target) if any(fnmatchcase(n, p) for p in container.patterns())]
+        held = [name for name in held if find(target, name).resolve() not in sources]
+        entry = next((name for name in reversed(container.names()) if name in held), None)
+        replaced = container.suffix == prepared.container.suffix
+        if held and not (same and (replaced or (entry and _equals(find(target, entry), prepared.plan)))):
+            found |= dict.fromkeys(held)
+    return list(found)
+
+
+def _equals(path: Path, planned: Plan) -> bool:
+    """Whether a weights file, or index, can be read and has the plan's values, as far as it has the same tensors."""
+    try:
+        heads, size = planned.config.num_attention_heads, planned.config.image_size
+        tensors = read(path, num_attention_heads=heads, stored_image_size=size, ignore_unknown=True).tensors
+        shared = tensors.keys() & planned.tensors.keys()
+        return bool(shared) and all(np.array_equal(tensors[n].read(), planned.tensors[n].read()) for n in shared)
+    except (OSError, ValueError):
+        return False
 
 
 def _entry(name: str, tensor: Tensor, file: str) -> Entry:
@@ -263,15 +289,19 @@ def _write(
     files: dict[str, list[str]],
     documents: dict[str, Any],
     max_shard_size: int | str,
+    others: list[str],
 ) -> None:
-    """Write everything, all or nothing."""
+    """Write everything, and remove `others`, all or nothing."""
     family, container, native = prepared.target.family, prepared.container, prepared.native
     format = prepared.target.format if family is None else "pt"
     if _is_file(target, container):
         target.parent.mkdir(parents=True, exist_ok=True)
         container.write(target, native, format, False)
         return
-    with replacing_files(target, (*container.patterns(), *(family.beside if family else ()))) as stage:
+    # Where another model goes, so do the documents that only its format has.
+    documented = FAMILIES.values() if others else filter(None, [family])
+    beside = [pattern for each in documented for pattern in each.beside]
+    with replacing_files(target, (*container.patterns(), *beside, *map(glob.escape, others))) as stage:
         if family is not None and family.files is not None:
             for file, held in files.items():
                 container.write(stage / file, {name: native[name] for name in held}, format, False)

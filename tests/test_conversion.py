@@ -506,6 +506,50 @@ def test_verification(tmp_path: Path, to: str) -> None:
     assert max(d.absolute for d in report.verification.differences) == 0
 
 
+def folder_of(path: Path) -> set[str]:
+    return {each.name for each in path.iterdir()}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("before", ["torch", "tf", "timm", "keras-hub", "google"])
+def test_another_model_is_replaced_only_when_asked(tmp_path: Path, before: str, overwrite: bool) -> None:
+    """And then whole: none of its weights stays, whatever container, nor a document that only its format has."""
+    target = tmp_path / "target"
+    containers = {"tf": "h5"}
+    convert(CHECKPOINTS / "mini" / "pt_safetensors", target, to=before, container=containers.get(before))
+    held = folder_of(target)
+    if before == "google":
+        (target / "config.json").write_text('{"model_type": "vit", "hidden_size": 5}')  # a name of its own: no config
+    if not overwrite:
+        with pytest.raises(ValueError, match=r"holds another model: .*Choose another target, or pass overwrite=True"):
+            convert(CLS, target, to="torch")
+        assert folder_of(target) >= held
+        return
+    convert(CLS, target, to="torch", overwrite=True)
+    left = folder_of(target) - {"config.json", "preprocessor_config.json"}
+    assert left - {"metadata.json", "image_converter.json"} == {"model.safetensors"}
+    assert bits(read(target)) == bits(read(CLS))
+
+
+def test_the_same_weights_stay_beside_and_others_do_not(tmp_path: Path) -> None:
+    convert(CLS, tmp_path, to="tf", container="h5")
+    convert(CLS, tmp_path, to="torch")
+    convert(CLS, tmp_path, to="flax", container="msgpack")
+    weights = {"model.safetensors", "tf_model.h5", "flax_model.msgpack"}
+    assert weights <= folder_of(tmp_path)
+    trained = tmp_path / "trained"
+    shutil.copytree(CLS, trained)
+    tensors = read_safetensors(trained / "model.safetensors")[0]
+    changed = {name: Tensor.of(tensor.read() + 1) for name, tensor in tensors.items()}
+    write_safetensors(trained / "model.safetensors", changed, {})
+    with pytest.raises(ValueError, match=r"holds another model: flax_model\.msgpack, tf_model\.h5\. Choose"):
+        convert(trained, tmp_path, to="torch")
+    convert(trained, tmp_path, to="torch", overwrite=True)
+    assert folder_of(tmp_path) & weights == {"model.safetensors"}
+    convert(tmp_path, tmp_path, to="tf", container="h5", overwrite=True)  # the source stays
+    assert folder_of(tmp_path) & weights == {"model.safetensors", "tf_model.h5"}
+
+
 @pytest.mark.parametrize("to", ["timm", "keras-hub"])
 def test_statistics_of_other_channels_are_not_dropped_in_silence(tmp_path: Path, to: str) -> None:
     source = tmp_path / "source"

@@ -302,7 +302,7 @@ def test_layers_that_differ_are_not_folded(run: Command, tmp_path: Path) -> None
     headers = [line.split()[:3] for line in run.out.splitlines() if line.startswith(" blocks.")]
     assert headers == [["blocks.0-1,", "4-6,", "8-11"], ["blocks.2-3,", "7", "x"]]
     scanned = FAMILIES / "big_vision_scan" / "model.npz"
-    assert "layer 0-1, reshape (8, 8)" in run(scanned, tmp_path, "--to", "tf", "--dry-run").out
+    assert "layer 0-1, reshape (8, 8)" in run(scanned, tmp_path / "new", "--to", "tf", "--dry-run").out
 
 
 def test_the_summary_and_the_notes(run: Command, tmp_path: Path) -> None:
@@ -487,7 +487,7 @@ def test_an_interrupted_run_leaves_the_old_target(
     assert process(SCRIPT, MINI, folder, "--to", "torch").returncode == 0
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
 
-    command = [sys.executable, "-c", STUCK, large, target, "--to", "torch"]
+    command = [sys.executable, "-c", STUCK, large, target, "--to", "torch", "--overwrite"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert running.stderr is not None and running.stderr.readline() == b"stuck\n"
     assert any(path.stat().st_size > 1 << 20 for path in folder.rglob("*") if path.is_file())
