@@ -16,7 +16,7 @@ from conversion.containers.keras_h5 import read_keras_h5, write_keras_h5
 from conversion.containers.npz import read_npz, write_npz
 from vit_core.checkpoint import CONTAINERS, Container, find_weights, read_checkpoint, read_named
 from vit_core.cli import main
-from vit_core.config import ViTConfig, label_of
+from vit_core.config import ViTConfig
 from vit_core.documents import Document, parse_json_object, read_json_object
 from vit_core.image_processing import ViTImageProcessor
 from vit_core.params import rank_of
@@ -176,9 +176,19 @@ def test_layers_that_the_weights_lack_are_missing(mini: Path) -> None:
     assert read_checkpoint(find_weights(mini)).config == ViTConfig.from_pretrained(mini)
 
 
-def test_labels_may_have_holes() -> None:
-    config = ViTConfig(id2label={"1": "cat", "2": "dog"})
-    assert [label_of(config, i) for i in range(2)] == ["LABEL_0", "cat"]
+@pytest.mark.parametrize("labels", [{"1": "cat", "2": "dog"}, {0: "cat", 2: "dog"}, {-1: "cat"}])
+def test_labels_have_no_holes(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"id2label must number its labels from 0 to \d, lacks "):
+        ViTConfig(id2label=labels)
+
+
+def test_one_of_the_tables_of_labels_is_enough() -> None:
+    expected = ViTConfig(id2label={0: "cat", 1: "dog", 2: "owl"})
+    assert ViTConfig(label2id={"owl": 2, "cat": 0, "dog": "1"}) == expected
+    assert ViTConfig(id2label=["cat", "dog", "owl"]) == expected
+    assert expected.label2id == {"cat": 0, "dog": 1, "owl": 2}
+    with pytest.raises(ValueError, match="id2label must number its labels from 0 to 1, lacks 1"):
+        ViTConfig(label2id={"cat": 0, "dog": 2})
 
 
 @pytest.mark.parametrize("size", [10**6, 10**30, {"shortest_edge": 4097}, {"height": 2, "width": 2**23 + 1}])

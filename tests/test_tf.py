@@ -937,6 +937,46 @@ def assert_computes_in(model: Any, policy: str) -> None:
     assert output.loss.dtype == ("float64" if compute == "float64" else "float32")
 
 
+def test_compile_without_a_loss_is_the_models_own_whatever_was_before() -> None:
+    config = ViTConfig.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
+    model = vit_tf.TFViTForImageClassification(config, seed=0)
+    x, y = np.zeros((2, 3, 32, 32), np.float32), np.array([0, 1])
+    model.compile(keras.optimizers.SGD(0.0))
+    own = model.evaluate(x, y, verbose=0)
+    model.compile(keras.optimizers.SGD(0.0), keras.losses.MeanSquaredError())
+    assert abs(model.evaluate(x, np.zeros((2, config.num_labels)), verbose=0) - own) > 1
+    model.compile(keras.optimizers.SGD(0.0))
+    assert model.loss is None
+    assert model.evaluate(x, y, verbose=0) == own
+
+
+def test_frozen_layers_and_the_optimizer_come_back(tmp_path: Path) -> None:
+    """From Keras's own file: without the warning, an error here, of an optimizer that is left out."""
+    config = ViTConfig.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
+    model = vit_tf.TFViTForImageClassification(config)
+    x, y = np.random.default_rng(0).random((4, 3, 32, 32), np.float32), np.array([0, 1, 2, 1])
+
+    def trunk_alone() -> None:
+        model.vit.trainable = False
+
+    def one_layer_of_a_frozen_encoder() -> None:
+        model.trainable = True
+        model.vit.encoder.trainable = False
+        model.vit.encoder.layer[1].trainable = True
+
+    for freeze in (trunk_alone, one_layer_of_a_frozen_encoder):
+        freeze()
+        model.compile(keras.optimizers.Adam(1e-3))
+        model.fit(x, y, verbose=0)
+        model.save(tmp_path / "model.keras")
+        again = keras.saving.load_model(tmp_path / "model.keras")
+        expected, found = ([v.path.partition("/")[2] for v in m.trainable_variables] for m in (model, again))
+        assert found == expected and 0 < len(found) < len(model.variables) - 10
+        for one, other in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
+            assert np.array_equal(one, other)
+        assert float(again.optimizer.iterations) == 1
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64", "bfloat16"], indirect=True)
 def test_global_dtype_policies(policy: str) -> None:
     model = build()

@@ -16,6 +16,7 @@ from typing import Any
 
 from vit_core.documents import blaming, json_text, read_json_object, refuse_attributes
 from vit_core.files import write_atomically
+from vit_core.keywords import understood
 from vit_core.saving import save_document, settled
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
@@ -50,11 +51,6 @@ _RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """A size given once for both axes, or as (height, width), as (height, width)."""
     return (size, size) if isinstance(size, int) else size
-
-
-def label_of(config: ViTConfig, number: int) -> str:
-    """The name of a class; "LABEL_i" where `id2label`, which may have holes, does not name it."""
-    return config.id2label.get(number, f"LABEL_{number}")
 
 
 class ViTConfig:
@@ -121,6 +117,9 @@ class ViTConfig:
                 f"This configuration has model_type {stored_type!r}; it is read as {self.model_type!r}.",
                 stacklevel=2,
             )
+        if "_attn_implementation" in kwargs:
+            old = kwargs.pop("_attn_implementation")
+            kwargs["attn_implementation"] = kwargs.get("attn_implementation") or old
         if "torch_dtype" in kwargs:
             old = kwargs.pop("torch_dtype")
             kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
@@ -136,6 +135,8 @@ class ViTConfig:
         object.__setattr__(self, name, check(name, value) if check else value)
 
     def _set_labels(self, num_labels: Any, id2label: Any, label2id: Any) -> None:
+        if id2label is None and label2id and num_labels in (None, len(label2id)):
+            id2label = {number: label for label, number in CHECKS["label2id"]("label2id", label2id).items()}
         if id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
         else:
@@ -170,6 +171,15 @@ class ViTConfig:
     def torch_dtype(self) -> str | None:
         """The name `dtype` had before transformers 4.56."""
         return self.dtype
+
+    @property
+    def _attn_implementation(self) -> str | None:
+        """Hugging Face's name for `attn_implementation`."""
+        return self.attn_implementation
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, name: str | None) -> None:
+        self.attn_implementation = name
 
     @property
     def use_return_dict(self) -> bool:
@@ -270,7 +280,15 @@ class ViTConfig:
         tuple (config, unused), when `return_unused_kwargs` is true.
         """
         merged = dict(values)
-        known = {*ARCHITECTURE_FIELDS, *COMMON_DEFAULTS, *_RUNTIME_DEFAULTS, *_LABELS, "torch_dtype", *merged}
+        known = {
+            *ARCHITECTURE_FIELDS,
+            *COMMON_DEFAULTS,
+            *_RUNTIME_DEFAULTS,
+            *_LABELS,
+            "torch_dtype",
+            "_attn_implementation",
+            *merged,
+        }
         unused = {k: v for k, v in overrides.items() if k not in known} if return_unused_kwargs else {}
         used = {k: v for k, v in overrides.items() if k not in unused}
         stored = merged.get("id2label")
@@ -292,7 +310,7 @@ class ViTConfig:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path,
+        pretrained_model_name_or_path: str | Path,
         *,
         cache_dir: str | Path | None = None,
         force_download: bool = False,
@@ -307,14 +325,16 @@ class ViTConfig:
 
         With `return_unused_kwargs=True`: the tuple (config, overrides that are no field of it).
         """
+        overrides = understood(overrides, "from_pretrained")
+        source, token = Path(pretrained_model_name_or_path), overrides.pop("token", token)
 
         def read() -> tuple[Path, dict[str, Any]]:
-            if Path(name_or_path).is_file():
-                return Path(name_or_path), read_json_object(Path(name_or_path))
+            if source.is_file():
+                return source, read_json_object(source)
             from vit_core import hub
 
             path = hub.cached_file(
-                name_or_path,
+                pretrained_model_name_or_path,
                 CONFIG_NAME,
                 cache_dir=cache_dir,
                 force_download=force_download,
@@ -325,13 +345,29 @@ class ViTConfig:
             )
             return path, read_json_object(path)
 
-        path, values = settled(Path(name_or_path) / subfolder, read)
+        path, values = settled(source / subfolder, read)
         with blaming(f"{path} with {', '.join(overrides)} as given" if overrides else path):
             return cls.from_dict(values, return_unused_kwargs, **overrides)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` into `folder`, making the folder when it is not there."""
+    def save_pretrained(
+        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub_options: Any
+    ) -> None:
+        """Write `config.json` into `folder`, making the folder when it is not there; then upload that, where asked to.
+
+        `hub_options` are those of `push_to_hub`. Raises TypeError for others, and for any without an upload.
+        """
+        from vit_core import hub
+
+        hub.check_options(hub_options, push_to_hub)
         save_document(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
+        if push_to_hub:
+            hub.upload(folder, repo_id or Path(folder).resolve().name, **hub_options)
+
+    def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
+        """Upload `config.json` to a hub repository, made when it is not there; returns the address of the commit."""
+        from vit_core import hub
+
+        return hub.push(self.save_pretrained, repo_id, **hub_options)
 
     def copy(self, **changes: Any) -> ViTConfig:
         """An independent copy with some fields changed."""

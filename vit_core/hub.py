@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NoReturn
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
 
 from vit_core.config import PREPROCESSOR_NAME
 from vit_core.documents import read_json_object
@@ -78,6 +79,21 @@ def resolve(
 
 
 UPLOAD_OPTIONS = frozenset({"token", "private", "revision", "create_pr", "commit_message"})
+
+
+def check_options(given: Mapping[str, Any], push_to_hub: bool) -> None:
+    """Raise TypeError for keywords that no `save_pretrained` knows, and for those that only an upload takes."""
+    if unknown := given.keys() - UPLOAD_OPTIONS:
+        raise TypeError(f"save_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}.")
+    if not push_to_hub and (asked := [name for name, value in given.items() if value]):
+        raise TypeError(f"{', '.join(asked)}: only an upload takes that: pass push_to_hub=True with it.")
+
+
+def push(save: Callable[[str], Any], repo_id: str, **options: Any) -> str:
+    """Upload what is saved to an empty folder, with the options of `upload`."""
+    with TemporaryDirectory() as folder:
+        save(folder)
+        return upload(folder, repo_id, **options)
 
 
 def upload(

@@ -24,6 +24,7 @@ from vit_core.documents import blaming, json_text, read_json_object, refuse_attr
 from vit_core.files import write_atomically
 from vit_core.image_steps import Steps, size_dict
 from vit_core.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image
+from vit_core.keywords import understood
 from vit_core.saving import save_document, settled
 
 __all__ = [
@@ -196,6 +197,8 @@ class ViTImageProcessor:
         use_fast is accepted from callers of transformers; there is but one processor. Raises FileNotFoundError,
         ValueError for a file that is no processor's, TypeError for an override that is no argument.
         """
+        overrides = understood(overrides, "from_pretrained")
+        token = overrides.pop("token", token)
 
         def path() -> Path:
             if Path(pretrained_model_name_or_path).is_file():
@@ -251,11 +254,33 @@ class ViTImageProcessor:
         """Write `to_json_string`, wholly or not at all."""
         write_atomically(Path(path), self.to_json_string().encode())
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> list[str]:
-        """Write preprocessor_config.json into a folder, made if need be. Returns the paths written."""
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        safe_serialization: bool | None = None,
+        **hub_options: Any,
+    ) -> list[str]:
+        """Write preprocessor_config.json into a folder, made if need be. Returns the paths written.
+
+        With `push_to_hub=True` the folder is then uploaded, with the options of `push_to_hub`. Raises TypeError for
+        others, and for any without an upload; `safe_serialization` is accepted from transformers' pipelines.
+        """
+        from vit_core import hub
+
+        hub.check_options(hub_options, push_to_hub)
         path = Path(save_directory) / PREPROCESSOR_NAME
         save_document(path, self.to_json_string().encode())
+        if push_to_hub:
+            hub.upload(path.parent, repo_id or path.parent.resolve().name, **hub_options)
         return [str(path)]
+
+    def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
+        """Upload the processor to a hub repository, made when it is not there; returns the address of the commit."""
+        from vit_core import hub
+
+        return hub.push(self.save_pretrained, repo_id, **hub_options)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ViTImageProcessor) and self.to_json_string() == other.to_json_string()

@@ -37,7 +37,7 @@ from vit_core.backends import (
     replica,
     run,
 )
-from vit_core.config import ViTConfig, label_of, pair
+from vit_core.config import ViTConfig, pair
 from vit_core.image_processing import ViTImageProcessor, load_image
 from vit_core.images import LAST, as_rgb
 from vit_core.loading import LoadReport
@@ -174,7 +174,7 @@ class ImageClassificationPipeline:
             )
         scores = _scores(logits, function_to_apply or default_function(self.model.config))
         best = np.argsort(-scores, kind="stable")[:top_k]
-        return [{"label": label_of(self.model.config, int(i)), "score": float(scores[i])} for i in best]
+        return [{"label": self.model.config.id2label[int(i)], "score": float(scores[i])} for i in best]
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         unknown = sorted(options.keys() - self.defaults.keys())

@@ -10,11 +10,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
+from inspect import signature
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self
 
 from vit_core import hub
+from vit_core.backends import accelerator, backend_of, place
 from vit_core.checkpoint import (
     CONTAINERS,
     OWN_CONTAINERS,
@@ -27,9 +29,10 @@ from vit_core.checkpoint import (
 )
 from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig, pair
 from vit_core.files import write_atomically
+from vit_core.keywords import one_device, understood
 from vit_core.loading import LoadReport, fit, resolve_dtype
 from vit_core.parameter_groups import ParameterGroup, parameter_groups
-from vit_core.params import ALL_PARTS, HEADS, PARTS, Spec, specs
+from vit_core.params import ALL_PARTS, HEADS, PARTS, PREFIX, Spec, specs
 from vit_core.safetensors_file import Tensor
 from vit_core.saving import find, replacing_files
 from vit_core.validation import dtype_name
@@ -48,6 +51,9 @@ class PretrainedModel(ABC):
     weights_keyword: ClassVar[str] = ""  # of `save_pretrained`, in which a caller may hand weights over
     config: ViTConfig
     preprocessor: dict[str, Any] | None = None  # the document that the model was loaded beside
+    name_or_path: str = ""  # what it was loaded from
+    config_class = ViTConfig
+    base_model_prefix = PREFIX
     parts: frozenset[str]  # the optional parts of the table that the model has
 
     @classmethod
@@ -87,6 +93,32 @@ class PretrainedModel(ABC):
     def specs(self) -> dict[str, Spec]:
         """The table's entries of this model's parameters, by the names that its framework gives them."""
 
+    @classmethod
+    def _arguments(cls) -> set[str]:
+        """The names of what the class takes beside its configuration."""
+        found: set[str] = set()
+        for base in cls.__mro__:  # up to the first that passes nothing on
+            parameters = signature(vars(base).get("__init__", lambda **_: None)).parameters.values()
+            found |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+        return found - {"self", "config", "parts", "dtype"}
+
+    def set_attn_implementation(self, attn_implementation: str | None) -> None:
+        """Compute attention in another way, as `config.attn_implementation` does at first. Raises ValueError."""
+        self._check_attention(attn_implementation)
+        self.config.attn_implementation = attn_implementation
+        self._forget_compiled()
+
+    @staticmethod
+    @abstractmethod
+    def _check_attention(name: str | None) -> None:
+        """Raise ValueError for an implementation of attention that the framework does not have."""
+
+    def _forget_compiled(self) -> None:
+        """Nothing, or to compile anew what was compiled with another configuration."""
+        return
+
     def parameter_groups(self, layer_decay: float = 1.0, freeze: bool = False) -> list[ParameterGroup]:
         """The model's parameters, by the keys of `specs`, in groups that an optimizer treats alike.
 
@@ -102,7 +134,7 @@ class PretrainedModel(ABC):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: StrPath,
+        pretrained_model_name_or_path: StrPath,
         *,
         config: ViTConfig | StrPath | None = None,
         cache_dir: StrPath | None = None,
@@ -112,6 +144,8 @@ class PretrainedModel(ABC):
         revision: str | None = None,
         subfolder: str = "",
         variant: str | None = None,
+        use_safetensors: bool | None = None,
+        device_map: Any = None,
         dtype: Any = None,
         torch_dtype: Any = None,
         ignore_mismatched_sizes: bool = False,
@@ -131,16 +165,19 @@ class PretrainedModel(ABC):
         "auto" takes the file's. `seed` makes the initialisation of missing parameters the same in every framework.
         `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read, from
         a single file as well, with those of its options that are needed: `filename`, `key`, `stored_image_size`,
-        `fold_layer_scale`, `ignore_unknown`.
+        `fold_layer_scale`, `ignore_unknown`. `use_safetensors=True` demands that container. `device_map`, of PyTorch,
+        is the device of the whole model: its name, {"": name}, or "auto" for the one that is there. Other keywords of
+        transformers are accepted where they change nothing.
 
         With `output_loading_info=True`: the tuple (model, LoadReport). Raises OSError for what can't be found or
-        fetched, ValueError for what is damaged or does not fit.
+        fetched, ValueError for what is damaged or does not fit, TypeError for a keyword that is not known.
         """
+        overrides = understood({"token": token, **overrides} if token is not None else overrides, "from_pretrained")
         options: dict[str, Any] = {
             "cache_dir": cache_dir,
             "force_download": force_download,
             "local_files_only": local_files_only,
-            "token": token,
+            "token": overrides.pop("token", None),
             "revision": revision,
         }
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]
@@ -148,8 +185,14 @@ class PretrainedModel(ABC):
         reading["num_attention_heads"] = overrides.get("num_attention_heads")
         reading["head"] = "drop" if cls.architecture == "ViTModel" else "keep"
         checkpoint = cls._read(
-            name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
+            pretrained_model_name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
         )
+        if use_safetensors is not None and use_safetensors != (SAFETENSORS.suffix in checkpoint.path.name):
+            expected = "safetensors" if use_safetensors else "another kind"
+            raise ValueError(
+                f"use_safetensors={use_safetensors} was given, but the first weights found are {checkpoint.path}: pass "
+                f"filename= with the name of a file of {expected}, or leave it out."
+            )
         stored = checkpoint.config
         if isinstance(config, str | Path):
             config = ViTConfig.from_pretrained(config, **options)
@@ -157,6 +200,11 @@ class PretrainedModel(ABC):
             raise FileNotFoundError(f"No {CONFIG_NAME} beside {checkpoint.path}: pass config=ViTConfig(...).")
         overrides["dtype"] = resolve_dtype(dtype if torch_dtype is None else torch_dtype, checkpoint)
         used, model_kwargs = ViTConfig.from_dict(vars(config or stored), return_unused_kwargs=True, **overrides)
+        if unknown := model_kwargs.keys() - (known := cls._arguments()):
+            raise TypeError(
+                f"{cls.__name__}.from_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}. They are "
+                f"neither fields of the configuration nor arguments of the class, which are {', '.join(sorted(known))}."
+            )
         tensors, report = fit(
             checkpoint,
             used,
@@ -171,6 +219,11 @@ class PretrainedModel(ABC):
         report = made.load_additions(
             checkpoint.unknown | checkpoint.tensors, report, strict=not ignore_mismatched_sizes
         )
+        made.name_or_path = str(pretrained_model_name_or_path)
+        if (device := one_device(device_map)) is not None:
+            device = accelerator(backend_of(made)) if device == "auto" else device
+            if device is not None:
+                place(made, device)
         made.preprocessor = _of_size(checkpoint.processor, None if stored is None else stored.image_size, used)
         if output_loading_info:
             return model, report
@@ -211,7 +264,9 @@ class PretrainedModel(ABC):
         options of `push_to_hub`. Raises OSError when the files can't be written, TypeError for an unknown keyword, and
         ValueError for weights that the format can't hold, by their names.
         """
-        _check_keywords(hub_options, push_to_hub)
+        if hub_options.pop("saved_model", False):
+            raise TypeError("saved_model=True: a SavedModel is written by model.export(folder), checkpoints by this.")
+        hub.check_options(hub_options, push_to_hub)
         if not is_main_process:
             return
         format, container = _format(save_format or ("torch" if safe_serialization else self.file_format))
@@ -255,10 +310,8 @@ class PretrainedModel(ABC):
         `commit_message`.
         """
         hub_options = {name: options.pop(name) for name in hub.UPLOAD_OPTIONS if name in options}
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **options)
-            patterns = _weights_patterns(options.get("variant"))
-            return hub.upload(folder, repo_id, delete_patterns=patterns, **hub_options)
+        patterns = _weights_patterns(options.get("variant"))
+        return hub.push(partial(self.save_pretrained, **options), repo_id, delete_patterns=patterns, **hub_options)
 
     def _weights(self, **given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What is to be saved: the table's parameters by canonical name, and what a user has added, by its own names.
@@ -274,17 +327,6 @@ def _of_size(document: dict[str, Any] | None, stored: Any, config: ViTConfig) ->
         return document and dict(document)
     height, width = pair(config.image_size)
     return {**document, "size": {"height": height, "width": width}}
-
-
-def _check_keywords(given: Mapping[str, Any], push_to_hub: bool) -> None:
-    """Raise TypeError for keywords that `save_pretrained` does not know, or that only an upload takes."""
-    if given.get("saved_model"):
-        raise TypeError("saved_model=True: a SavedModel is written by model.export(folder), checkpoints by this.")
-    unknown = given.keys() - hub.UPLOAD_OPTIONS - {"saved_model"}
-    if unknown:
-        raise TypeError(f"save_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}.")
-    if not push_to_hub and (asked := [name for name, value in given.items() if value]):
-        raise TypeError(f"{', '.join(asked)}: only an upload takes that: pass push_to_hub=True with it.")
 
 
 def _format(name: str) -> tuple[str, Container]:

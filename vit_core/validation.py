@@ -84,11 +84,15 @@ def _architectures(name: str, value: Any) -> list[str] | None:
 
 def _id2label(name: str, value: Any) -> dict[int, str]:
     try:
-        labels = {int(key): str(label) for key, label in dict(value).items()}
+        pairs = enumerate(value) if isinstance(value, list | tuple) else dict(value).items()
+        labels = {int(key): str(label) for key, label in pairs}
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must map label numbers to names, got {value!r}.") from None
     if len(labels) != len(value):
         raise ValueError(f"{name} must name each label number once, got {value!r}.")
+    if lacking := [i for i in range(len(labels)) if i not in labels]:
+        shown = ", ".join(map(str, lacking[:8]))
+        raise ValueError(f"{name} must number its labels from 0 to {len(labels) - 1}, lacks {shown}.")
     return labels
 
 

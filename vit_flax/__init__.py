@@ -22,9 +22,23 @@ ViTForImageClassification = FlaxViTForImageClassification
 ViTForMaskedImageModeling = FlaxViTForMaskedImageModeling
 ViTPreTrainedModel = FlaxViTPreTrainedModel
 
+# This package has one family: what is chosen automatically is always it.
+AutoConfig, AutoFeatureExtractor = ViTConfig, AutoImageProcessor
+AutoModel = FlaxAutoModel = FlaxViTModel
+AutoModelForImageClassification = FlaxAutoModelForImageClassification = FlaxViTForImageClassification
+AutoModelForMaskedImageModeling = FlaxAutoModelForMaskedImageModeling = FlaxViTForMaskedImageModeling
+
 __all__ = [
+    "AutoConfig",
+    "AutoFeatureExtractor",
     "AutoImageProcessor",
+    "AutoModel",
+    "AutoModelForImageClassification",
+    "AutoModelForMaskedImageModeling",
     "BaseModelOutputWithPooling",
+    "FlaxAutoModel",
+    "FlaxAutoModelForImageClassification",
+    "FlaxAutoModelForMaskedImageModeling",
     "FlaxViTForImageClassification",
     "FlaxViTForImageClassificationModule",
     "FlaxViTForMaskedImageModeling",

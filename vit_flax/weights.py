@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from functools import cache, partial
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -78,10 +79,11 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         **model_kwargs: Any,
     ) -> None:
         config.validate()
-        choose(config.attn_implementation, output_attentions=False)
+        self._check_attention(config.attn_implementation)
         if data_format not in CHANNELS_AXIS:
             raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
         self.config = config
+        self.num_labels = config.num_labels
         self.parts = self.parts_of(config, **model_kwargs)
         self.seed, self.input_shape = seed, input_shape
         dtype = jnp.dtype(dtype)
@@ -193,8 +195,28 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         prefixed = bool(self.parts & set(HEADS))
         return {native_name(s, FLAX, prefixed): s for s in specs(self.config, self.parts).values()}
 
-    def num_parameters(self) -> int:
-        """Number of parameters."""
+    @classmethod
+    def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
+        """A new model of a configuration."""
+        return cls(config, **kwargs)
+
+    _from_config = from_config
+
+    @classmethod
+    def _arguments(cls) -> set[str]:
+        return super()._arguments() | (
+            {"add_pooling_layer", "use_mask_token"} & {f.name for f in fields(cls.module_class)}
+        )
+
+    @staticmethod
+    def _check_attention(name: str | None) -> None:
+        choose(name, output_attentions=False)
+
+    def _forget_compiled(self) -> None:
+        self._use(self.module.clone(config=self.config.copy()))
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, all of them trainable; a ViT has no table of embeddings to exclude."""
         return sum(spec.size for spec in self.specs().values())
 
     def init_weights(

@@ -23,11 +23,25 @@ ViTForImageClassification = TFViTForImageClassification
 ViTForMaskedImageModeling = TFViTForMaskedImageModeling
 ViTPreTrainedModel = TFViTPreTrainedModel
 
+# This package has one family: what is chosen automatically is always it.
+AutoConfig, AutoFeatureExtractor = ViTConfig, AutoImageProcessor
+AutoModel = TFAutoModel = TFViTModel
+AutoModelForImageClassification = TFAutoModelForImageClassification = TFViTForImageClassification
+AutoModelForMaskedImageModeling = TFAutoModelForMaskedImageModeling = TFViTForMaskedImageModeling
+
 __all__ = [
+    "AutoConfig",
+    "AutoFeatureExtractor",
     "AutoImageProcessor",
+    "AutoModel",
+    "AutoModelForImageClassification",
+    "AutoModelForMaskedImageModeling",
     "BaseModelOutputWithPooling",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
+    "TFAutoModel",
+    "TFAutoModelForImageClassification",
+    "TFAutoModelForMaskedImageModeling",
     "TFViTForImageClassification",
     "TFViTForMaskedImageModeling",
     "TFViTModel",

@@ -248,6 +248,8 @@ class TFViTModel(TFViTPreTrainedModel):
         return {**super().get_config(), **parts}
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:  # which it is when it is made
+            return
         width, pooled, act = self.config.hidden_size, self.config.pooler_size, self.config.pooler_act
         self.embeddings = self.child(ViTEmbeddings, "embeddings", use_mask_token="mask_token" in self.parts)
         self.encoder = self.child(ViTEncoder, "encoder")
@@ -305,6 +307,8 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     main_output_name = "logits"
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:  # which it is when it is made
+            return
         options = {"data_format": self.data_format, "dtype": self.dtype_policy, "name": "vit"}
         self.vit = TFViTModel(self.config, add_pooling_layer=False, **options)
         if self.config.num_labels:
@@ -351,6 +355,8 @@ class ViTDecoder(ViTModule):
     """The 1x1 convolution of masked image modelling, under the name `0` that a sequence of one gives it."""
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:  # which it is when it is made
+            return
         rh, rw = pair(self.config.encoder_stride)
         self.conv_ = self.conv(self.config.hidden_size, rh * rw * self.config.num_channels, (1, 1), "0")
 
@@ -366,6 +372,8 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
     main_output_name = "reconstruction"
 
     def build(self, input_shape: Any = None) -> None:
+        if self.built:  # which it is when it is made
+            return
         options = {"data_format": self.data_format, "dtype": self.dtype_policy, "name": "vit"}
         self.vit = TFViTModel(self.config, add_pooling_layer=False, use_mask_token=True, **options)
         self.decoder = self.child(ViTDecoder, "decoder")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import export
 from tensorflow import Tensor
@@ -34,8 +35,21 @@ class Training(keras.Model):
     @run_eagerly.setter
     def run_eagerly(self, value: bool) -> None:
         self._run_eagerly = value
-        if hasattr(self, "vit"):
+        if "vit" in vars(self):
             self.vit.run_eagerly = value
+
+    def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
+        """Keras's `compile`; without a loss the model's own is trained, whatever was compiled before."""
+        self.loss = self._compile_loss = None  # which Keras keeps
+        super().compile(optimizer, loss, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """For `load_model`: Keras leaves this to a class that has a `compile` of its own, as a user's may have."""
+        if type(self).compile is not Training.compile:
+            super().compile_from_config(config)
+            return
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
 
     def main_output(self, output: Any) -> Tensor:
         """What a user's loss and metrics are applied to: the first field but the loss."""
@@ -87,6 +101,38 @@ class Training(keras.Model):
         output = next(o for o in OUTPUTS if self.main_output_name in o.__dataclass_fields__)
         return output(**found) if isinstance(found, Mapping) else found
 
+    def prepare_tf_dataset(
+        self,
+        dataset: Any,
+        batch_size: int = 8,
+        shuffle: bool = True,
+        drop_remainder: bool | None = None,
+        prefetch: bool = True,
+    ) -> tf.data.Dataset:
+        """Batches for `fit` of a dataset with a length and numbered items, as Hugging Face's `datasets` are.
+
+        Each item is a dict with `pixel_values` and, for pairs (pixels, labels), `labels`; other columns are left out.
+        When shuffled, in another order in every epoch, and, unless `drop_remainder` is false, in whole batches alone.
+        """
+
+        def numbered(number: Any) -> tuple[Any, ...]:
+            item = dataset[int(number)]
+            return tuple(np.asarray(item[spec.name], spec.dtype.as_numpy_dtype) for spec in specs)
+
+        first = {name: np.asarray(dataset[0][name]) for name in ("pixel_values", "labels") if name in dataset[0]}
+        floats = keras.config.floatx()  # what Python's numbers become
+        specs = [tf.TensorSpec(a.shape, floats if a.dtype == "float64" else a.dtype, n) for n, a in first.items()]
+
+        def load(number: Tensor) -> Any:
+            found = tf.numpy_function(numbered, [number], [spec.dtype for spec in specs])
+            tensors = [tf.ensure_shape(tensor, spec.shape) for tensor, spec in zip(found, specs, strict=True)]
+            return tuple(tensors) if len(tensors) > 1 else tensors[0]
+
+        numbers = tf.data.Dataset.range(len(dataset))
+        numbers = numbers.shuffle(len(dataset)) if shuffle else numbers
+        batches = numbers.map(load).batch(batch_size, shuffle if drop_remainder is None else drop_remainder)
+        return batches.prefetch(tf.data.AUTOTUNE) if prefetch else batches
+
     def export(
         self,
         filepath: Any,
@@ -119,6 +165,11 @@ class Training(keras.Model):
 
 
 def _labels(x: Any, y: Any) -> Any:
+    """The labels, which may ride in the inputs, or come as {"labels": y}."""
+    if isinstance(y, Mapping):
+        if list(y) != ["labels"]:
+            raise ValueError(f'Targets in a dict must be those of {{"labels": y}}, got {", ".join(map(str, y))}.')
+        return y["labels"]
     return x.get("labels") if y is None and isinstance(x, Mapping) else y
 
 

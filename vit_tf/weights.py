@@ -149,11 +149,12 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         trainable: bool = True,
     ) -> None:
         config.validate()
-        choose(config.attn_implementation, output_attentions=False)
+        self._check_attention(config.attn_implementation)
         if data_format not in CHANNELS_AXIS:
             raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
         self.config = config
+        self.num_labels = config.num_labels
         self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
         self.parts = self.parts_of(config) if parts is None else parts
         self._function: Any = None  # of `compiled`
@@ -221,8 +222,28 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         """The model's variables by the keys of `specs`."""
         return {v.path.removeprefix(f"{self.path}/"): v for v in self.weights}
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of parameters, or of those that are trained."""
+    def __getattr__(self, name: str) -> Any:
+        """The trunk by the names that transformers has for it, `base_model` and `vit`, of a model without a head too.
+
+        No properties: Keras would save what they return a second time.
+        """
+        if name in ("base_model", PREFIX) and "config" in vars(self):
+            return vars(self).get(PREFIX, self)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def get_input_embeddings(self) -> keras.layers.Layer:
+        """The patch embeddings."""
+        return self._trunk().embeddings.patch_embeddings
+
+    @staticmethod
+    def _check_attention(name: str | None) -> None:
+        choose(name, output_attentions=False)
+
+    def _forget_compiled(self) -> None:
+        self._trunk()._function = self._function = None
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, or of those that are trained; a ViT has no table of embeddings to exclude."""
         variables = self.variables_by_path()
         return sum(s.size for n, s in self.specs().items() if variables[n].trainable or not only_trainable)
 
@@ -291,7 +312,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def _recompute(self, value: bool) -> None:
         self._trunk().encoder.checkpointing = value
-        self._trunk()._function = self._function = None  # they were traced without
+        self._forget_compiled()
 
     def _trunk(self) -> Any:  # no property: Keras loads weights into what properties return, here the model itself
         return self.vit if self.parts & set(HEADS) else self
@@ -300,12 +321,26 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def get_config(self) -> dict[str, Any]:
         """For `model.save`: what `from_config` builds the model from."""
-        return {**super().get_config(), "config": self.config.to_dict(), "data_format": self.data_format}
+        frozen = [path for path, layer in self._layers_by_path().items() if not layer.trainable]
+        own = {"config": self.config.to_dict(), "data_format": self.data_format, "frozen": frozen}
+        return {**super().get_config(), **own}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Self:
-        """A model from `get_config`, its weights not yet loaded."""
-        return cls(ViTConfig.from_dict(config["config"]), **{k: v for k, v in config.items() if k != "config"})
+    def from_config(cls, config: dict[str, Any] | ViTConfig, custom_objects: Any = None, **kwargs: Any) -> Self:
+        """A model from `get_config`, its weights not yet loaded, and layers frozen as they were; or of a ViTConfig."""
+        if isinstance(config, ViTConfig):
+            return cls(config, **kwargs)
+        frozen = config.get("frozen", [])
+        options = {name: value for name, value in config.items() if name not in ("config", "frozen")}
+        model = cls(ViTConfig.from_dict(config["config"]), **options)
+        for path, layer in model._layers_by_path().items():  # a layer after the one that it is in
+            layer.trainable = path not in frozen
+        return model
+
+    def _layers_by_path(self) -> dict[str, Any]:
+        """Every layer with variables by its path below the model's own, those that hold others before these."""
+        found = [layer for layer in self._flatten_layers(include_self=False) if layer.weights]
+        return {layer.path.removeprefix(f"{self.path}/"): layer for layer in found}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """For Keras: nothing is left to build."""

@@ -11,8 +11,19 @@ from vit_torch.weights import ViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="torch")
 
+# This package has one family: what is chosen automatically is always it.
+AutoConfig, AutoFeatureExtractor = ViTConfig, AutoImageProcessor
+AutoModel = ViTModel
+AutoModelForImageClassification = ViTForImageClassification
+AutoModelForMaskedImageModeling = ViTForMaskedImageModeling
+
 __all__ = [
+    "AutoConfig",
+    "AutoFeatureExtractor",
     "AutoImageProcessor",
+    "AutoModel",
+    "AutoModelForImageClassification",
+    "AutoModelForMaskedImageModeling",
     "BaseModelOutputWithPooling",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",

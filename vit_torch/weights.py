@@ -46,6 +46,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     weights_keyword = "state_dict"
     _read = staticmethod(read)
     main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("ViTEmbeddings", "ViTLayer")  # for accelerate's maps of devices
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -56,8 +58,9 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         """`parts` are those of the table beside the trunk; by default, of a user's own class, those of its `vit`."""
         super().__init__()
         config.validate()
-        choose(config.attn_implementation, output_attentions=False)
+        self._check_attention(config.attn_implementation)
         self.config = config
+        self.num_labels = config.num_labels
         self._parts = parts
         self.register_load_state_dict_pre_hook(_accept_new_names)
 
@@ -165,19 +168,69 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         """The device of the first parameter."""
         return next(self.parameters()).device
 
-    def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of parameters, or of those that require a gradient."""
+    @property
+    def base_model(self) -> nn.Module:
+        """The trunk: the model itself where it has no head."""
+        trunk: nn.Module = getattr(self, PREFIX, self)
+        return trunk
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, or of those that require a gradient; a ViT has no table of embeddings to exclude."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of the parameters and buffers."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @classmethod
+    def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
+        """A new model of a configuration."""
+        return cls(config, **kwargs)
+
+    _from_config = from_config
+
+    def can_generate(self) -> bool:
+        """False: it is no language model."""
+        return False
+
+    def get_output_embeddings(self) -> None:
+        """None: it is no language model."""
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach the patch embeddings' output, as adapters in a frozen trunk need it to be recomputed."""
+        self.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_(True))
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch embeddings."""
         trunk = f"{PREFIX}." if hasattr(self, PREFIX) else ""
         return self.get_submodule(f"{trunk}embeddings.patch_embeddings")
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Recompute each layer in the backward pass; the keywords go to `torch.utils.checkpoint.checkpoint`."""
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recompute each layer in the backward pass; the keywords go to `torch.utils.checkpoint.checkpoint`.
+
+        Raises ValueError for `every_n_layers` but 1, and for `offload`: every layer is recomputed, from the device.
+        """
+        if every_n_layers != 1 or offload:
+            raise ValueError(
+                f"Every layer is recomputed, from what stays on the device: leave out {every_n_layers=} and {offload=}."
+            )
         for encoder in self._encoders():
             encoder.checkpointing = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """The name of `gradient_checkpointing_enable` since transformers 5."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep every layer's activations again."""
@@ -188,6 +241,12 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     def is_gradient_checkpointing(self) -> bool:
         """Whether layers are recomputed in the backward pass."""
         return any(encoder.checkpointing is not None for encoder in self._encoders())
+
+    activation_checkpointing_disable = gradient_checkpointing_disable
+
+    @staticmethod
+    def _check_attention(name: str | None) -> None:
+        choose(name, output_attentions=False)
 
     def _encoders(self) -> list[Any]:
         return [module for module in self.modules() if hasattr(module, "checkpointing")]

@@ -14,7 +14,7 @@ from conversion.family import Family, Side, Tensors
 from conversion.rules import ATTENTION_SCALE, KEY, MLP_SCALE, POOLED_NORM, POSITIONS, QUERY, VALUE, module, raw, table
 from conversion.side import json_beside, labels, one_name, preprocessor, statistics
 from vit_core.checkpoint import SAFETENSORS
-from vit_core.config import VARIANTS, ViTConfig, label_of, pair
+from vit_core.config import VARIANTS, ViTConfig, pair
 from vit_core.params import LAYER
 
 _RULES = table(
@@ -117,7 +117,7 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
             "num_features": config.hidden_size,
             "global_pool": "token",
             "model_args": arguments,
-            **({"label_names": [label_of(config, i) for i in range(config.num_labels)]} if headed else {}),
+            **({"label_names": [config.id2label[i] for i in range(config.num_labels)]} if headed else {}),
             "pretrained_cfg": {
                 "input_size": [config.num_channels, height, width], "fixed_input_size": True,
                 "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,

@@ -14,7 +14,7 @@ from rich.text import Text
 from vit_core.backends import open_checkpoint
 from vit_core.checkpoint import Checkpoint
 from vit_core.cli.common import AsJson, Revision, console, one_line, print_json
-from vit_core.config import CONFIG_NAME, ViTConfig, label_of
+from vit_core.config import CONFIG_NAME, ViTConfig
 from vit_core.loading import fit
 from vit_core.params import LAYER, OF_LAYER, PARTS, TABLE
 from vit_core.safetensors_file import Tensor
@@ -119,7 +119,7 @@ def _facts(summary: dict[str, Any], config: ViTConfig | None) -> Table:
 
 
 def config_facts(config: ViTConfig) -> dict[str, Any]:
-    labels = [label_of(config, i) for i in range(config.num_labels)]
+    labels = [config.id2label[i] for i in range(config.num_labels)]
     more = f", ... ({len(labels)} in all)" if len(labels) > _SHOWN_LABELS else ""
     named = (config.architectures or ["none named"])[0]
     return {

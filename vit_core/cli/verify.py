@@ -35,7 +35,7 @@ from vit_core.cli.common import (
     pictures,
     print_json,
 )
-from vit_core.config import CONFIG_NAME, ViTConfig, label_of, pair
+from vit_core.config import CONFIG_NAME, ViTConfig, pair
 from vit_core.params import PARTS
 from vit_core.pipeline import ImageClassificationPipeline, find_processor
 
@@ -234,7 +234,7 @@ def _compare(
                 each.add(ours, outputs[second][output])
         if config.num_labels and "logits" in next(iter(outputs.values())):
             best = {name: output["logits"].argmax(-1) for name, output in outputs.items()}
-            result.labels += [{n: label_of(config, int(i[row])) for n, i in best.items()} for row in range(len(batch))]
+            result.labels += [{n: config.id2label[int(i[row])] for n, i in best.items()} for row in range(len(batch))]
     result.differences = list(found.values())
     return result
 
