@@ -62,6 +62,7 @@ def test_the_code_of_the_fine_tuning_guide(tmp_path: Path, monkeypatch: Any, cap
     assert printed == [
         "0.178 False vit.embeddings.cls_token",
         "0.178 True vit.embeddings.patch_embeddings.projection.weight",
+        "['head.weight', 'head.bias'] ['classifier.bias', 'classifier.weight']",
     ]
 
 

@@ -59,7 +59,7 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "(12, 10)",
         "(12, 10)",
         "True",
-        "['config.json', 'tf_model.h5']",
+        "['config.json', 'preprocessor_config.json', 'tf_model.h5']",
         "True",
         "bfloat16 float32 bfloat16",
         "Loss: 0.1",

@@ -197,7 +197,10 @@ class PretrainedModel(ABC):
         if isinstance(config, str | Path):
             config = ViTConfig.from_pretrained(config, **options)
         if config is None and stored is None:
-            raise FileNotFoundError(f"No {CONFIG_NAME} beside {checkpoint.path}: pass config=ViTConfig(...).")
+            raise FileNotFoundError(
+                f"No {CONFIG_NAME} beside {checkpoint.path}: pass config=ViTConfig(...). transformers' Trainer writes "
+                "none for this package's models: model.save_pretrained(folder) does."
+            )
         overrides["dtype"] = resolve_dtype(dtype if torch_dtype is None else torch_dtype, checkpoint)
         used, model_kwargs = ViTConfig.from_dict(vars(config or stored), return_unused_kwargs=True, **overrides)
         if unknown := model_kwargs.keys() - (known := cls._arguments()):
