@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,6 +28,7 @@ from vit_core.pipeline import default_function, pipeline, read_image
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 PICTURES = sorted((DIGITS / "pictures").iterdir())
+PICTURE = PICTURES[0]
 torch = pytest.importorskip("torch")
 
 torch.set_num_threads(1)  # the models are tiny: a second thread only waits
@@ -202,6 +205,68 @@ def test_a_picture_of_the_wrong_size_is_the_models_error() -> None:
     classifier = pipeline(image_processor=ViTImageProcessor(size=32))
     with pytest.raises(ValueError, match=r"Input image size \(32\*32\) doesn't match model \(24\*24\)"):
         classifier(PICTURES[0])
+
+
+def test_pictures_as_text(digits: Any) -> None:
+    """Data URLs and base64, in one line or many."""
+    encoded = base64.b64encode(PICTURE.read_bytes()).decode()
+    expected = digits(str(PICTURE))
+    wrapped = base64.encodebytes(PICTURE.read_bytes()).decode()
+    for text in (encoded, f"data:image/png;base64,{encoded}", wrapped, f"data:image/png;base64,{wrapped}"):
+        assert digits(text) == expected
+    with pytest.raises(ValueError, match=r"^The image 'data:image/png;base64,@@@'\.\.\. is no base64"):
+        digits("data:image/png;base64,@@@")
+    with pytest.raises(FileNotFoundError, match="There is no image file cat"):
+        digits("cat")
+
+
+def test_a_rotated_picture_is_upright_however_it_comes(digits: Any, tmp_path: Path) -> None:
+    picture = Image.open(PICTURE).convert("RGB")
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save(tmp_path / "turned.png", exif=exif)
+    expected = digits(picture.rotate(-90, expand=True))
+    with Image.open(tmp_path / "turned.png") as opened:
+        assert digits(opened) == digits(str(tmp_path / "turned.png")) == expected != digits(str(PICTURE))
+
+
+def test_generators_and_datasets(digits: Any) -> None:
+    class Dataset:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: int) -> str:
+            if not 0 <= i < 3:
+                raise IndexError
+            return str(PICTURE)
+
+    expected = digits([str(PICTURE)] * 3, batch_size=2)
+    for images in (Dataset(), (str(PICTURE) for _ in range(3)), iter([str(PICTURE)] * 3)):
+        found = digits(images, batch_size=2)
+        assert isinstance(found, Iterator)
+        assert list(found) == expected
+    with pytest.raises(FileNotFoundError):
+        list(digits(iter(["nothing.png"])))
+
+
+def test_a_silent_address(digits: Any) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.png"
+        with pytest.raises(OSError, match=r"can't be fetched \(.*timed out"):
+            digits(address, timeout=0.2)
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0, or None, got 0"):
+        digits(address, timeout=0)
+
+
+def test_keywords_of_transformers_pipeline() -> None:
+    processor = ViTImageProcessor.from_pretrained(DIGITS)
+    found = pipeline(
+        "image-classification", model=str(DIGITS), framework="pt", feature_extractor=processor, device_map="cpu",
+        tokenizer=None, num_workers=2, trust_remote_code=False, model_kwargs={"dtype": "float64"},
+    )  # fmt: skip
+    assert (found.backend, str(found.model.dtype), found.image_processor) == ("torch", "torch.float64", processor)
+    with pytest.raises(TypeError, match=r"pipeline\(\) takes no load_in_8bit"):
+        pipeline(model=str(DIGITS), model_kwargs={"load_in_8bit": True})
 
 
 def test_an_address(digits: Any) -> None:

@@ -48,6 +48,9 @@ _MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of n
 _RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
 
 
+_ASKED = {"_commit_hash": None, "is_encoder_decoder": False, "name_or_path": "", "_name_or_path": ""}
+
+
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """A size given once for both axes, or as (height, width), as (height, width)."""
     return (size, size) if isinstance(size, int) else size
@@ -133,6 +136,12 @@ class ViTConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         check = CHECKS.get(name)
         object.__setattr__(self, name, check(name, value) if check else value)
+
+    def __getattr__(self, name: str) -> Any:
+        """What programs ask of every configuration of transformers, where a file does not say otherwise."""
+        if name in _ASKED:
+            return _ASKED[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _set_labels(self, num_labels: Any, id2label: Any, label2id: Any) -> None:
         if id2label is None and label2id and num_labels in (None, len(label2id)):

@@ -53,11 +53,10 @@ def load_image(source: Any) -> Image.Image:
             return source
         encoded = isinstance(source, bytes | bytearray | memoryview)
         with Image.open(BytesIO(source) if encoded else source, formats=list(FORMATS)) as image:
-            _check_pixels(image.width * image.height)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # from twice Pillow's limit
         advice = "Shrink the picture, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
         raise ValueError(f"{name} is too large to decode: {error} {advice}") from error
     except PermissionError:
@@ -84,12 +83,6 @@ def _check_is_file(path: str) -> None:
         raise FileNotFoundError(f"There is no image file {path}: {advice}.")
 
 
-def _check_pixels(pixels: int) -> None:
-    """Pillow only warns up to twice its limit; that far, too, is too far."""
-    if Image.MAX_IMAGE_PIXELS and pixels > Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"it has {pixels} pixels, the limit is {Image.MAX_IMAGE_PIXELS}.")
-
-
 def as_rgb(image: Image.Image, convert: bool | None) -> Image.Image:
     """The image in mode RGB, as Pillow converts it. Raises ValueError if it is in another mode and convert is false."""
     if image.mode == "RGB":
@@ -101,7 +94,21 @@ def as_rgb(image: Image.Image, convert: bool | None) -> Image.Image:
         )
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
-    return image.convert("RGB")
+    return as_bytes(image, "RGB")
+
+
+def as_bytes(image: Image.Image, mode: str) -> Image.Image:
+    """The image in a mode of 8 bits, as Pillow converts it. Warns of values that it cuts, outside 0 to 255."""
+    if image.mode.startswith(("I", "F")):
+        extrema: Any = image.getextrema()
+        low, high = extrema
+        if low < 0 or high > 255:
+            warnings.warn(
+                f"{_name(image)} has mode {image.mode!r} and values from {low:g} to {high:g}: what lies outside 0 to "
+                "255 is cut off. Scale it to 0 to 255 before, for 16 bits by dividing by 257.",
+                stacklevel=3,
+            )
+    return image.convert(mode)
 
 
 def flatten(images: Any, ndim: int) -> list[Any]:

@@ -5,16 +5,20 @@ Arguments and results are those of Hugging Face's `pipeline("image-classificatio
 
 from __future__ import annotations
 
+import binascii
 import os
+import re
 import warnings
+from base64 import b64decode
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
 from itertools import islice
+from os.path import exists
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
@@ -23,7 +27,7 @@ from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vit_core import calls
 from vit_core.backends import (
@@ -39,7 +43,8 @@ from vit_core.backends import (
 )
 from vit_core.config import ViTConfig, pair
 from vit_core.image_processing import ViTImageProcessor, load_image
-from vit_core.images import LAST, as_rgb
+from vit_core.images import LAST, as_bytes, as_rgb
+from vit_core.keywords import understood
 from vit_core.loading import LoadReport
 
 Array = NDArray[Any]
@@ -51,14 +56,16 @@ FUNCTIONS = ("softmax", "sigmoid", "none")
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 _MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
 _MOST_BYTES, _MOST_SECONDS = 1 << 28, 600  # of a picture from an address
+_BASE64 = re.compile(r"[A-Za-z0-9+/\n]+={0,2}\n?")
+_UNWRAPPED = str.maketrans("", "", "\n")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class ImageClassificationPipeline:
     """Classifies one image or several: `classifier("cat.png")`.
 
-    top_k, function_to_apply and batch_size are what calls use that give none of their own. replicas: copies of the
-    model on other devices, which take batches beside it.
+    top_k, function_to_apply, batch_size and timeout are what calls use that give none of their own. replicas: copies of
+    the model on other devices, which take batches beside it.
     """
 
     task = TASK
@@ -71,6 +78,7 @@ class ImageClassificationPipeline:
         top_k: int | None = 5,
         function_to_apply: str | None = None,
         batch_size: int = 1,
+        timeout: float | None = None,
         replicas: Sequence[Any] = (),
     ) -> None:
         self.model, self.replicas = model, tuple(replicas)
@@ -78,7 +86,12 @@ class ImageClassificationPipeline:
         if not model.config.num_labels:
             raise ValueError("The model has num_labels=0 and so no classes: pass one that was saved with its labels.")
         self.image_processor = image_processor
-        self.defaults = {"top_k": top_k, "function_to_apply": function_to_apply, "batch_size": batch_size}
+        self.defaults: dict[str, Any] = {
+            "top_k": top_k,
+            "function_to_apply": function_to_apply,
+            "batch_size": batch_size,
+            "timeout": timeout,
+        }
         self._checked({})
         if self.backend == "torch":
             for each in (model, *replicas):
@@ -87,18 +100,28 @@ class ImageClassificationPipeline:
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """The predictions for one image, or a list of them for a list of images or an array (B, C, H, W).
 
-        An image is a path, an http(s) address, bytes, a binary file object, a PIL image, or an array or tensor.
+        For a generator, or a dataset with a length and numbered images, an iterator over them.
+        An image is a path, an http(s) address, a data URL or base64, bytes, a binary file object, a PIL image, which is
+        turned as its EXIF orientation says, or an array or tensor.
         options: top_k, all classes if None; function_to_apply, "softmax", "sigmoid" or "none", which if None follows
-        the kind of problem; batch_size, how many images the model sees at once. Raises OSError or ValueError for an
-        image that can't be read, ValueError for an option that can't be.
+        the kind of problem; batch_size, how many images the model sees at once; timeout, seconds that an address may be
+        silent, 30 if None. Raises OSError or ValueError for an image that can't be read, ValueError for an option that
+        can't be.
         """
+        if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # as an open file is, too
+            return self._raised(inputs, **options)
+        if _is_dataset(inputs):
+            return self._raised((inputs[i] for i in range(len(inputs))), **options)
         several = isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4
-        results = []
-        for result in self.stream(inputs if several else [inputs], **options):
+        results = list(self._raised(inputs if several else [inputs], **options))
+        return results if several else results[0]
+
+    def _raised(self, images: Iterable[Any], **options: Any) -> Iterator[Predictions]:
+        """What `stream` gives, errors raised."""
+        for result in self.stream(images, **options):
             if isinstance(result, Exception):
                 raise result
-            results.append(result)
-        return results if several else results[0]
+            yield result
 
     def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Result]:
         """For each image, in order and as soon as its batch is done, its predictions, or why it can't be read.
@@ -108,7 +131,8 @@ class ImageClassificationPipeline:
         it to work at, and the next. Closing the iterator ends its threads.
         """
         used = self._checked(options)
-        size = used.pop("batch_size")
+        size, timeout = used.pop("batch_size"), used.pop("timeout")
+        preparing = {} if timeout is None else {"timeout": timeout}
         rest, models = iter(images), (self.model, *self.replicas)
         free: SimpleQueue[Any] = SimpleQueue()
         for model in models:
@@ -117,7 +141,7 @@ class ImageClassificationPipeline:
         with _threads(len(models)) as runners, _threads(os.cpu_count() or 1) as decoders:
             while True:
                 while len(waiting) < 2 * len(models) and (taken := list(islice(rest, size))):
-                    batch = [decoders.submit(self._prepared, image) for image in taken]
+                    batch = [decoders.submit(self._prepared, image, preparing) for image in taken]
                     task = partial(self._results, batch, free, used)
                     # One model runs in the caller's thread, where contexts such as autocast hold that were set there.
                     waiting.append(task if len(models) == 1 else runners.submit(task).result)
@@ -138,16 +162,16 @@ class ImageClassificationPipeline:
             free.put(model)
         return [each if isinstance(each, Exception) else self.postprocess(next(logits), **used) for each in prepared]
 
-    def preprocess(self, image: Any) -> Array:
+    def preprocess(self, image: Any, timeout: float | None = None) -> Array:
         """One image as pixels (C, H, W) that fit the model. Raises OSError or ValueError."""
         layout = None
         if isinstance(image, _ENCODED) or hasattr(image, "read"):
             mode = _MODES.get(self.model.config.num_channels)
-            picture = read_image(image)
+            picture = read_image(image, timeout)
             if mode is None:
                 image = as_rgb(picture, convert=True)
             else:
-                image = np.atleast_3d(np.asarray(picture.convert(mode)))
+                image = np.atleast_3d(np.asarray(as_bytes(picture, mode)))
                 layout = LAST
         pixels = self.image_processor(image, input_data_format=layout, return_tensors="np")["pixel_values"]
         calls.check_pixel_values(pixels.shape, self.model.config, interpolate=False)
@@ -156,9 +180,9 @@ class ImageClassificationPipeline:
         only: Array = pixels[0]
         return only
 
-    def _prepared(self, image: Any) -> Array | OSError | ValueError:
+    def _prepared(self, image: Any, options: dict[str, Any]) -> Array | OSError | ValueError:
         try:
-            return self.preprocess(image)
+            return self.preprocess(image, **options)
         except (OSError, ValueError) as error:
             return error
         except (MemoryError, OverflowError) as error:
@@ -181,6 +205,8 @@ class ImageClassificationPipeline:
         if unknown:
             raise TypeError(f"{unknown} are no options of a call, which are {', '.join(self.defaults)}.")
         used = {**self.defaults, **options}
+        if used["timeout"] is not None and not used["timeout"] > 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, or None, got {used['timeout']!r}.")
         for name in ("top_k", "batch_size"):
             value = used[name]
             if not (isinstance(value, int) and value >= 1) and (name, value) != ("top_k", None):
@@ -202,6 +228,7 @@ def pipeline(
     top_k: int | None = 5,
     function_to_apply: str | None = None,
     batch_size: int = 1,
+    timeout: float | None = None,
     **options: Any,
 ) -> ImageClassificationPipeline:
     """A classifier of images.
@@ -212,13 +239,20 @@ def pipeline(
     warning.
     device, for torch: a torch device, its name, n for "cuda:n" or -1 for the CPU; if None, a model given by name goes
     to CUDA where there is any. With a list of them the model is copied to each, and a batch goes to one that is free.
-    options: those of `from_pretrained`, such as dtype and revision, for a model given by name.
+    options: those of `from_pretrained`, such as dtype and revision, for a model given by name, also as model_kwargs;
+    framework (pt, tf, flax) and feature_extractor are older names of backend and image_processor.
 
     Raises ImportError that says what to install, OSError for what can't be found or fetched, and ValueError for
     anything else, a checkpoint without a classifier included.
     """
     if task != TASK:
         raise ValueError(f"task must be {TASK!r}, got {task!r}.")
+    more = options.pop("model_kwargs", None) or {}
+    options = understood({**options, **more}, "pipeline")
+    options = {name: value for name, value in options.items() if name not in ("tokenizer", "num_workers")}
+    if framework := options.pop("framework", None):
+        backend = backend or {"pt": "torch"}.get(framework, framework)
+    image_processor = options.pop("feature_extractor", None) or image_processor
     device, *others = device if isinstance(device, list | tuple) and device else [device]
     if model is None or isinstance(model, str | os.PathLike):
         name = DIGITS if model is None else model
@@ -239,6 +273,7 @@ def pipeline(
         top_k=top_k,
         function_to_apply=function_to_apply,
         batch_size=batch_size,
+        timeout=timeout,
         replicas=[replica(loaded, each) for each in others],
     )
 
@@ -268,7 +303,8 @@ def load(
     backend = backend or first_installed()
     classes = import_backend(backend)
     model, report = classes.ViTForImageClassification.from_pretrained(name, output_loading_info=True, **options)
-    device = accelerator(backend) if device is None else device
+    if device is None and options.get("device_map") is None:
+        device = accelerator(backend)
     if device is not None:
         place(model, device)
     return model, report
@@ -313,12 +349,31 @@ def _default_processor(name: str, config: ViTConfig) -> ViTImageProcessor:
     return ViTImageProcessor(size={"height": height, "width": width}, image_mean=half, image_std=half)
 
 
-def read_image(source: Any) -> Image.Image:
-    """The picture in anything `load_image` takes, or at an http(s) address. Raises OSError or ValueError."""
-    if not (isinstance(source, str) and source.startswith(("http://", "https://"))):
+def _is_dataset(inputs: Any) -> bool:
+    """Whether something with a length and numbered items is neither one image nor an array nor a list of images."""
+    if isinstance(inputs, (*_ENCODED, list, tuple)) or hasattr(inputs, "__array__") or hasattr(inputs, "read"):
+        return False
+    return hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__") and not isinstance(inputs, Mapping)
+
+
+def read_image(source: Any, timeout: float | None = None) -> Image.Image:
+    """The picture in anything `load_image` takes, upright, at an http(s) address, or in a data URL or base64.
+
+    Raises OSError or ValueError; an address may be silent for `timeout` seconds, 30 if None.
+    """
+    if isinstance(source, Image.Image):
+        return ImageOps.exif_transpose(load_image(source))
+    if not isinstance(source, str):
+        return load_image(source)
+    if source.startswith("data:image/") or (len(source) >= 64 and _BASE64.fullmatch(source) and not exists(source)):
+        try:
+            return load_image(b64decode(source.rpartition(",")[2].translate(_UNWRAPPED), validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"The image {source[:40]!r}... is no base64 ({error}): pass a path or bytes.") from error
+    if not source.startswith(("http://", "https://")):
         return load_image(source)
     try:
-        with urlopen(Request(source, headers={"User-Agent": "vit-trio"}), timeout=30) as response:
+        with urlopen(Request(source, headers={"User-Agent": "vit-trio"}), timeout=timeout or 30) as response:
             content = b"".join(_chunks(response, source))
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
