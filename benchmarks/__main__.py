@@ -55,7 +55,7 @@ def _as_fraction(row: dict[str, Any]) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The results as Markdown, a table for each machine that they were measured on."""
     lines = []
-    for machine in sorted({found["machine"] for found in results.values()}):
+    for machine in sorted({results[name]["machine"] for name in NAMES if name in results}):
         lines += [f"Measured on {machine}:", "", "| case | ours / theirs | 10th to 90th percentile |", "|---|---|---|"]
         for name in NAMES:
             if name in results and results[name]["machine"] == machine:

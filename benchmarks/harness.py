@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+from vit_core.config import ViTConfig, pair
 
 OURS, THEIRS, HUB = "vit_trio", "transformers", "keras-hub"
 Seconds = dict[str, np.ndarray]
@@ -54,6 +57,22 @@ def ratio(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     low, high = np.percentile(ours / theirs, [10, 90])
     values = {"ratio": np.median(ours) / np.median(theirs), "p10": low, "p90": high}
     return {**{name: round(float(value), 3) for name, value in values.items()}, "rounds": len(ours)}
+
+
+def forward_flops(config: ViTConfig, batch: int, last_tokens: int = 1) -> int:
+    """Of the forward pass of a classifier, from its shapes; a multiplication and an addition count as two.
+
+    `last_tokens`: how many tokens the last layer computes after its attention; in this package the CLS token alone.
+    """
+    tokens, width, mlp = config.num_patches + 1, config.hidden_size, config.intermediate_size
+
+    def layer(computed: int) -> int:
+        attention = tokens * (3 * width * width + 2 * tokens * width)
+        return attention + computed * (width * width + 2 * width * mlp)
+
+    patches = config.num_patches * math.prod(pair(config.patch_size)) * config.num_channels * width
+    layers = (config.num_hidden_layers - 1) * layer(tokens) + layer(last_tokens)
+    return 2 * batch * (patches + layers + width * config.num_labels)
 
 
 def arguments(description: str | None, **defaults: float) -> argparse.Namespace:

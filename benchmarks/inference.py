@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import OURS, THEIRS, arguments, interleaved, ratio, report
-from models import CASES, MLP, TOKENS, WIDTH, flops, pair, pixels
+from harness import OURS, THEIRS, arguments, forward_flops, interleaved, ratio, report
+from models import CASES, CONFIG, MLP, TOKENS, WIDTH, pair, pixels
 
 
 @torch.inference_mode()
@@ -26,7 +26,7 @@ def measure(models: dict[str, Any], batch: int, dtype: str, rounds: int, seconds
     calls = {name: (lambda model=model: model(pixel_values=x)) for name, model in models.items()}
     times = interleaved({**calls, "mm": lambda: torch.mm(a, b)}, min_rounds=rounds, min_seconds=seconds)
     mm_rate = 2 * a.numel() * MLP / np.median(times["mm"])
-    rate = flops(batch) / np.median(times[OURS])
+    rate = forward_flops(CONFIG, batch) / np.median(times[OURS])
     return {**ratio(times[OURS], times[THEIRS]), "fraction of mm's FLOP/s": round(float(rate / mm_rate), 2)}
 
 

@@ -13,13 +13,13 @@ import vit_torch
 # Without AVX-512, PyTorch takes eight times as long in bfloat16 as in float32, whosever model it is.
 DTYPES = ("float32", "bfloat16") if torch.backends.cpu.get_cpu_capability() == "AVX512" else ("float32",)
 CASES = [(dtype, batch) for dtype in DTYPES for batch in (1, 8)]
-TOKENS, WIDTH, MLP, DEPTH = 197, 768, 3072, 12
+CONFIG = vit_torch.ViTConfig.variant("B/16", num_labels=1000)
+TOKENS, WIDTH, MLP = CONFIG.num_patches + 1, CONFIG.hidden_size, CONFIG.intermediate_size
 
 
 def pair(dtype: str) -> dict[str, Any]:
     """Both models by name, with fused attention, as each builds it by default."""
-    config = vit_torch.ViTConfig.variant("B/16", num_labels=1000)
-    ours = vit_torch.ViTForImageClassification(config, seed=0)
+    ours = vit_torch.ViTForImageClassification(CONFIG, seed=0)
     theirs = transformers.ViTForImageClassification(transformers.ViTConfig(num_labels=1000))
     theirs.load_state_dict(ours.state_dict())
     return {name: model.to(getattr(torch, dtype)) for name, model in ((OURS, ours), (THEIRS, theirs))}
@@ -28,13 +28,3 @@ def pair(dtype: str) -> dict[str, Any]:
 def pixels(batch: int, dtype: str) -> torch.Tensor:
     """Noise (B, 3, 224, 224)."""
     return torch.randn((batch, 3, 224, 224), generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
-
-
-def flops(batch: int) -> int:
-    """Of one forward pass of ours, a multiplication and an addition counted as two."""
-
-    def layer(tokens: int) -> int:  # that it computes after the attention
-        attention = TOKENS * (3 * WIDTH * WIDTH + 2 * TOKENS * WIDTH)
-        return attention + tokens * (WIDTH * WIDTH + 2 * WIDTH * MLP)
-
-    return 2 * batch * ((DEPTH - 1) * layer(TOKENS) + layer(1) + (TOKENS - 1) * WIDTH * WIDTH + WIDTH * 1000)

@@ -39,27 +39,27 @@ class TorchBackend:
     def call(self, model: Any, **inputs: Any) -> Any:
         """The output of a call with NumPy inputs, every tensor in it a NumPy array."""
         with self.torch.no_grad():
-            return self._to_numpy(model(**self._to_torch(inputs)))
+            return self._to_numpy(model(**self._to_torch(inputs, model.device)))
 
     def step(self, model: Any, **inputs: Any) -> tuple[Any, dict[str, np.ndarray]]:
         """The output of a call, and the gradient of its objective by canonical name."""
-        output = model(**self._to_torch(inputs))
+        output = model(**self._to_torch(inputs, model.device))
         objective(output, self.torch.sum).backward()
         found = {s.name: model.get_parameter(n) for n, s in model.specs().items()}
         return self._to_numpy(output), {
-            n: np.zeros(p.shape) if p.grad is None else p.grad.numpy() for n, p in found.items()
+            n: np.zeros(p.shape) if p.grad is None else p.grad.cpu().numpy() for n, p in found.items()
         }
 
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""
         return {name: tensor.read() for name, tensor in model.to_tensors().items()}
 
-    def _to_torch(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return {k: self.torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+    def _to_torch(self, inputs: dict[str, Any], device: Any) -> dict[str, Any]:
+        return {k: self.torch.from_numpy(v).to(device) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
 
     def _to_numpy(self, value: Any) -> Any:
         if isinstance(value, self.torch.Tensor):
-            return (value.float() if value.dtype == self.torch.bfloat16 else value).detach().numpy()
+            return (value.float() if value.dtype == self.torch.bfloat16 else value).detach().cpu().numpy()
         if isinstance(value, tuple):
             return tuple(self._to_numpy(item) for item in value)
         if hasattr(value, "to_tuple"):

@@ -27,7 +27,8 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
             yield from leaves(item, f"{name}/{i}")
     elif value is not None:
         if hasattr(value, "detach"):  # PyTorch's, whose bfloat16 NumPy does not know
-            value = value.detach().float() if str(value.dtype) == "torch.bfloat16" else value.detach()
+            value = value.detach().cpu()
+            value = value.float() if str(value.dtype) == "torch.bfloat16" else value
         yield name, np.asarray(value)
 
 

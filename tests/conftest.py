@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from backends import BACKENDS
+from card import left_out, use_card
 from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = GOLDEN / "ckpt"
 
 
+DESELECTED = pytest.StashKey[Counter[str]]()
 PERTURBED = int(os.environ.get("VIT_TRIO_PERTURB", 0))  # of which run of tests/portable.py: other random inputs
 
 # Files that take minutes: with one process a file, those begin first, so that none is left for the end.
@@ -27,6 +30,7 @@ LONGEST = (
     "test_tf.py",
     "test_flax.py",
     "test_readme.py",
+    "test_gpu_benchmark.py",
 )
 
 
@@ -36,8 +40,14 @@ settings.register_profile("search", settings.get_profile("suite"), derandomize=F
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", choices=("cpu", "cuda"), default="cpu", help="where models run (tests/card.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """With several processes, each on a core of its own: frameworks then start one thread, not one for every core."""
+    if config.getoption("--device") == "cuda":
+        use_card()
     if PERTURBED:
         drawn = np.random.default_rng
         np.random.default_rng = lambda seed=None: drawn([PERTURBED, seed] if isinstance(seed, int) else seed)
@@ -46,14 +56,30 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; with VIT_TRIO_SHUFFLE, files and the tests of each in the order of that seed."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest files first; with VIT_TRIO_SHUFFLE, files and the tests of each in the order of that seed.
+
+    With --device cuda without those that make no sense on a card; `pytest_terminal_summary` says which, and why.
+    """
+    if config.getoption("--device") == "cuda":
+        reasons = {item: left_out(item) for item in items}
+        config.stash[DESELECTED] = Counter(reason for reason in reasons.values() if reason)
+        config.hook.pytest_deselected(items=[item for item in items if reasons[item]])
+        items[:] = [item for item in items if not reasons[item]]
     if seed := os.environ.get("VIT_TRIO_SHUFFLE"):
         order = random.Random(seed)
         places = {path: order.random() for path in sorted({item.path for item in items})}
         items.sort(key=lambda item: (places[item.path], order.random()))
     else:
         items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How many tests were left out, for each reason."""
+    if found := config.stash.get(DESELECTED, None):
+        terminalreporter.section("left out with --device cuda")
+        for reason, count in found.most_common():
+            terminalreporter.line(f"{count:5} {reason}")
 
 
 @pytest.fixture(scope="session", params=BACKENDS)

@@ -337,10 +337,10 @@ def test_attend_draws_the_rollout_of_the_models_attentions(vit: Command, tmp_pat
     assert list(tmp_path.iterdir()) == [out]
 
     model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
-    pixels = vit_torch.ViTImageProcessor.from_pretrained(DIGITS)(NINE, return_tensors="pt")
+    pixels = vit_torch.ViTImageProcessor.from_pretrained(DIGITS)(NINE, return_tensors="pt").to(model.device)
     with torch.no_grad():
         output = model(**pixels, output_attentions=True)
-    flow = rollout([attention[0].double().numpy() for attention in output.attentions])
+    flow = rollout([attention[0].double().cpu().numpy() for attention in output.attentions])
     largest = -float(torch.stack(output.attentions).min().log())
     bound = tolerances.probabilities(model.config, largest)
     assert_close(document["rollout"], cls_to_patches(flow, (6, 6)).tolist(), bound, each=True)

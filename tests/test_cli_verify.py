@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,26 @@ def test_golden_checkpoints(verify: Run, model: Path, architecture: str, dtype: 
     assert all(each["ok"] for each in document["differences"])
     assert 0 < max(each["relative"] for each in document["differences"]) < (3e-6 if dtype == "float32" else 1e-13)
     assert [each["file"] for each in document["pictures"]] == ["noise 1", "noise 2"]
+
+
+@needs_all
+def test_float32_is_not_tf32(verify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX and TensorFlow are told so while they compute, and only then."""
+    jax, tf, module = map(import_module, ("jax", "tensorflow", "vit_core.cli.verify"))
+    genuine, seen = module._outputs, []
+
+    def told() -> tuple[str | None, bool]:
+        return jax.config.jax_default_matmul_precision, tf.config.experimental.tensor_float_32_execution_enabled()
+
+    def outputs(*arguments: Any) -> Any:
+        seen.append(told())
+        return genuine(*arguments)
+
+    monkeypatch.setattr(module, "_outputs", outputs)
+    before = told()
+    assert verify(CHECKPOINTS / "cls" / "flax_msgpack")[0] == 0
+    assert set(seen) == {("highest", False)}
+    assert told() == before
 
 
 @needs_all

@@ -182,6 +182,7 @@ def test_checkpoint_of_the_whole_call(cls: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processor("lets the processor play eight devices")
 def test_pmap_and_sharded_jit_equal_one_device() -> None:
     run_on_eight_devices(
         """
@@ -396,6 +397,7 @@ def test_derivatives_of_gelu_agree_with_finite_differences() -> None:
     check_grads(vit_flax.activations.gelu, (x,), order=2, modes=["fwd", "rev"], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.processor("is about what XLA makes for processors")
 @pytest.mark.usefixtures("compiled_in_full")
 def test_training_keeps_no_error_function() -> None:
     """The GELU's; of four MLPs in a row the plain form keeps that of all but the last, which is used at once."""
@@ -414,6 +416,7 @@ def test_training_keeps_no_error_function() -> None:
     assert kept(vit_flax.activations.gelu) <= plain - 3 * 256 * 512 * 4
 
 
+@pytest.mark.processor("is about what XLA makes for processors")
 @pytest.mark.usefixtures("compiled_in_full")
 @pytest.mark.parametrize("features", [16, 48])
 def test_a_linear_layer_transposes_no_activations(features: int) -> None:

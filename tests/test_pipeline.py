@@ -49,7 +49,7 @@ def test_scores_are_the_softmax_of_the_models_logits() -> None:
     import vit_torch
 
     model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS, dtype="float64")
-    pixels = ViTImageProcessor.from_pretrained(DIGITS)(PICTURES[0], return_tensors="pt")
+    pixels = ViTImageProcessor.from_pretrained(DIGITS)(PICTURES[0], return_tensors="pt").to(model.device)
     with torch.no_grad():
         expected = model(**pixels).logits.softmax(-1)[0]
     classify = pipeline(model=DIGITS, dtype="float64")

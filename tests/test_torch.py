@@ -34,7 +34,8 @@ def build(cls: str = "ViTForImageClassification", **changes: Any) -> Any:
 
 
 def pixels(batch: int = 2, size: tuple[int, int] = (16, 16)) -> Any:
-    return torch.from_numpy(np.random.default_rng(0).standard_normal((batch, 3, *size)))
+    drawn = np.random.default_rng(0).standard_normal((batch, 3, *size))
+    return torch.from_numpy(drawn).to(torch.get_default_device())
 
 
 def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
@@ -218,7 +219,7 @@ def test_autocast() -> None:
     load = vit_torch.ViTForImageClassification.from_pretrained
     model, exact = (load(CHECKPOINTS / "cls" / "pt_safetensors", dtype=dtype) for dtype in ("float32", "float64"))
     call = {"pixel_values": pixels(size=(32, 32)), "labels": torch.tensor([0, 1])}
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(model.device.type, torch.bfloat16):
         output = model(**call)
     output.loss.backward()
     assert output.loss.dtype == torch.float32
@@ -274,7 +275,7 @@ def test_surface() -> None:
     model.classifier.requires_grad_(False)
     total = model.num_parameters()
     assert total - model.num_parameters(only_trainable=True) == 16 * 3 + 3
-    assert (model.dtype, model.device) == (torch.float64, torch.device("cpu"))
+    assert (model.dtype, model.device) == (torch.float64, torch.get_default_device())
     assert model.half().dtype == torch.float16
     assert build("ViTModel").get_input_embeddings().projection.kernel_size == (4, 4)
 
@@ -305,7 +306,7 @@ def test_meta_device() -> None:
     small = vit_torch.ViTModel(CONFIG)
     with torch.device("meta"):
         other = vit_torch.ViTModel(CONFIG)
-    other.to_empty(device="cpu").init_weights(seed=0)
+    other.to_empty(device=torch.get_default_device()).init_weights(seed=0)
     small.init_weights(seed=0)
     assert all(torch.equal(a, b) for a, b in zip(small.parameters(), other.parameters(), strict=True))
 

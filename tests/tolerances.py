@@ -13,6 +13,7 @@ import math
 from vit_core.config import ViTConfig, pair
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+UNIT_ROUNDOFF["tf32"] = 2.0**-11  # of what goes into a card's products, which are summed in float32
 IN_A_LAYER, AT_THE_ENDS = 40, 15  # operations beside sums, unfused: 8 of a norm, 4 of a softmax, 5 of a GELU ...
 
 DEVIATIONS = 3  # the standard ones, that a bound allows

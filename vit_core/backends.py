@@ -91,16 +91,25 @@ def place(model: Any, device: Any) -> None:
             f"device={device!r} is for the backend torch; {backend} takes the first accelerator that it sees: choose "
             "that with CUDA_VISIBLE_DEVICES."
         )
+    model.to(torch_device(device))
+
+
+def torch_device(device: Any) -> Any:
+    """The torch device of a name, a number, n for "cuda:n" and -1 for the CPU, or itself.
+
+    Raises ValueError for one that this machine does not have, or that holds no numbers.
+    """
+    torch, name = import_module("torch"), device
     if isinstance(device, int):
-        device = "cpu" if device < 0 else f"cuda:{device}"
+        name = "cpu" if device < 0 else f"cuda:{device}"
     try:
-        chosen = import_module("torch").device(device)
-        if chosen.type == "meta":
+        found = torch.empty(0, device=name).device
+        if found.type == "meta":
             raise RuntimeError("it holds no numbers")
-        model.to(chosen)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"device={device!r} can't be used ({reason}): pass one that this machine has.") from error
+    return found
 
 
 def replica(model: Any, device: Any) -> Any:

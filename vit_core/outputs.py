@@ -15,6 +15,14 @@ from typing import Any
 class ModelOutput:
     """Base of the output classes. Fields that were not asked for are None and are skipped by everything below."""
 
+    def __post_init__(self) -> None:
+        """Refuse, with TypeError, the nameless values that torch.nn.DataParallel gathers from several devices."""
+        if isinstance(getattr(self, fields(self)[0].name), map):
+            raise TypeError(
+                f"torch.nn.DataParallel can't gather a {type(self).__name__} from several devices: call the model with "
+                "return_dict=False, or use DistributedDataParallel."
+            )
+
     def keys(self) -> tuple[str, ...]:
         """Names of the fields that are not None, in order."""
         return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)

@@ -10,13 +10,13 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from vit_core import hub
-from vit_core.backends import accelerator, backend_of, place
 from vit_core.checkpoint import (
     CONTAINERS,
     OWN_CONTAINERS,
@@ -77,6 +77,16 @@ class PretrainedModel(ABC):
         cls, config: ViTConfig, tensors: Mapping[str, Tensor], seed: int | None, **model_kwargs: Any
     ) -> Self:
         """A model in `config.dtype` of these tensors; what is missing among them is initialised."""
+
+    @staticmethod
+    def _placed(device: Any) -> AbstractContextManager[Any]:
+        """Where what is made comes to a device; "auto" is the one that is there. Raises ValueError for another."""
+        if device in (None, "auto"):
+            return nullcontext()
+        raise ValueError(
+            f"device_map={device!r} is for PyTorch: this framework takes the first accelerator that it sees, choose "
+            "that with CUDA_VISIBLE_DEVICES."
+        )
 
     def load_additions(self, tensors: Mapping[str, Tensor], report: LoadReport, strict: bool) -> LoadReport:
         """The report, after what a user has added to the model is loaded, by its names, where that can be added.
@@ -217,16 +227,13 @@ class PretrainedModel(ABC):
             fresh_head="id2label" in overrides,
             kernel=position_kernel,
         )
-        model = cls.from_tensors(used, tensors, seed, **model_kwargs)
+        with cls._placed(one_device(device_map)):
+            model = cls.from_tensors(used, tensors, seed, **model_kwargs)
         made = model[0] if isinstance(model, tuple) else model  # Flax's, with the parameters beside it
         report = made.load_additions(
             checkpoint.unknown | checkpoint.tensors, report, strict=not ignore_mismatched_sizes
         )
         made.name_or_path = str(pretrained_model_name_or_path)
-        if (device := one_device(device_map)) is not None:
-            device = accelerator(backend_of(made)) if device == "auto" else device
-            if device is not None:
-                place(made, device)
         made.preprocessor = _of_size(checkpoint.processor, None if stored is None else stored.image_size, used)
         if output_loading_info:
             return model, report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from conversion.reading import read
+from vit_core.backends import accelerator, torch_device
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
 from vit_core.loading import LoadReport
@@ -22,7 +24,7 @@ from vit_torch.attention import choose
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
-    """A stored tensor as a torch tensor in memory of its own; the memory that reading the file took is given back."""
+    """A stored tensor on torch's default device; the memory that reading the file took is given back."""
     array = stored.read()
     if array.dtype == ml_dtypes.bfloat16:
         view = torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
@@ -105,6 +107,12 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
             if spec.part in parts and not parameter.is_meta:
                 parameter.copy_(initial(spec, self.config, seed))
 
+    @staticmethod
+    def _placed(device: Any) -> Any:
+        if device is None:
+            return nullcontext()
+        return torch_device((accelerator("torch") or "cpu") if device == "auto" else device)
+
     @classmethod
     def from_tensors(
         cls, config: ViTConfig, tensors: Mapping[str, StoredTensor], seed: int | None, **model_kwargs: Any
@@ -117,7 +125,9 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         if any(name not in table for name, _ in (*model.named_parameters(), *model.named_buffers())):
             model = cls(config, **model_kwargs).to(dtype)  # what a user has added has initial values of its own
         state = {
-            name: to_torch(tensors[spec.name], dtype) if spec.name in tensors else initial(spec, config, seed).to(dtype)
+            name: to_torch(tensors[spec.name], dtype)
+            if spec.name in tensors
+            else torch.empty(spec.shape, dtype=dtype).copy_(initial(spec, config, seed))
             for name, spec in table.items()
         }
         model.load_state_dict(state, assign=True, strict=False)

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import combinations, groupby, islice
@@ -142,7 +142,8 @@ def verify(
             models[name] = _loaded(name, architecture, model, dtype=dtype, revision=revision, **arguments)
         pixels = _pixels(found, models[names[0]], model, revision)
         tell("Comparing")
-        result = _compare(models, pixels, dtype, allowed, masked)
+        with _without_tf32(names):
+            result = _compare(models, pixels, dtype, allowed, masked)
     shown = [picture.name for picture in found] or ["noise 1", "noise 2"]
     if as_json:
         facts = {"model": model, "architecture": architecture, "dtype": dtype, "tolerance": allowed}
@@ -201,6 +202,19 @@ def _loaded(backend: str, architecture: str, model: str, **options: Any) -> Any:
     if message := report.warning(architecture):
         warnings.warn(message, stacklevel=2)  # once: it is the same for every backend
     return loaded
+
+
+@contextmanager
+def _without_tf32(backends: list[str]) -> Iterator[None]:
+    """Products of float32 numbers in float32 on cards too, where JAX and TensorFlow round them to TF32 first."""
+    with ExitStack() as stack:
+        if "flax" in backends:
+            stack.enter_context(import_module("jax").default_matmul_precision("highest"))
+        if "tf" in backends:
+            execution = import_module("tensorflow").config.experimental
+            stack.callback(execution.enable_tensor_float_32_execution, execution.tensor_float_32_execution_enabled())
+            execution.enable_tensor_float_32_execution(False)
+        yield
 
 
 def _pixels(found: list[Picture], loaded: Any, model: str, revision: str | None) -> Iterator[Array]:

@@ -1,0 +1,1 @@
+"""Measuring this package: see README.md beside this file."""
