@@ -21,6 +21,8 @@ from typing import Any
 
 from formats import FORMATS, case
 from regressions import count, keep
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 _WORKER = Path(__file__).with_name("worker.py")
 _CHUNK = 2000  # cases of one process
@@ -77,17 +79,30 @@ def main() -> int:
     ranges: list[Range] = [(name, arguments.first, last) for name in arguments.formats or FORMATS]
     if arguments.regressions:
         ranges.append(("regressions", 0, count()))
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = [each for part in pool.map(fuzz, _parts(ranges, arguments.jobs)) for each in part]
-    bad = [result for result in results if any(kind == result["outcome"] or kind in result for kind in _BAD)]
-    for name, *_ in ranges:
-        own = [result for result in results if result["format"] == name]
-        counts = Counter(result["outcome"] for result in own)
-        counts.update(kind for kind in ("memory", "touched", "acts") for result in own if kind in result)
-        print(f"{name:15} {len(own):7} cases: {dict(sorted(counts.items()))}")
-        _report(name, [result for result in bad if result["format"] == name], arguments.keep)
-    print(f"{len(results)} cases, {len(bad)} failed, in {time.monotonic() - began:.0f} s")
+    parts, results, bad = _parts(ranges, arguments.jobs), dict[str, list[dict[str, Any]]](), 0
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress, ThreadPoolExecutor(arguments.jobs) as pool:
+        bar = progress.add_task("cases", total=sum(last - first for _, first, last in ranges))
+        for part in pool.map(fuzz, parts):
+            progress.advance(bar, len(part))
+            for result in part:
+                results.setdefault(result["format"], []).append(result)
+            for name, first, last in ranges:
+                if len(results.get(name, ())) == last - first:  # as soon as a format is through, whatever comes after
+                    bad += _show(name, results.pop(name), arguments.keep)
+    total = sum(last - first for _, first, last in ranges)
+    print(f"{total} cases, {bad} failed, in {time.monotonic() - began:.0f} s")
     return 1 if bad else 0
+
+
+def _show(name: str, results: list[dict[str, Any]], kept: bool) -> int:
+    """Print what became of the cases of a format, and how many failed."""
+    bad = [result for result in results if any(kind == result["outcome"] or kind in result for kind in _BAD)]
+    counts = Counter(result["outcome"] for result in results)
+    counts.update(kind for kind in ("memory", "touched", "acts") for result in results if kind in result)
+    print(f"{name:15} {len(results):7} cases: {dict(sorted(counts.items()))}", flush=True)
+    _report(name, bad, kept)
+    return len(bad)
 
 
 def _parts(ranges: list[Range], jobs: int) -> list[list[Range]]:
