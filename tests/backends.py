@@ -50,6 +50,15 @@ class TorchBackend:
             n: np.zeros(p.shape) if p.grad is None else p.grad.cpu().numpy() for n, p in found.items()
         }
 
+    def trunk(self, model: Any) -> tuple[Any, Any]:
+        """The trunk of a model, its parts callable, and the sequence of its layers."""
+        trunk = getattr(model, "vit", model)
+        return trunk, trunk.encoder.layer
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """An array as the framework's tensor."""
+        return self.torch.from_numpy(array)
+
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""
         return {name: tensor.read() for name, tensor in model.to_tensors().items()}
@@ -102,6 +111,15 @@ class TfBackend:
             variables[path].assign(gradient)
         return self._to_numpy(output), self.parameters(model)
 
+    def trunk(self, model: Any) -> tuple[Any, Any]:
+        """The trunk of a model, its parts callable, and the sequence of its layers."""
+        trunk = getattr(model, "vit", model)
+        return trunk, trunk.encoder.layer
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """An array as the framework's tensor."""
+        return self.tf.convert_to_tensor(array)
+
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""
         return {name: tensor.read() for name, tensor in model.to_tensors().items()}
@@ -152,6 +170,16 @@ class FlaxBackend:
 
         model.params, output = self.jax.jit(self.jax.grad(target, has_aux=True))(model.params)
         return self._to_numpy(output), self.parameters(model)
+
+    def trunk(self, model: Any) -> tuple[Any, Any]:
+        """The trunk of a model, its parts callable, and the sequence of its layers."""
+        bound = model.module.bind({"params": model.params})
+        trunk = bound if "pooler" in model.parts else bound.vit
+        return trunk, trunk.encoder.layer.layers
+
+    def tensor(self, array: np.ndarray) -> Any:
+        """An array as the framework's tensor."""
+        return self.jax.numpy.asarray(array)
 
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""

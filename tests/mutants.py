@@ -113,6 +113,27 @@ MUTANTS = (
         models("test_a_classifier_is_the_same_with_its_states and torch"),
     ),
     Mutant(
+        "torch: hooks see the CLS token alone",
+        "vit_torch/weights.py",
+        "for module in modules for hooks in _HOOKS",
+        "for module in modules[:0] for hooks in _HOOKS",
+        ("tests/test_torch.py", "test_hooks_see_all_tokens"),
+    ),
+    Mutant(
+        "torch: the first tokens are a strided view",
+        "vit_torch/modeling.py",
+        "return view.clone(memory_format=torch.contiguous_format)",
+        "return view.contiguous()",
+        ("tests/test_torch.py", "test_linear_layers_read_packed_memory"),
+    ),
+    Mutant(
+        "flax: what is recorded shows the CLS token alone",
+        "vit_flax/modeling.py",
+        "bool(self.scope.mutable)",
+        "False",
+        reference("flax", "test_who_looks"),
+    ),
+    Mutant(
         "tf: biases of linear layers ignored",
         "vit_tf/layers.py",
         "x = tf.nn.bias_add(x, self.bias) if self.use_bias else x",
@@ -178,16 +199,15 @@ MUTANTS = (
     Mutant(
         "torch: hidden states after the next norm",
         "vit_torch/modeling.py",
-        "hidden_states.append(x)",
-        "hidden_states.append(layer.layernorm_before(x))",
+        "            states.append(x)",
+        "            states.append(layer.layernorm_before(x))",
         golden("torch"),
     ),
     Mutant(
-        "flax: hidden states before the MLP",
+        "flax: hidden states without the embeddings",
         "vit_flax/modeling.py",
-        "        x = x + self.output(self.intermediate(self.layernorm_after(x), train), train)\n        return x, (x,",
-        "        state = x\n        x = x + self.output(self.intermediate(self.layernorm_after(x), train), train)\n"
-        "        return x, (state,",
+        "hidden_states=(hidden_states, *states)",
+        "hidden_states=(*states, x)",
         golden("flax"),
     ),
     Mutant(
@@ -242,8 +262,8 @@ MUTANTS = (
     Mutant(
         "torch: pooler without its activation",
         "vit_torch/modeling.py",
-        "ViTDense(config.hidden_size, width, act=act) if add_pooling_layer",
-        "ViTDense(config.hidden_size, width) if add_pooling_layer",
+        "self.activation(self.dense(hidden_states[:, 0]))",
+        "self.dense(hidden_states[:, 0])",
         golden("torch"),
     ),
     Mutant(
@@ -256,8 +276,8 @@ MUTANTS = (
     Mutant(
         "tf: dropout in evaluation",
         "vit_tf/modeling.py",
-        "self.dropout(self.dense(x), training=training)",
-        "self.dropout(self.dense(x), training=True)",
+        "input_tensor + self.dropout(self.dense(hidden_states), training=training)",
+        "input_tensor + self.dropout(self.dense(hidden_states), training=True)",
         ("tests/test_tf.py", "test_dropout_only_in_training_and_by_the_seed"),
     ),
     Mutant(

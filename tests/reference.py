@@ -37,17 +37,17 @@ def attention(x: np.ndarray, p: Arrays, mask: np.ndarray, bias: np.ndarray) -> t
 
 
 def layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, Arrays]:
-    """The result of one layer, and its blocks by name; `residual` and `probabilities` are no modules of their own."""
+    """The result of one layer, and its blocks by name; `probabilities` are no module of their own."""
     out = {"layernorm_before": layer_norm(x, p, "layernorm_before", eps)}
     context, out["probabilities"] = attention(out["layernorm_before"], p, mask, bias)
     out["attention.attention"] = context
     out["attention.output"] = linear(context, p, "attention.output.dense")
-    out["residual"] = x + out["attention.output"]  # equation 2
-    out["layernorm_after"] = layer_norm(out["residual"], p, "layernorm_after", eps)
+    x = x + out["attention.output"]  # equation 2
+    out["layernorm_after"] = layer_norm(x, p, "layernorm_after", eps)
     y = linear(out["layernorm_after"], p, "intermediate.dense")
     out["intermediate"] = y * (1 + erf(y / math.sqrt(2))) / 2
-    out["output"] = linear(out["intermediate"], p, "output.dense")
-    return out["residual"] + out["output"], out  # equation 3
+    out["output"] = x + linear(out["intermediate"], p, "output.dense")  # equation 3
+    return out["output"], out
 
 
 def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarray) -> dict[str, np.ndarray]:

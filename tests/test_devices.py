@@ -17,7 +17,6 @@ from command import Command
 from conftest import CHECKPOINTS
 from test_models import TINY
 
-from conversion import read
 from vit_core.backends import DIGITS
 from vit_core.cli import main
 from vit_core.config import ViTConfig
@@ -52,7 +51,7 @@ def tensors(value: Any) -> list[Any]:
     """Every tensor in an output."""
     if isinstance(value, torch.Tensor):
         return [value]
-    return [tensor for item in value for tensor in tensors(item)]
+    return [tensor for item in (value.values() if isinstance(value, dict) else value) for tensor in tensors(item)]
 
 
 def moved(call: dict[str, Any], device: Any) -> dict[str, Any]:
@@ -112,12 +111,14 @@ def test_inputs_on_another_device_are_refused() -> None:
 # ---- loading to a device -------------------------------------------------------------------------------------------
 
 
+@needs_card
 @pytest.mark.parametrize("folder", ["cls", "base"])  # the second has no head: it is drawn
 @pytest.mark.parametrize("seed", [None, 0])
 def test_models_are_read_to_the_default_device(folder: str, seed: int | None) -> None:
-    checkpoint = read(CHECKPOINTS / folder / "pt_safetensors")
     with torch.device(OTHER):
-        model = vit_torch.ViTForImageClassification.from_tensors(checkpoint.config, checkpoint.tensors, seed)
+        model, _ = vit_torch.ViTForImageClassification.from_pretrained(
+            CHECKPOINTS / folder / "pt_safetensors", seed=seed, output_loading_info=True
+        )
     assert {p.device for p in model.parameters()} == {OTHER}
     assert model.device == OTHER
 
@@ -202,17 +203,16 @@ def test_data_parallel_on_one_device() -> None:
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
-def test_data_parallel_gathers_tuples_of_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On several cards the wrapper puts values together, not fields: an output says so, a tuple works."""
+@pytest.mark.parametrize("return_dict", [False, True])
+def test_data_parallel_gathers_what_several_devices_give(monkeypatch: pytest.MonkeyPatch, return_dict: bool) -> None:
     from torch.nn.parallel import scatter_gather
 
     monkeypatch.setattr(scatter_gather.Gather, "apply", lambda device, dim, *parts: torch.cat(parts, dim))
-    model, options = build(), {"output_hidden_states": True}
-    parts = [model(half, return_dict=False, **options) for half in pixels().split(1)]
-    expected = model(pixels(), return_dict=False, **options)
-    assert_close(scatter_gather.gather(parts, 0), expected, tolerances.SAME_FUNCTION_FLOAT64)
-    with pytest.raises(TypeError, match=r"DataParallel can't gather a ImageClassifierOutput .* return_dict=False"):
-        scatter_gather.gather([model(half) for half in pixels().split(1)], 0)
+    model, options = build(), {"output_hidden_states": True, "return_dict": return_dict}
+    found = scatter_gather.gather([model(half, **options) for half in pixels().split(1)], 0)
+    expected = model(pixels(), **options)
+    assert type(found) is type(expected)
+    assert_close(found, expected, tolerances.SAME_FUNCTION_FLOAT64)
 
 
 def test_fsdp_on_one_device() -> None:

@@ -295,6 +295,46 @@ def test_tuples_keep_their_states(scan_layers: bool) -> None:
     assert [a.shape for a in attentions] == [(2, 4, 17, 17)] * 2
 
 
+def test_interceptors_and_what_is_sown_see_all_tokens() -> None:
+    model, found = build(), {}
+
+    def record(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        found["/".join(context.module.path)] = output = run(*args, **kwargs)
+        return output
+
+    class Sown(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            logits = model.module.copy(name="model")(x).logits
+            self.sow("other", "logits", logits)
+            return logits
+
+    apply = model.module.apply
+    with nn.intercept_methods(record):
+        expected = apply({"params": model.params}, pixels()).logits
+    last = "vit/encoder/layer/1"
+    assert {found[name].shape[1] for name in (last, f"{last}/output/dense", "vit/layernorm")} == {17}
+
+    program = jax.make_jaxpr(lambda: Sown().apply({"params": {"model": model.params}}, pixels(), mutable=["other"]))
+    assert "2,1,24" not in str(program())  # the MLP of the CLS token alone
+    assert "2,1,24" in str(jax.make_jaxpr(lambda: apply({"params": model.params}, pixels()).logits)())
+    assert_same(expected, apply({"params": model.params}, pixels()).logits)
+
+
+def test_scanned_layers_are_captured() -> None:
+    """The intermediates of all layers are stacked, as their parameters are."""
+    unrolled, scanned = (build(options={"scan_layers": scan}) for scan in (False, True))
+    states = scanned(pixels(), output_hidden_states=True).hidden_states
+
+    def captured(model: Any) -> Any:
+        options = {"capture_intermediates": True, "mutable": ["intermediates"]}
+        return model.module.apply({"params": model.params}, pixels(), **options)[1]["intermediates"]["vit"]["encoder"]
+
+    stacked, single = (captured(model)["layer"] for model in (scanned, unrolled))
+    assert_same(stacked["__call__"][0], jnp.stack(states[1:]))
+    assert_same(stacked["output"]["__call__"][0][1], single["1"]["output"]["__call__"][0])
+
+
 @pytest.mark.parametrize("name", [n for n in BAD_CALLS if n not in VALUES_ONLY])
 def test_errors_under_jit_have_the_same_words(name: str) -> None:
     cls, call, words = BAD_CALLS[name]

@@ -24,9 +24,9 @@ OWN_FILES = {
     "flax": {"layers.py": "Linen's layers in a faster form", "sharding.py": "partition specs of the parameters"},
 }  # fmt: skip
 OWN_CLASSES = {
-    "tf": {"ViTModule": "base of the layers", "ViTDecoder": "a convolution, which in torch is an nn.Sequential"},
+    "tf": {"ViTModule": "base of the layers", "ViTDecoder": "a sequence of two, which in torch is an nn.Sequential"},
     "flax": {"ViTModule": "base of the modules", "ViTPatchProjection": "a convolution by a product of matrices",
-             "ViTLayers": "what is scanned over", "ViTDecoder": "a convolution, which in torch is an nn.Sequential"},
+             "ViTLayers": "layers by their numbers", "ViTDecoder": "a sequence, which in torch is an nn.Sequential"},
 }  # fmt: skip
 OWN_ARGUMENTS = {"tf": {"training"}, "flax": {"train"}}  # dropout, which torch switches by model.train()
 OWN_FIELDS = {"tf": {"image_size"}, "flax": set()}  # shapes of inputs, which Keras asks for

@@ -11,6 +11,7 @@ import pytest
 import tolerances
 from closeness import assert_close
 from conftest import CHECKPOINTS, GOLDEN, checkpoint_path, golden_cases
+from PIL import Image
 
 from vit_core.config import ViTConfig, pair
 
@@ -328,6 +329,64 @@ def test_the_first_tokens_are_those_of_all(backend: Any, tokens: int) -> None:
     np.testing.assert_array_equal(np.array(first.hidden_states), np.array(whole.hidden_states))
 
 
+# ---- parts and positions -----------------------------------------------------------------------------------------
+
+
+def test_parts_are_called_as_transformers_are(backend: Any) -> None:
+    """Embeddings, layers, attentions, encoder and pooler by themselves, with nothing but what goes through them."""
+    config = ViTConfig(**TINY)
+    model = backend.build("ViTModel", config, dtype="float64", seed=0)
+    trunk, layers = backend.trunk(model)
+    mask = np.array([1.0, 0.0, 0.5, 1.0])
+    px = pixels(config, dtype="float64")
+    for head_mask in (None, mask):
+        call = {"pixel_values": px} if head_mask is None else {"pixel_values": px, "head_mask": head_mask}
+        expected = backend.call(model, **call, output_hidden_states=True)
+        args = () if head_mask is None else (backend.tensor(head_mask),)
+        first = x = trunk.embeddings(backend.tensor(px))
+        for layer, state in zip(layers, expected.hidden_states[1:], strict=True):
+            assert layer.attention(x, *args).shape == state.shape
+            x = layer(x, *args)
+            assert_close(numbers(x), state, SAME)
+        encoded = trunk.encoder(first, *args)
+        assert list(encoded) == ["last_hidden_state"]
+        assert_close(numbers(encoded[0]), expected.hidden_states[-1], SAME)
+        normed = trunk.layernorm(encoded.last_hidden_state)
+        assert_close(numbers(normed), expected.last_hidden_state, SAME)
+        assert_close(numbers(trunk.pooler(normed)), expected.pooler_output, SAME)
+
+
+def numbers(tensor: Any) -> np.ndarray:
+    return np.asarray(tensor.detach() if hasattr(tensor, "detach") else tensor)
+
+
+def test_arguments_by_position(backend: Any) -> None:
+    """In the order of transformers' PyTorch ViT; a Flax wrapper takes parameters second, as transformers' does."""
+    config = ViTConfig(**TINY)
+    model = backend.build("ViTModel", config, dtype="float64", seed=0, use_mask_token=True)
+    call = {
+        "pixel_values": pixels(config, dtype="float64"),
+        "bool_masked_pos": patch_mask(config),
+        "head_mask": np.array([1.0, 0.0, 0.5, 1.0]),
+    }
+    expected = backend.call(model, **call).last_hidden_state
+    args = tuple(backend.tensor(array) for array in call.values())
+    if backend.name == "flax":
+        assert_close(numbers(model(args[0], model.params)[0]), numbers(model(args[0])[0]), SAME)
+        found = model.module.apply({"params": model.params}, *args)
+    else:
+        found = model(*args)
+    assert_close(numbers(found.last_hidden_state), expected, SAME)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_an_empty_batch(backend: Any, cls: str) -> None:
+    config = ViTConfig(**TINY)
+    model = backend.build(cls, config)
+    whole, empty = (backend.call(model, pixel_values=pixels(config)[:n]) for n in (2, 0))
+    assert empty[0].shape == (0, *whole[0].shape[1:])
+
+
 # ---- losses ------------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +514,18 @@ def test_bad_calls(backend: Any, name: str) -> None:
     config = ViTConfig(**TINY)
     with pytest.raises(ValueError, match=re.escape(words)):
         backend.call(backend.build(cls, config), **{"pixel_values": pixels(config), **call})
+
+
+@pytest.mark.parametrize("kind", ["uint8", "picture"])
+def test_pictures_are_no_pixels(backend: Any, kind: str) -> None:
+    """What no image processor has seen would be classified, by numbers from 0 to 255."""
+    config = ViTConfig(**TINY)
+    model = backend.build("ViTForImageClassification", config)
+    picture = np.zeros((1, 3, 16, 16), np.uint8)
+    given = backend.tensor(picture) if kind == "uint8" else Image.fromarray(picture[0].transpose(1, 2, 0))
+    words = "pixel_values must be the floating-point tensor that an image processor makes of pictures, processor("
+    with pytest.raises(TypeError, match=re.escape(words)):
+        model(given)
 
 
 def test_labels_without_classes(backend: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +15,7 @@ from closeness import assert_close
 from hypothesis import Phase, given, settings
 from reference import forward
 
+from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.params import PARTS, specs
 from vit_core.safetensors_file import Tensor
@@ -101,14 +102,44 @@ def flax_blocks(model: Any, call: dict[str, Any], backend: Any) -> tuple[Any, di
 BLOCKS = {"torch": torch_blocks, "tf": tf_blocks, "flax": flax_blocks}
 
 
-def test_the_last_layer_computes_what_is_read(backend: Any) -> None:
+SMALL = ViTConfig(hidden_size=4, num_hidden_layers=2, num_attention_heads=1, image_size=4, patch_size=2)
+PIXELS = np.ones((3, 3, 4, 4), np.float32)
+
+
+def test_the_last_layer_computes_what_is_read(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A classifier reads the CLS token: all that the last layer computes of the other 4 is their attention."""
-    config = ViTConfig(hidden_size=4, num_hidden_layers=2, num_attention_heads=1, image_size=4, patch_size=2)
-    model = backend.build("ViTForImageClassification", config, seed=0)
-    _, blocks = BLOCKS[backend.name](model, {"pixel_values": np.ones((3, 3, 4, 4), np.float32)}, backend)
-    names = ("attention.attention.value", "attention.output", "intermediate.dense", "output")
-    tokens = [[blocks[f"vit.encoder.layer.{i}.{name}"].shape[1] for name in names] for i in range(2)]
-    assert tokens == [[5, 5, 5, 5], [5, 1, 1, 1]]
+    model = backend.build("ViTForImageClassification", SMALL, seed=0)
+    assert tokens_of_the_layers(monkeypatch, lambda: backend.call(model, pixel_values=PIXELS)) == [5, 5, 1, 1]
+
+
+def test_a_configuration_may_want_all_tokens(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = backend.build("ViTForImageClassification", SMALL.copy(skip_unread_tokens=False), seed=0)
+    assert tokens_of_the_layers(monkeypatch, lambda: backend.call(model, pixel_values=PIXELS)) == [5, 5, 5, 5]
+
+
+def test_who_looks_sees_all_tokens(backend: Any) -> None:
+    """Hooks in PyTorch, captured intermediates in Flax. Keras has neither: nothing sees that its layers are called."""
+    if backend.name == "tf":
+        pytest.skip("Keras has no hooks")
+    model = backend.build("ViTForImageClassification", SMALL, seed=0)
+    _, blocks = BLOCKS[backend.name](model, {"pixel_values": PIXELS}, backend)
+    names = ("attention", "attention.output", "layernorm_after", "intermediate.dense", "output")
+    found = [blocks[f"vit.encoder.layer.1.{name}"] for name in names] + [blocks["vit.layernorm"]]
+    assert [each.shape[1] for each in found] == [5] * 6
+    assert blocks["vit"].last_hidden_state.shape == (3, 5, 4)
+
+
+def tokens_of_the_layers(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> list[int]:
+    """How many tokens each layer goes on with after its attention: of the context, and of its input."""
+    found, original = [], calls.Options.wanted
+
+    def recorded(options: calls.Options, x: Any) -> Any:
+        found.append(original(options, x).shape[1])
+        return original(options, x)
+
+    monkeypatch.setattr(calls.Options, "wanted", recorded)
+    call()
+    return found
 
 
 def compared(output: Any, blocks: dict[str, Any], layers: int) -> Iterator[tuple[str, Any]]:
@@ -116,7 +147,6 @@ def compared(output: Any, blocks: dict[str, Any], layers: int) -> Iterator[tuple
     found = {n.removeprefix("vit."): value[0] if isinstance(value, tuple) else value for n, value in blocks.items()}
     names = [f"encoder.layer.{i}" for i in range(layers)]
     yield from found.items()
-    yield from ((f"{name}.residual", found[name] - found[f"{name}.output"]) for name in names)
     yield from zip(["embeddings", *names], output.hidden_states, strict=True)
     yield from zip([f"{name}.probabilities" for name in names], output.attentions or (), strict=False)
     yield from ((RESULTS[field], output[field]) for field in RESULTS if field in output)

@@ -562,6 +562,39 @@ def test_labels_out_of_range(label: int) -> None:
     assert np.isfinite(loss(np.array([0, -100])))
 
 
+# ---- parts and states -----------------------------------------------------------------------------------------------
+
+
+def test_states_have_gradients() -> None:
+    """As Grad-CAM and attention flow want them; those of a state are what the parts after it give."""
+    model, x = build(), pixels()
+    with tf.GradientTape() as tape:
+        output = model(x, output_hidden_states=True, output_attentions=True)
+        score = tf.reduce_sum(output.logits[:, 2])
+    found = tape.gradient(score, [*output.hidden_states, *output.attentions])
+    with tf.GradientTape() as tape:
+        state = output.hidden_states[1]
+        tape.watch(state)
+        last = model.vit.layernorm(model.vit.encoder.layer[1](state))
+        score = tf.reduce_sum(model.classifier(last[:, 0])[:, 2])
+    assert_same(found[1], tape.gradient(score, state))
+    assert all(np.abs(gradient).max() > 1e-8 for gradient in found[:2] + found[3:])
+
+
+def test_functional_models_of_parts() -> None:
+    """The place of transformers' hooks in Keras: a model from the input to any layer's output."""
+    model, x = build(), pixels()
+    expected = model(x, output_hidden_states=True)
+    inputs = keras.Input((3, 16, 16), dtype=keras.config.floatx())
+    state = model.vit.embeddings(inputs)
+    encoded = model.vit.encoder(state)
+    outputs = {"first": model.vit.encoder.layer[0](state), "last": encoded.last_hidden_state, "all": model(inputs)}
+    found = keras.Model(inputs, outputs)(x)
+    assert_same(found["first"], expected.hidden_states[1])
+    assert_same(found["last"], expected.hidden_states[2])
+    assert_same(found["all"].logits, expected.logits)
+
+
 # ---- channels last -----------------------------------------------------------------------------------------------
 
 
@@ -916,6 +949,35 @@ def test_exported_models_are_served_by_tensorflow_alone(tmp_path: Path, capsys: 
         assert_same(found, arrays(output))
 
 
+@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("signed", [False, True])
+def test_what_tensorflow_saves_after_a_call(cls: str, signed: bool, tmp_path: Path) -> None:
+    """Without signatures it gets that of `export`."""
+    model, x = build(cls), pixels(3)
+    expected = model(x)
+    spec = tf.TensorSpec((None, 3, 16, 16), model.variable_dtype, name="images")
+    serve = tf.function(lambda images: {"found": model(images)[0]}, input_signature=[spec])
+    tf.saved_model.save(model, tmp_path / "saved", signatures={"serving_default": serve} if signed else None)
+    signature = tf.saved_model.load(tmp_path / "saved").signatures["serving_default"]
+    if signed:
+        assert_same(signature(images=x)["found"], expected[0])
+    else:
+        assert_same(signature(pixel_values=x), dict(expected))
+
+
+@pytest.mark.filterwarnings("ignore")  # of TensorFlow's converter and interpreter
+@pytest.mark.parametrize("cls", MODELS)
+def test_litert(cls: str, tmp_path: Path) -> None:
+    model, x = build(cls, {"dtype": "float32"}), pixels(3).astype("float32")
+    expected, path = model(x), str(tmp_path / "vit.tflite")
+    model.export(path, format="litert", verbose=False)
+    interpreter = tf.lite.Interpreter(path)
+    found = interpreter.get_signature_runner("serving_default")(pixel_values=x)
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        assert_close(value, expected[name].numpy(), tolerances.both_rounded(model.config), name)
+
+
 # ---- dtypes ------------------------------------------------------------------------------------------------------
 
 
@@ -933,7 +995,7 @@ def assert_computes_in(model: Any, policy: str) -> None:
     variable = "float32" if policy.startswith("mixed") else compute
     output = model(pixels(), labels=LABELS[:2], output_hidden_states=True, output_attentions=True)
     assert {v.dtype for v in model.weights} == {variable}
-    assert {t.dtype.name for t in tf.nest.flatten(output)[1:]} == {compute}
+    assert {t.dtype.name for name in output if name != "loss" for t in tf.nest.flatten(output[name])} == {compute}
     assert output.loss.dtype == ("float64" if compute == "float64" else "float32")
 
 

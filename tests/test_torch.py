@@ -126,6 +126,106 @@ def test_exports_with_a_dynamic_image_size(cls: str) -> None:
         assert_close(main_output(program(x, interpolate_pos_encoding=True)), expected, SAME)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("cls", MODELS)
+def test_linear_layers_read_packed_memory(cls: str, batch: int) -> None:
+    """Not a view with strides of more tokens, which exporters and quantised kernels misread: tests/oracle has both."""
+
+    strides: list[tuple[Any, Any]] = []
+
+    class Reads(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if function in (torch.nn.functional.linear, torch.nn.functional.layer_norm, torch.conv2d):
+                strides.append((args[0].stride(), torch.empty(args[0].shape).stride()))
+            return function(*args, **(kwargs or {}))
+
+    model = build(cls)
+    with Reads():
+        model(pixels(batch), **({"tokens": 1} if cls == "ViTModel" else {}))
+    assert len(strides) == 19  # two convolutions or one and a head, eight in each layer, the last norm
+    assert all(found == packed for found, packed in strides), strides
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("cls", MODELS)
+def test_traces_to_a_dict(cls: str) -> None:
+    model = build(cls)
+    traced = torch.jit.trace(model, pixels(2), strict=False)
+    for batch in (2, 5):
+        expected = model(pixels(batch))
+        actual = traced(pixels(batch))
+        assert list(actual) == list(expected)
+        assert_close(actual, dict(expected), SAME)
+
+
+# ---- hooks -------------------------------------------------------------------------------------------------------
+
+HOOKS = ("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook",
+         "register_full_backward_pre_hook")  # fmt: skip
+
+
+def tokens_at(model: Any, name: str, watch: Any) -> int:
+    """How many tokens come out of a module of a classifier, with the hook that `watch` registers."""
+    found = []
+    module = model.get_submodule(name)
+    original = module.forward
+    module.forward = lambda *args: found.append(original(*args)) or found[-1]
+    handle = watch() if watch else None
+    model(pixels()).logits.sum().backward()
+    if handle is not None:
+        handle.remove()
+    module.forward = original
+    return found[0].shape[1]
+
+
+@pytest.mark.filterwarnings("ignore:For backward hooks to be called")  # of modules that return no tensor
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("name", ["encoder.layer.1.output", "encoder.layer.1.attention.attention.query", "layernorm",
+                                  "encoder", "encoder.layer.1", ""])  # fmt: skip
+def test_hooks_see_all_tokens(kind: str, name: str) -> None:
+    model = build()
+    seen = "vit.encoder.layer.1.output.dense"
+    watched = model.vit.get_submodule(name)
+    assert tokens_at(model, seen, None) == 1
+    assert tokens_at(model, seen, lambda: getattr(watched, kind)(lambda *_: None)) == 17
+    assert tokens_at(model, seen, None) == 1
+
+
+def test_hooks_on_all_modules_and_elsewhere() -> None:
+    model, seen = build(), "vit.encoder.layer.1.output.dense"
+    anywhere = torch.nn.modules.module.register_module_forward_hook
+    assert tokens_at(model, seen, lambda: anywhere(lambda *_: None)) == 17
+    for name in ("vit.embeddings", "vit.encoder.layer.0.output", "classifier"):  # where no token is left out
+        assert tokens_at(model, seen, lambda name=name: model.get_submodule(name).register_forward_hook(print)) == 1
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "export"])
+def test_hooks_under_a_compiler(backend: str) -> None:
+    """A hook is seen when the call is traced."""
+    model, shapes = build(), []
+    model.vit.layernorm.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
+    expected = build()(pixels()).logits
+    torch._dynamo.reset()
+    if backend == "export":
+        found = torch.export.export(model, (pixels(),)).module()(pixels())
+    else:
+        found = torch.compile(model, backend=backend)(pixels())
+    assert_close(found.logits, expected, SAME)
+    assert tuple(shapes[0]) == (2, 17, 16)
+
+
+def test_layers_return_probabilities_where_they_are_asked_for() -> None:
+    model, found = build(), {}
+    for name in ("layer.1", "layer.1.attention"):
+        model.vit.encoder.get_submodule(name).register_forward_hook(lambda _, __, o, name=name: found.update({name: o}))
+    model(pixels())
+    assert all(isinstance(output, torch.Tensor) for output in found.values())
+    attentions = model(pixels(), output_attentions=True).attentions
+    for state, probs in found.values():
+        assert state.shape == (2, 17, 16)
+        assert probs is attentions[1]
+
+
 # ---- attention ---------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +411,20 @@ def test_meta_device() -> None:
     assert all(torch.equal(a, b) for a, b in zip(small.parameters(), other.parameters(), strict=True))
 
 
+def test_weights_are_not_read_onto_the_meta_device() -> None:
+    with torch.device("meta"), pytest.raises(RuntimeError, match=r"ViTModel\(config\) makes an empty model"):
+        vit_torch.ViTModel.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="it is about another device")
+def test_weights_are_read_onto_the_device_of_the_context() -> None:
+    with torch.device("cuda"):
+        model = vit_torch.ViTForImageClassification.from_pretrained(
+            CHECKPOINTS / "cls" / "pt_safetensors", id2label={0: "a", 1: "b"}, seed=0
+        )
+    assert {p.device.type for p in model.parameters()} == {"cuda"}
+
+
 def test_torch_seed_repeats_the_initialisation() -> None:
     states = []
     for _ in range(2):
@@ -325,6 +439,24 @@ def test_outputs_are_pytrees() -> None:
     assert type(doubled) is type(output)
     assert doubled.hidden_states is None
     assert torch.equal(doubled.attentions[1], output.attentions[1] * 2)
+
+
+def test_data_parallel_gathers_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's own gather, with what it calls on each tensor replaced, as that is for devices alone."""
+
+    class OnCpu:
+        @staticmethod
+        def apply(device: Any, dim: int, *tensors: Any) -> Any:
+            return torch.stack(tensors) if tensors[0].dim() == 0 else torch.cat(tensors, dim)
+
+    monkeypatch.setattr(torch.nn.parallel.scatter_gather, "Gather", OnCpu)
+    model, x, labels = build(), pixels(4), torch.tensor([0, 1, 2, 0])
+    halves = [model(x[i : i + 2], labels=labels[i : i + 2], output_attentions=True) for i in (0, 2)]
+    whole, gathered = model(x, labels=labels, output_attentions=True), torch.nn.parallel.gather(halves, "cpu")
+    assert type(gathered) is type(whole)
+    assert_close(gathered.loss.mean(), whole.loss, SAME)
+    assert_close(gathered.logits, whole.logits, SAME)
+    assert_close(gathered.attentions[1], whole.attentions[1], SAME)
 
 
 def test_functional_call_and_vmap() -> None:

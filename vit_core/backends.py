@@ -108,7 +108,7 @@ def torch_device(device: Any) -> Any:
             raise RuntimeError("it holds no numbers")
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device={device!r} can't be used ({reason}): pass one that this machine has.") from error
+        raise ValueError(f"device={name!r} can't be used ({reason}): pass one that this machine has.") from error
     return found
 
 

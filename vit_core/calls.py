@@ -6,7 +6,7 @@ ints, are compared here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from vit_core.config import ViTConfig, pair
 
 Shape = tuple[Any, ...]
+TENSORS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask", "labels")  # of a call's inputs
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class Options:
     `tokens` is how many of the first tokens the last layer computes after its attention, None for all.
     """
 
-    output_attentions: bool
-    output_hidden_states: bool
-    return_dict: bool
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
     tokens: int | None = None
 
     @property
@@ -42,6 +43,17 @@ class Options:
         """Of all tokens, (B, S, D), those that a layer computes after its attention."""
         return x if self.tokens is None else x[:, : self.tokens]
 
+    def joined(self, x: Any, probs: Any) -> Any:
+        """What a layer returns: `x`, with its attention's probabilities where they are asked for."""
+        return (x, probs) if self.output_attentions else x
+
+    def parted(self, returned: Any) -> tuple[Any, Any]:
+        """(x, probs) of what a layer returned, probs None where they are not asked for."""
+        return returned if self.output_attentions else (returned, None)
+
+
+DEFAULT = Options()  # of a layer that is called by itself: all tokens, nothing but its result
+
 
 def resolve_options(
     config: ViTConfig,
@@ -49,10 +61,12 @@ def resolve_options(
     output_hidden_states: bool | None = None,
     return_dict: bool | None = None,
     tokens: int | None = None,
+    watched: bool = False,
 ) -> Options:
-    """The options of one call; where it asks for a layer's states, the last layer computes all tokens.
+    """The options of one call that reads the first `tokens` alone.
 
-    Raises ValueError for a number of tokens below 1.
+    The last layer computes all of them where the call asks for a layer's states, where the model is `watched`, and
+    where the configuration has no `skip_unread_tokens`. Raises ValueError for a number of tokens below 1.
     """
     if tokens is not None and tokens < 1:
         raise ValueError(f"tokens must be at least 1, the CLS token, or None for all of them: got {tokens}.")
@@ -62,7 +76,7 @@ def resolve_options(
         attentions,
         hidden_states,
         config.return_dict if return_dict is None else return_dict,
-        None if attentions or hidden_states else tokens,
+        None if attentions or hidden_states or watched or not config.skip_unread_tokens else tokens,
     )
 
 
@@ -88,6 +102,28 @@ def wrong_size(height: Any, width: Any, config: ViTConfig) -> str:
 
 def _known(dimension: Any) -> bool:
     return type(dimension) is int
+
+
+def check_kind(name: str, value: Any, tensors: type | tuple[type, ...], return_tensors: str) -> None:
+    """Raises TypeError unless an input, where there is one, is of the framework's `tensors`, and pixels are floats.
+
+    `return_tensors` is what an image processor calls them.
+    """
+    if isinstance(value, tensors):
+        dtype = getattr(value, "dtype", None)
+        got = str(getattr(dtype, "name", dtype)).removeprefix("torch.")
+        fits = name != "pixel_values" or "float" in got
+    else:
+        got = f"a {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+        fits = value is None
+    if fits:
+        return
+    if name != "pixel_values":
+        raise TypeError(f"{name} must be a tensor of the model's framework: got {got}.")
+    raise TypeError(
+        "pixel_values must be the floating-point tensor that an image processor makes of pictures, "
+        f"processor(pictures, return_tensors={return_tensors!r}).pixel_values: got {got}."
+    )
 
 
 def check_pixel_values(shape: Shape | None, config: ViTConfig, interpolate: bool, channels_axis: int = 1) -> None:
@@ -153,22 +189,20 @@ def check_attention_mask(shape: Shape | None, tokens: Any) -> None:
 
 def check_inputs(
     config: ViTConfig,
+    shapes: Mapping[str, Shape | None],
     *,
-    pixel_values: Shape | None,
-    bool_masked_pos: Shape | None,
-    head_mask: Shape | None,
-    attention_mask: Shape | None,
     interpolate: bool,
     has_mask_token: bool,
     channels_axis: int = 1,
 ) -> None:
-    """Check the shapes of a call's inputs, None for those that are not given. Raises ValueError."""
+    """Check the shapes of a call's inputs by name, None for those that are not given. Raises ValueError."""
+    pixel_values = shapes["pixel_values"]
     check_pixel_values(pixel_values, config, interpolate, channels_axis)
     assert pixel_values is not None
     patches = num_patches(pixel_values[2:] if channels_axis == 1 else pixel_values[1:3], config)
-    check_bool_masked_pos(bool_masked_pos, patches, has_mask_token)
-    check_head_mask(head_mask, config)
-    check_attention_mask(attention_mask, None if patches is None else patches + 1)
+    check_bool_masked_pos(shapes["bool_masked_pos"], patches, has_mask_token)
+    check_head_mask(shapes["head_mask"], config)
+    check_attention_mask(shapes["attention_mask"], None if patches is None else patches + 1)
 
 
 def check_reconstruction(config: ViTConfig) -> None:

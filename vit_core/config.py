@@ -38,6 +38,7 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "output_attentions": False,
     "output_hidden_states": False,
     "return_dict": True,
+    "skip_unread_tokens": True,
     "problem_type": None,
     "architectures": None,
     "dtype": None,
@@ -61,7 +62,8 @@ class ViTConfig:
 
     `image_size`, `patch_size` and `encoder_stride` are an int or a (height, width) pair, in pixels. `hidden_act`
     and `pooler_act` are names of `ACTIVATIONS`, or a callable where the backend can take one. A falsy
-    `pooler_output_size` means `hidden_size`. Further keyword arguments are kept as attributes and written back.
+    `pooler_output_size` means `hidden_size`. With `skip_unread_tokens=False` a last layer computes all tokens, also
+    those that its model does not read. Further keyword arguments are kept as attributes and written back.
 
     Raises ValueError, naming the field and its value, for anything a model could not be built from.
     """
@@ -72,6 +74,7 @@ class ViTConfig:
     output_attentions: bool
     output_hidden_states: bool
     return_dict: bool
+    skip_unread_tokens: bool
     problem_type: str | None
     architectures: list[str] | None
     dtype: str | None

@@ -1,63 +1,80 @@
 """What the models return: Hugging Face's output classes, shared by the three backends.
 
-A field is reached by attribute, by key, and, over the fields that are not None, by int and slice; an output unpacks
-into those fields (`loss, logits = output`) and spreads into keywords (`f(**output)`).
+An output is an ordered dict of the fields that are not None, as in transformers 4.57.6: iterating and unpacking give
+names. Ints and slices give values, as `to_tuple` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 
 @dataclass
-class ModelOutput:
-    """Base of the output classes. Fields that were not asked for are None and are skipped by everything below."""
+class ModelOutput(OrderedDict[str, Any]):
+    """Base of the output classes. A field is the same by attribute and by key; one that is None is no key.
+
+    Made of keywords, or, as libraries rebuild a dict, of one mapping or series of (name, value).
+    """
 
     def __post_init__(self) -> None:
-        """Refuse, with TypeError, the nameless values that torch.nn.DataParallel gathers from several devices."""
-        if isinstance(getattr(self, fields(self)[0].name), map):
-            raise TypeError(
-                f"torch.nn.DataParallel can't gather a {type(self).__name__} from several devices: call the model with "
-                "return_dict=False, or use DistributedDataParallel."
-            )
-
-    def keys(self) -> tuple[str, ...]:
-        """Names of the fields that are not None, in order."""
-        return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
-
-    def values(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
-        return tuple(getattr(self, name) for name in self.keys())
-
-    def items(self) -> tuple[tuple[str, Any], ...]:
-        """(name, value) of the fields that are not None, in order."""
-        return tuple(zip(self.keys(), self.values(), strict=True))
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        first, *others = given.values()
+        pairs = None if any(value is not None for value in others) else _pairs(first)
+        if pairs is not None:
+            given = {**dict.fromkeys(given), **pairs}
+        for name, value in given.items():
+            setattr(self, name, value)
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
-        return self.values()
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """The field, or `default` when it is None or no field."""
-        return getattr(self, name) if name in self else default
+        return tuple(self.values())
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):
-            return self.values()[key]
+            return self.to_tuple()[key]
         if key not in self:
-            raise KeyError(f"{key!r}: this {type(self).__name__} has {', '.join(self.keys())}.")
-        return getattr(self, key)
+            raise KeyError(f"{key!r}: this {type(self).__name__} has {', '.join(self)}.")
+        return super().__getitem__(key)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
+    def __setitem__(self, name: str, value: Any) -> None:
+        super().__setitem__(name, value)
+        super().__setattr__(name, value)
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.values())
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in self.__dataclass_fields__ and value is not None:
+            super().__setitem__(name, value)
+        elif name in self:
+            super().__delitem__(name)
 
-    def __len__(self) -> int:
-        return len(self.keys())
+    def _refused(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} has the fields of its class, which stay: take a dict() of it.")
+
+    __delitem__ = pop = popitem = setdefault = update = clear = move_to_end = _refused
+
+
+def _pairs(value: Any) -> dict[str, Any] | None:
+    """What a mapping or a series of (name, value) holds; None of anything else."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Iterator):
+        value = tuple(value)
+    named = isinstance(value, list | tuple) and all(
+        isinstance(each, list | tuple) and len(each) == 2 and isinstance(each[0], str) for each in value
+    )
+    return dict(value) if named else None
+
+
+@dataclass
+class BaseModelOutput(ModelOutput):
+    """Of the encoder; the fields are those of `BaseModelOutputWithPooling`, before the final LayerNorm."""
+
+    last_hidden_state: Any = None
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
 
 
 @dataclass
@@ -96,6 +113,7 @@ class MaskedImageModelingOutput(ModelOutput):
 
 
 OUTPUTS: tuple[type[ModelOutput], ...] = (
+    BaseModelOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,

@@ -110,7 +110,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("image_size", "patch_size", "encoder_stride"), _size),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), partial(_number, maximum=1.0)),
     **dict.fromkeys(("initializer_range", "layer_norm_eps"), _number),
-    **dict.fromkeys(("qkv_bias", "output_attentions", "output_hidden_states", "return_dict"), _flag),
+    **dict.fromkeys(
+        ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict", "skip_unread_tokens"), _flag
+    ),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),
     "problem_type": _problem_type,
     "pooler_output_size": _optional_width,

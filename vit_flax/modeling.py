@@ -21,12 +21,17 @@ from jax import Array
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.position import resize_matrix
-from vit_flax.activations import Activation, activation
+from vit_flax.activations import activation
 from vit_flax.attention import additive_bias, choose
 from vit_flax.layers import LayerNorm, product
 from vit_flax.losses import classification_loss, masked_reconstruction_loss
-from vit_flax.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
-from vit_flax.weights import FlaxViTPreTrainedModel, normal
+from vit_flax.outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
+from vit_flax.weights import FlaxViTPreTrainedModel, intercepted, normal, shapes
 
 
 class ViTModule(nn.Module):
@@ -72,16 +77,17 @@ class ViTPatchProjection(ViTModule):
         kernel = self.param("kernel", init, (ph, pw, channels, width), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
         x, kernel, bias = promote_dtype(pixel_values, kernel, bias, dtype=self.dtype)
+        batch = x.shape[0]
         if self.channels_axis == 1:
             rows, columns = calls.grid(x.shape[2:], self.config)
-            x = x[:, :, : rows * ph, : columns * pw].reshape(-1, channels, rows, ph, columns, pw)
+            x = x[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
             x = x.transpose(0, 2, 4, 3, 5, 1)  # (B, H / ph, W / pw, ph, pw, C)
         else:
             rows, columns = calls.grid(x.shape[1:3], self.config)
-            x = x[:, : rows * ph, : columns * pw].reshape(-1, rows, ph, columns, pw, channels)
+            x = x[:, : rows * ph, : columns * pw].reshape(batch, rows, ph, columns, pw, channels)
             x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, H / ph, W / pw, ph, pw, C)
-        x = x.reshape(-1, ph * pw * channels) @ kernel.reshape(-1, width) + bias
-        return x.reshape(-1, rows * columns, width)  # (B, N, D)
+        x = x.reshape(batch * rows * columns, ph * pw * channels) @ kernel.reshape(-1, width) + bias
+        return x.reshape(batch, rows * columns, width)  # (B, N, D)
 
 
 class ViTPatchEmbeddings(ViTModule):
@@ -111,7 +117,11 @@ class ViTEmbeddings(ViTModule):
         self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
 
     def __call__(
-        self, pixel_values: Array, bool_masked_pos: Array | None, interpolate_pos_encoding: bool, train: bool
+        self,
+        pixel_values: Array,
+        bool_masked_pos: Array | None = None,
+        interpolate_pos_encoding: bool = False,
+        train: bool = False,
     ) -> Array:
         size = self.size_of(pixel_values)
         x = self.patch_embeddings(pixel_values)
@@ -132,21 +142,6 @@ class ViTEmbeddings(ViTModule):
         return jnp.concatenate([table[:, :1], patches], axis=1)
 
 
-class ViTDense(ViTModule):
-    """A linear layer, then an activation or dropout."""
-
-    features: int = 0
-    act: str | Activation = "linear"
-    rate: float = 0.0
-
-    def setup(self) -> None:
-        self.dense = self.linear(self.features)
-        self.dropout = nn.Dropout(self.rate)
-
-    def __call__(self, x: Array, train: bool) -> Array:
-        return self.dropout(activation(self.act)(self.dense(x)), deterministic=not train)
-
-
 class ViTSelfAttention(ViTModule):
     """Multi-head self-attention before its output projection (appendix A, equations 5 to 7)."""
 
@@ -157,9 +152,15 @@ class ViTSelfAttention(ViTModule):
         self.dropout = nn.Dropout(self.config.attention_probs_dropout_prob)
 
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
     ) -> tuple[Array, Array | None]:
-        heads = (*x.shape[:2], self.config.num_attention_heads, -1)
+        x, (batch, tokens, width) = hidden_states, hidden_states.shape
+        heads = (batch, tokens, self.config.num_attention_heads, width // self.config.num_attention_heads)
         q, k, v = (f(x).reshape(heads).swapaxes(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = partial(self.dropout, deterministic=False) if train and self.dropout.rate else None
@@ -167,39 +168,79 @@ class ViTSelfAttention(ViTModule):
         return context.swapaxes(1, 2).reshape(x.shape), probs  # (B, S, D)
 
 
+class ViTSelfOutput(ViTModule):
+    """The output projection of an attention (equation 8); the residual is its layer's."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.hidden_size)
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+
+    def __call__(self, hidden_states: Array, train: bool = False) -> Array:
+        return self.dropout(self.dense(hidden_states), deterministic=not train)
+
+
 class ViTAttention(ViTModule):
-    """Self-attention and its output projection (equation 8)."""
+    """Self-attention and its output projection."""
 
     def setup(self) -> None:
         self.attention = ViTSelfAttention(**self.common)
-        width, rate = self.config.hidden_size, self.config.hidden_dropout_prob
-        self.output = ViTDense(**self.common, features=width, rate=rate)
+        self.output = ViTSelfOutput(**self.common)
 
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
-    ) -> tuple[Array, Array | None]:
-        context, probs = self.attention(x, bias, head_mask, train, options)
-        return self.output(options.wanted(context), train), probs
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
+    ) -> Any:
+        context, probs = self.attention(hidden_states, head_mask, bias, options, train)
+        return options.joined(self.output(options.wanted(context), train), probs)
+
+
+class ViTIntermediate(ViTModule):
+    """The first linear layer of the MLP, and its activation."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.intermediate_size)
+
+    def __call__(self, hidden_states: Array) -> Array:
+        return activation(self.config.hidden_act)(self.dense(hidden_states))
+
+
+class ViTOutput(ViTModule):
+    """The second linear layer of the MLP, and the residual."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.hidden_size)
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+
+    def __call__(self, hidden_states: Array, input_tensor: Array, train: bool = False) -> Array:
+        return input_tensor + self.dropout(self.dense(hidden_states), deterministic=not train)
 
 
 class ViTLayer(ViTModule):
     """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
 
     def setup(self) -> None:
-        config = self.config
         self.attention = ViTAttention(**self.common)
-        self.intermediate = ViTDense(**self.common, features=config.intermediate_size, act=config.hidden_act)
-        self.output = ViTDense(**self.common, features=config.hidden_size, rate=config.hidden_dropout_prob)
+        self.intermediate = ViTIntermediate(**self.common)
+        self.output = ViTOutput(**self.common)
         self.layernorm_before = self.layer_norm()
         self.layernorm_after = self.layer_norm()
 
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
-    ) -> tuple[Array, tuple[Array, Array | None]]:
-        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, train, options)
-        x = options.wanted(x) + attended
-        x = x + self.output(self.intermediate(self.layernorm_after(x), train), train)
-        return x, (x, probs if options.output_attentions else None)
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
+    ) -> Any:
+        x = self.layernorm_before(hidden_states)
+        attended, probs = options.parted(self.attention(x, head_mask, bias, options, train))
+        x = options.wanted(hidden_states) + attended
+        return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x, train), probs)
 
 
 class ViTLayers(ViTModule):
@@ -207,17 +248,17 @@ class ViTLayers(ViTModule):
 
     block: type[ViTLayer] = ViTLayer
 
-    @nn.compact
+    def setup(self) -> None:
+        self.layers = [self.block(**self.common, name=str(i)) for i in range(self.config.num_hidden_layers)]
+
     def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
+        self, x: Array, head_mask: Array | None, bias: Array | None, options: calls.Options, train: bool
     ) -> tuple[Array, tuple[Any, Any]]:
         found = []
-        count = self.config.num_hidden_layers
-        for i in range(count):
+        for i, layer in enumerate(self.layers):
             mask = None if head_mask is None else head_mask[i]
-            layer = self.block(**self.common, name=str(i))
-            x, states = layer(x, bias, mask, train, options.of_layer(i, count))
-            found.append(states)
+            x, probs = options.parted(layer(x, mask, bias, options.of_layer(i, len(self.layers)), train))
+            found.append((x, probs))
         return x, tuple(zip(*found, strict=True))  # type: ignore[return-value]
 
 
@@ -226,25 +267,54 @@ class ViTEncoder(ViTModule):
 
     def setup(self) -> None:
         block = nn.remat(ViTLayer, prevent_cse=not self.scan_layers, static_argnums=(4, 5)) if self.remat else ViTLayer
-        scanned: Any = nn.scan(
-            block,
-            variable_axes={"params": 0},
+        self.layer = block(**self.common) if self.scan_layers else ViTLayers(**self.common, block=block)
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
+    ) -> BaseModelOutput:
+        if head_mask is not None:
+            head_mask = jnp.broadcast_to(head_mask, (self.config.num_hidden_layers, self.config.num_attention_heads))
+        run = self.scanned if self.scan_layers else self.layer
+        x, (states, probs) = run(hidden_states, head_mask, bias, options, train)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=(hidden_states, *states) if options.output_hidden_states else None,
+            attentions=tuple(probs) if options.output_attentions else None,
+        )
+
+    def scanned(
+        self, x: Array, head_mask: Array | None, bias: Array | None, options: calls.Options, train: bool
+    ) -> tuple[Array, tuple[Any, Any]]:
+        """As `ViTLayers`, by one layer whose parameters are stacked; none leaves tokens out."""
+        asked = options.of_all_tokens
+
+        def step(layer: ViTLayer, x: Array, mask: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
+            x, probs = asked.parted(layer(x, mask, bias, asked, train))
+            return x, (x, probs)
+
+        scan: Any = nn.scan(
+            step,
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0, nn.broadcast, nn.broadcast),
             length=self.config.num_hidden_layers,
             check_constancy_invariants=False,  # there are none to check: it would trace the layer a second time
         )
-        self.layer = scanned(**self.common) if self.scan_layers else ViTLayers(**self.common, block=block)
+        return scan(self.layer, x, head_mask)
 
-    def __call__(
-        self, x: Array, bias: Array | None, head_mask: Array | None, train: bool, options: calls.Options
-    ) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
-        if head_mask is not None:
-            head_mask = jnp.broadcast_to(head_mask, (self.config.num_hidden_layers, self.config.num_attention_heads))
-        asked = options.of_all_tokens if self.scan_layers else options
-        end, (states, probs) = self.layer(x, bias, head_mask, train, asked)
-        hidden_states = (x, *states) if options.output_hidden_states else ()
-        return end, hidden_states, tuple(probs) if options.output_attentions else ()
+
+class ViTPooler(ViTModule):
+    """A dense layer and an activation, of the CLS token."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.pooler_size)
+
+    def __call__(self, hidden_states: Array) -> Array:
+        return activation(self.config.pooler_act)(self.dense(hidden_states[:, 0]))
 
 
 class FlaxViTModule(ViTModule):
@@ -258,17 +328,19 @@ class FlaxViTModule(ViTModule):
         self.encoder = ViTEncoder(**self.common)
         self.layernorm = self.layer_norm()
         if self.add_pooling_layer:
-            width, act = self.config.pooler_size, self.config.pooler_act
-            self.pooler = ViTDense(**self.common, features=width, act=act)
+            self.pooler = ViTPooler(**self.common)
+
+    def watched(self) -> bool:
+        """Whether a caller may see that the last layer leaves tokens out: what it records, or intercepts."""
+        return intercepted() or (self.scope is not None and bool(self.scope.mutable))
 
     def __call__(
         self,
         pixel_values: Array | None = None,
-        *,
         bool_masked_pos: Array | None = None,
         head_mask: Array | None = None,
-        attention_mask: Array | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Array | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -276,13 +348,11 @@ class FlaxViTModule(ViTModule):
         train: bool = False,
     ) -> Any:
         """As `FlaxViTModel`; pure, for `module.apply({"params": params}, ...)`."""
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, tokens)
+        asked = (output_attentions, output_hidden_states, return_dict, tokens)
+        options = calls.resolve_options(self.config, *asked, self.watched())
         calls.check_inputs(
             self.config,
-            pixel_values=shape(pixel_values),
-            bool_masked_pos=shape(bool_masked_pos),
-            head_mask=shape(head_mask),
-            attention_mask=shape(attention_mask),
+            shapes(pixel_values, bool_masked_pos, head_mask, attention_mask),
             interpolate=bool(interpolate_pos_encoding),
             has_mask_token=self.use_mask_token,
             channels_axis=self.channels_axis,
@@ -291,13 +361,13 @@ class FlaxViTModule(ViTModule):
 
         x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding), train)
         bias = additive_bias(attention_mask, x.dtype)
-        x, hidden_states, attentions = self.encoder(x, bias, head_mask, train, options)
-        x = self.layernorm(x)[:, :tokens]
+        encoded = self.encoder(x, head_mask, bias, options, train)
+        x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self.pooler(x[:, 0], train) if self.add_pooling_layer else None,
-            hidden_states=hidden_states if options.output_hidden_states else None,
-            attentions=attentions if options.output_attentions else None,
+            pooler_output=self.pooler(x) if self.add_pooling_layer else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
         return output if options.return_dict else output.to_tuple()
 
@@ -313,18 +383,18 @@ class FlaxViTForImageClassificationModule(ViTModule):
     def __call__(
         self,
         pixel_values: Array | None = None,
-        *,
         head_mask: Array | None = None,
-        attention_mask: Array | None = None,
         labels: Array | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Array | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         train: bool = False,
     ) -> Any:
         """As `FlaxViTForImageClassification`; pure, for `module.apply({"params": params}, ...)`."""
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        asked = (output_attentions, output_hidden_states, return_dict, 1)
+        options = calls.resolve_options(self.config, *asked, self.vit.watched())
         trunk = self.vit(
             pixel_values,
             head_mask=head_mask,
@@ -333,7 +403,7 @@ class FlaxViTForImageClassificationModule(ViTModule):
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
             return_dict=True,
-            tokens=1,
+            tokens=options.tokens,
             train=train,
         )
         features = trunk.last_hidden_state[:, 0]
@@ -347,14 +417,27 @@ class FlaxViTForImageClassificationModule(ViTModule):
         return output if options.return_dict else output.to_tuple()
 
 
+class ViTPixelShuffle(ViTModule):
+    """Channels to pixels: (B, H / ph, W / pw, C rh rw) to the model's layout of (B, C, H, W)."""
+
+    def __call__(self, x: Array) -> Array:
+        (batch, rows, columns, _), channels = x.shape, self.config.num_channels
+        rh, rw = pair(self.config.encoder_stride)
+        x = x.reshape(batch, rows, columns, channels, rh, rw)
+        if self.channels_axis == 1:
+            return x.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * rh, columns * rw)
+        return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, rows * rh, columns * rw, channels)
+
+
 class ViTDecoder(ViTModule):
-    """The 1x1 convolution of masked image modelling, under the name `0` that a sequence of one gives it."""
+    """The 1x1 convolution of masked image modelling and the shuffle, under the names that a sequence gives them."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         rh, rw = pair(self.config.encoder_stride)
         init, features = normal(self.config.initializer_range), rh * rw * self.config.num_channels
-        return nn.Conv(features, (1, 1), dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=init, name="0")(x)
+        conv = nn.Conv(features, (1, 1), dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=init, name="0")
+        return ViTPixelShuffle(**self.common, name="1")(conv(x))
 
 
 class FlaxViTForMaskedImageModelingModule(ViTModule):
@@ -367,11 +450,10 @@ class FlaxViTForMaskedImageModelingModule(ViTModule):
     def __call__(
         self,
         pixel_values: Array | None = None,
-        *,
         bool_masked_pos: Array | None = None,
         head_mask: Array | None = None,
-        attention_mask: Array | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Array | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -409,17 +491,8 @@ class FlaxViTForMaskedImageModelingModule(ViTModule):
 
     def reconstruct(self, patches: Array, size: Sequence[int]) -> Array:
         """Pixels, in the model's layout, of the encoded patches (B, N, D) of an image of `size`, height x width."""
-        (rh, rw), (rows, columns) = pair(self.config.encoder_stride), calls.grid(size, self.config)
-        x = self.decoder(patches.reshape(-1, rows, columns, patches.shape[2]))  # (B, H / ph, W / pw, C rh rw)
-        x = x.reshape(-1, rows, columns, self.config.num_channels, rh, rw)
-        if self.channels_axis == 1:
-            return x.transpose(0, 3, 1, 4, 2, 5).reshape(-1, self.config.num_channels, rows * rh, columns * rw)
-        return x.transpose(0, 1, 4, 2, 5, 3).reshape(-1, rows * rh, columns * rw, self.config.num_channels)
-
-
-def shape(array: Array | None) -> tuple[int, ...] | None:
-    """The shape of an array; None of None."""
-    return None if array is None else array.shape
+        rows, columns = calls.grid(size, self.config)
+        return self.decoder(patches.reshape(-1, rows, columns, patches.shape[2]))
 
 
 class FlaxViTModel(FlaxViTPreTrainedModel):

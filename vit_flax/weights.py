@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.module import _global_interceptor_stack
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from conversion.reading import read
-from vit_core.calls import check_label_values, resolve_options
+from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
 from vit_core.params import FLAX, HEADS, Spec, native_name, specs, to_native
@@ -115,7 +116,6 @@ class FlaxViTPreTrainedModel(PretrainedModel):
     def __call__(
         self,
         pixel_values: Any = None,
-        *,
         params: Params | None = None,
         dropout_rng: Any = None,
         train: bool = False,
@@ -131,12 +131,13 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         ValueError for what does not fit.
         """
         config = self.config
-        options = resolve_options(config, output_attentions, output_hidden_states, return_dict)
+        options = calls.resolve_options(config, output_attentions, output_hidden_states, return_dict)
+        shapes(pixel_values, *map(inputs.get, calls.TENSORS[1:]))  # before jit, whose errors show the whole module
         if train and dropout_rng is None and (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
             raise ValueError("train=True draws dropout: pass a key for it, such as dropout_rng=jax.random.key(0).")
         labels = inputs.get("labels")
         if labels is not None and not isinstance(labels, jax.core.Tracer):  # values are visible
-            check_label_values(np.asarray(labels), config)
+            calls.check_label_values(np.asarray(labels), config)
         tokens = {"tokens": inputs.pop("tokens")} if "tokens" in inputs else {}  # no array: a program for each number
         output = self._apply(
             self.params if params is None else params,
@@ -322,6 +323,19 @@ class FlaxViTPreTrainedModel(PretrainedModel):
     def disable_gradient_checkpointing(self) -> None:
         """Keep every layer's activations again."""
         self._use(self.module.clone(remat=False))
+
+
+def shapes(*inputs: Any) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of a call's inputs, in the order of `calls.TENSORS`, by name. Raises TypeError for no array."""
+    named = dict(zip(calls.TENSORS, inputs, strict=False))
+    for name, value in named.items():
+        calls.check_kind(name, value, (Array, np.ndarray), "np")
+    return {name: None if value is None else value.shape for name, value in named.items()}
+
+
+def intercepted() -> bool:
+    """Whether `nn.intercept_methods` holds."""
+    return bool(_global_interceptor_stack)
 
 
 def _apply(module: nn.Module, params: Params, inputs: dict[str, Any], dropout_rng: Any, **options: Any) -> Any:

@@ -20,10 +20,15 @@ from tensorflow import Tensor
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.position import bicubic_matrix
-from vit_tf.activations import Activation, activation
+from vit_tf.activations import activation
 from vit_tf.attention import additive_bias, choose
 from vit_tf.losses import classification_loss, masked_reconstruction_loss, wide
-from vit_tf.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_tf.outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 from vit_tf.remat import rematerialized
 from vit_tf.weights import Builder, TFViTPreTrainedModel, compiled
 
@@ -34,6 +39,9 @@ class ViTModule(Builder, layers.Layer):
     def __init__(self, config: ViTConfig, channels_axis: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config, self.channels_axis = config, channels_axis
+
+    def build(self, input_shape: Any = None) -> None:
+        """Of a layer that has variables, or others inside."""
 
 
 class ViTPatchEmbeddings(ViTModule):
@@ -70,7 +78,7 @@ class ViTEmbeddings(ViTModule):
     def call(
         self,
         pixel_values: Tensor,
-        bool_masked_pos: Tensor | None,
+        bool_masked_pos: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         training: bool = False,
     ) -> Tensor:
@@ -107,24 +115,6 @@ class ViTEmbeddings(ViTModule):
         return tf.concat([table[:, :1], patches], axis=1)
 
 
-class ViTDense(ViTModule):
-    """A linear layer, then an activation or dropout."""
-
-    def __init__(
-        self, inputs: int, outputs: int, act: str | Activation = "linear", rate: float = 0.0, **kwargs: Any
-    ) -> None:
-        super().__init__(**kwargs)
-        self.inputs, self.outputs, self.rate = inputs, outputs, rate
-        self.act = activation(act)
-
-    def build(self, input_shape: Any = None) -> None:
-        self.dense = self.linear(self.inputs, self.outputs, "dense", act=self.act)
-        self.dropout = self.dropout_layer(self.rate)
-
-    def call(self, x: Tensor, training: bool = False) -> Tensor:
-        return self.dropout(self.dense(x), training=training)
-
-
 class ViTSelfAttention(ViTModule):
     """Multi-head self-attention before its output projection (appendix A, equations 5 to 7)."""
 
@@ -137,13 +127,13 @@ class ViTSelfAttention(ViTModule):
 
     def call(
         self,
-        x: Tensor,
-        bias: Tensor | None,
-        head_mask: Tensor | None,
-        options: calls.Options,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
         training: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        _, tokens, width = ops.shape(x)
+        x, (_, tokens, width) = hidden_states, ops.shape(hidden_states)
         heads = (-1, tokens, self.config.num_attention_heads, width // self.config.num_attention_heads)
         q, k, v = (tf.reshape(f(x), heads) for f in (self.query, self.key, self.value))  # (B, S, h, d)
         q, k, v = (tf.transpose(y, (0, 2, 1, 3)) for y in (q, k, v))  # (B, h, S, d)
@@ -153,50 +143,80 @@ class ViTSelfAttention(ViTModule):
         return tf.reshape(tf.transpose(context, (0, 2, 1, 3)), (-1, tokens, width)), probs  # (B, S, D)
 
 
-class ViTAttention(ViTModule):
-    """Self-attention and its output projection (equation 8)."""
+class ViTSelfOutput(ViTModule):
+    """The output projection of an attention (equation 8); the residual is its layer's."""
 
     def build(self, input_shape: Any = None) -> None:
-        width, rate = self.config.hidden_size, self.config.hidden_dropout_prob
+        self.dense = self.linear(self.config.hidden_size, self.config.hidden_size, "dense")
+        self.dropout = self.dropout_layer(self.config.hidden_dropout_prob)
+
+    def call(self, hidden_states: Tensor, training: bool = False) -> Tensor:
+        return self.dropout(self.dense(hidden_states), training=training)
+
+
+class ViTAttention(ViTModule):
+    """Self-attention and its output projection."""
+
+    def build(self, input_shape: Any = None) -> None:
         self.attention = self.child(ViTSelfAttention, "attention")
-        self.output_ = self.child(ViTDense, "output", inputs=width, outputs=width, rate=rate)
+        self.output_ = self.child(ViTSelfOutput, "output")
 
     def call(
         self,
-        x: Tensor,
-        bias: Tensor | None,
-        head_mask: Tensor | None,
-        options: calls.Options,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
         training: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        context, probs = self.attention(x, bias, head_mask, options=options, training=training)
-        return self.output_(options.wanted(context), training=training), probs
+    ) -> Any:
+        context, probs = self.attention(hidden_states, head_mask, bias, options=options, training=training)
+        return options.joined(self.output_(options.wanted(context), training=training), probs)
+
+
+class ViTIntermediate(ViTModule):
+    """The first linear layer of the MLP, and its activation."""
+
+    def build(self, input_shape: Any = None) -> None:
+        act = activation(self.config.hidden_act)
+        self.dense = self.linear(self.config.hidden_size, self.config.intermediate_size, "dense", act=act)
+
+    def call(self, hidden_states: Tensor) -> Tensor:
+        return self.dense(hidden_states)
+
+
+class ViTOutput(ViTModule):
+    """The second linear layer of the MLP, and the residual."""
+
+    def build(self, input_shape: Any = None) -> None:
+        self.dense = self.linear(self.config.intermediate_size, self.config.hidden_size, "dense")
+        self.dropout = self.dropout_layer(self.config.hidden_dropout_prob)
+
+    def call(self, hidden_states: Tensor, input_tensor: Tensor, training: bool = False) -> Tensor:
+        return input_tensor + self.dropout(self.dense(hidden_states), training=training)
 
 
 class ViTLayer(ViTModule):
     """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
 
     def build(self, input_shape: Any = None) -> None:
-        width, mlp = self.config.hidden_size, self.config.intermediate_size
-        act, rate = self.config.hidden_act, self.config.hidden_dropout_prob
         self.attention = self.child(ViTAttention, "attention")
-        self.intermediate = self.child(ViTDense, "intermediate", inputs=width, outputs=mlp, act=act)
-        self.output_ = self.child(ViTDense, "output", inputs=mlp, outputs=width, rate=rate)
+        self.intermediate = self.child(ViTIntermediate, "intermediate")
+        self.output_ = self.child(ViTOutput, "output")
         self.layernorm_before = self.layer_norm("layernorm_before")
         self.layernorm_after = self.layer_norm("layernorm_after")
 
     def call(
         self,
-        x: Tensor,
-        bias: Tensor | None,
-        head_mask: Tensor | None,
-        options: calls.Options,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
         training: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, options=options, training=training)
-        x = options.wanted(x) + attended
-        x = x + self.output_(self.intermediate(self.layernorm_after(x)), training=training)
-        return x, probs
+    ) -> Any:
+        x = self.layernorm_before(hidden_states)
+        attended, probs = options.parted(self.attention(x, head_mask, bias, options=options, training=training))
+        x = options.wanted(hidden_states) + attended
+        return options.joined(self.output_(self.intermediate(self.layernorm_after(x)), x, training=training), probs)
 
 
 class ViTEncoder(ViTModule):
@@ -209,22 +229,38 @@ class ViTEncoder(ViTModule):
 
     def call(
         self,
-        x: Tensor,
-        bias: Tensor | None,
-        head_mask: Tensor | None,
-        options: calls.Options,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
         training: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        hidden_states, attentions = [x], []
+    ) -> BaseModelOutput:
+        x, states, attentions = hidden_states, [hidden_states], []
         for i, layer in enumerate(self.layer):
             mask = head_mask[i] if head_mask is not None and head_mask.shape.rank == 2 else head_mask
             run = rematerialized(layer) if self.checkpointing and training else layer
-            x, probs = run(x, bias, mask, options=options.of_layer(i, len(self.layer)), training=training)
+            returned = run(x, mask, bias, options=options.of_layer(i, len(self.layer)), training=training)
+            x, probs = options.parted(returned)
             if options.output_hidden_states:
-                hidden_states.append(x)
+                states.append(x)
             if options.output_attentions:
                 attentions.append(probs)
-        return x, tuple(hidden_states), tuple(attentions)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if options.output_hidden_states else None,
+            attentions=tuple(attentions) if options.output_attentions else None,
+        )
+
+
+class ViTPooler(ViTModule):
+    """A dense layer and an activation, of the CLS token."""
+
+    def build(self, input_shape: Any = None) -> None:
+        act = activation(self.config.pooler_act)
+        self.dense = self.linear(self.config.hidden_size, self.config.pooler_size, "dense", act=act)
+
+    def call(self, hidden_states: Tensor) -> Tensor:
+        return self.dense(hidden_states[:, 0])
 
 
 @keras.saving.register_keras_serializable("vit_tf")
@@ -247,15 +283,12 @@ class TFViTModel(TFViTPreTrainedModel):
         parts = {"add_pooling_layer": "pooler" in self.parts, "use_mask_token": "mask_token" in self.parts}
         return {**super().get_config(), **parts}
 
-    def build(self, input_shape: Any = None) -> None:
-        if self.built:  # which it is when it is made
-            return
-        width, pooled, act = self.config.hidden_size, self.config.pooler_size, self.config.pooler_act
+    def build_parts(self) -> None:
         self.embeddings = self.child(ViTEmbeddings, "embeddings", use_mask_token="mask_token" in self.parts)
         self.encoder = self.child(ViTEncoder, "encoder")
         self.layernorm = self.layer_norm("layernorm")
         if "pooler" in self.parts:
-            self.pooler = self.child(ViTDense, "pooler", inputs=width, outputs=pooled, act=act)
+            self.pooler = self.child(ViTPooler, "pooler")
 
     @compiled
     def call(
@@ -263,8 +296,8 @@ class TFViTModel(TFViTPreTrainedModel):
         pixel_values: Tensor | None = None,
         bool_masked_pos: Tensor | None = None,
         head_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -285,13 +318,13 @@ class TFViTModel(TFViTPreTrainedModel):
             training=training,
         )
         bias = additive_bias(attention_mask, x.dtype)
-        x, hidden_states, attentions = self.encoder(x, bias, head_mask, options=options, training=training)
-        x = self.layernorm(x)[:, :tokens]
+        encoded = self.encoder(x, head_mask, bias, options=options, training=training)
+        x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self.pooler(x[:, 0]) if "pooler" in self.parts else None,
-            hidden_states=hidden_states if options.output_hidden_states else None,
-            attentions=attentions if options.output_attentions else None,
+            pooler_output=self.pooler(x) if "pooler" in self.parts else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
         return output if options.return_dict else output.to_tuple()
 
@@ -306,9 +339,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
     architecture = "ViTForImageClassification"
     main_output_name = "logits"
 
-    def build(self, input_shape: Any = None) -> None:
-        if self.built:  # which it is when it is made
-            return
+    def build_parts(self) -> None:
         options = {"data_format": self.data_format, "dtype": self.dtype_policy, "name": "vit"}
         self.vit = TFViTModel(self.config, add_pooling_layer=False, **options)
         if self.config.num_labels:
@@ -319,16 +350,16 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         self,
         pixel_values: Tensor | None = None,
         head_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         training: bool = False,
     ) -> Any:
         """As `TFViTModel`; `labels` (B,) of classes, or (B, K) of numbers, give the loss of `config.problem_type`."""
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, 1)
         trunk = self.vit(
             pixel_values,
             head_mask=head_mask,
@@ -337,7 +368,7 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
             return_dict=True,
-            tokens=1,
+            tokens=options.tokens,
             training=training,
         )
         features = trunk.last_hidden_state[:, 0]
@@ -351,17 +382,28 @@ class TFViTForImageClassification(TFViTPreTrainedModel):
         return output if options.return_dict else output.to_tuple()
 
 
-class ViTDecoder(ViTModule):
-    """The 1x1 convolution of masked image modelling, under the name `0` that a sequence of one gives it."""
-
-    def build(self, input_shape: Any = None) -> None:
-        if self.built:  # which it is when it is made
-            return
-        rh, rw = pair(self.config.encoder_stride)
-        self.conv_ = self.conv(self.config.hidden_size, rh * rw * self.config.num_channels, (1, 1), "0")
+class ViTPixelShuffle(ViTModule):
+    """Channels to pixels: (B, H / ph, W / pw, C rh rw) to the model's layout of (B, C, H, W)."""
 
     def call(self, x: Tensor) -> Tensor:
-        return self.conv_(x)
+        (rh, rw), channels = pair(self.config.encoder_stride), self.config.num_channels
+        _, rows, columns, _ = ops.shape(x)
+        x = tf.reshape(x, (-1, rows, columns, channels, rh, rw))
+        if self.channels_axis == 1:
+            return tf.reshape(tf.transpose(x, (0, 3, 1, 4, 2, 5)), (-1, channels, rows * rh, columns * rw))
+        return tf.reshape(tf.transpose(x, (0, 1, 4, 2, 5, 3)), (-1, rows * rh, columns * rw, channels))
+
+
+class ViTDecoder(ViTModule):
+    """The 1x1 convolution of masked image modelling and the shuffle, under the names that a sequence gives them."""
+
+    def build(self, input_shape: Any = None) -> None:
+        rh, rw = pair(self.config.encoder_stride)
+        self.conv_ = self.conv(self.config.hidden_size, rh * rw * self.config.num_channels, (1, 1), "0")
+        self.shuffle = self.child(ViTPixelShuffle, "1")
+
+    def call(self, x: Tensor) -> Tensor:
+        return self.shuffle(self.conv_(x))
 
 
 @keras.saving.register_keras_serializable("vit_tf")
@@ -371,9 +413,7 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
     architecture = "ViTForMaskedImageModeling"
     main_output_name = "reconstruction"
 
-    def build(self, input_shape: Any = None) -> None:
-        if self.built:  # which it is when it is made
-            return
+    def build_parts(self) -> None:
         options = {"data_format": self.data_format, "dtype": self.dtype_policy, "name": "vit"}
         self.vit = TFViTModel(self.config, add_pooling_layer=False, use_mask_token=True, **options)
         self.decoder = self.child(ViTDecoder, "decoder")
@@ -384,8 +424,8 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
         pixel_values: Tensor | None = None,
         bool_masked_pos: Tensor | None = None,
         head_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -419,13 +459,8 @@ class TFViTForMaskedImageModeling(TFViTPreTrainedModel):
 
     def reconstruct(self, patches: Tensor, size: Sequence[Any]) -> Tensor:
         """Pixels, in the model's layout, of the encoded patches (B, N, D) of an image of `size`, height x width."""
-        (rh, rw), (rows, columns) = pair(self.config.encoder_stride), calls.grid(size, self.config)
-        channels = self.config.num_channels
-        x = self.decoder(tf.reshape(patches, (-1, rows, columns, patches.shape[2])))  # (B, H / ph, W / pw, C rh rw)
-        x = tf.reshape(x, (-1, rows, columns, channels, rh, rw))
-        if self.channels_axis == 1:
-            return tf.reshape(tf.transpose(x, (0, 3, 1, 4, 2, 5)), (-1, channels, rows * rh, columns * rw))
-        return tf.reshape(tf.transpose(x, (0, 1, 4, 2, 5, 3)), (-1, rows * rh, columns * rw, channels))
+        rows, columns = calls.grid(size, self.config)
+        return self.decoder(tf.reshape(patches, (-1, rows, columns, patches.shape[2])))
 
 
 def checked_size(pixel_values: Tensor, size: Sequence[Any], config: ViTConfig) -> Tensor:

@@ -1,4 +1,4 @@
-"""The shared output classes, as nests of Keras and of TensorFlow: fit, predict and tf.function return them intact."""
+"""The shared output classes, as nests of Keras: fit and predict return them intact. To TensorFlow's they are dicts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ import optree
 
 from vit_core.outputs import (
     OUTPUTS,
+    BaseModelOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
 
-__all__ = ["BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput"]
+__all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput"]
 
 
 def _register(output: Any) -> None:
-    def names_and_values(value: Any) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        return value.keys(), value.values()
-
-    def values_and_names(value: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
-        return value.values(), value.keys()
+    def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+        return value.to_tuple(), tuple(value)
 
     def rebuild(names: Any, values: Any) -> Any:
-        return output(**dict(zip(names, values, strict=True)))
+        return output(dict(zip(names, values, strict=True)))
 
-    output.__tf_flatten__ = names_and_values  # what tf.nest asks of a dataclass
-    output.__tf_unflatten__ = staticmethod(rebuild)
-    optree.register_pytree_node(output, values_and_names, rebuild, namespace="keras")
+    optree.register_pytree_node(output, flatten, rebuild, namespace="keras")
 
 
 for _output in OUTPUTS:

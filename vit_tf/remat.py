@@ -12,7 +12,7 @@ from tensorflow import Tensor
 from vit_core import calls
 
 
-def rematerialized(layer: keras.layers.Layer) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def rematerialized(layer: keras.layers.Layer) -> Callable[..., Any]:
     """`layer` by Keras's remat: a function of its tensors, in which dropout draws the same masks both times.
 
     Its random seeds stand where they stood before, so that recomputing starts where computing did; they move on once,
@@ -21,7 +21,7 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[..., tuple[Tensor, Ten
     weights = {id(v) for v in layer.weights}
     seeds = [v for v in layer.variables if id(v) not in weights]  # the state of its random numbers is no weight
 
-    def call(*tensors: Tensor | None, options: calls.Options, training: bool) -> tuple[Tensor, Tensor | None]:
+    def call(*tensors: Tensor | None, options: calls.Options, training: bool) -> Any:
         given = [i for i, tensor in enumerate(tensors) if tensor is not None]
         states = [(seed, tf.identity(seed.value)) for seed in seeds]
 
@@ -30,12 +30,11 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[..., tuple[Tensor, Ten
             for i, tensor in zip(given, present, strict=True):
                 inputs[i] = tensor
             with keras.StatelessScope(state_mapping=states):
-                x, probs = layer(*inputs, options=options, training=training)
-            return (x, probs) if options.output_attentions else x
+                return layer(*inputs, options=options, training=training)
 
         result = keras.remat(run)(*(tensors[i] for i in given))
         for seed in seeds:
             seed.assign_add([0, 1])
-        return result if options.output_attentions else (result, None)
+        return result
 
     return call

@@ -145,23 +145,30 @@ class Training(keras.Model):
 
         The states of the layers are `hidden_states_0` and so on, likewise the attentions. It needs nothing but
         TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of pixels of the model's
-        own size and dtype. Other formats are left to Keras.
+        own size and dtype. Other formats are written by Keras.
         """
+        signature = input_signature or [self._pixels_spec()]
         if format != "tf_saved_model":
-            super().export(filepath, format=format, verbose=verbose, input_signature=input_signature, **kwargs)
+            super().export(filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
             return
+        archive = export.ExportArchive()
+        archive.track(self)
+        archive.add_endpoint("serve", self._serve, signature)
+        archive.write_out(filepath, verbose=verbose is not False, **kwargs)
+
+    @property
+    def _default_save_signature(self) -> Any:
+        """What `tf.saved_model.save` makes a signature of where it is given none: serving pixels."""
+        return tf.function(self._serve, input_signature=[self._pixels_spec()])
+
+    def _serve(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return _flat(self(pixel_values, training=False, return_dict=True))
+
+    def _pixels_spec(self) -> tf.TensorSpec:
         height, width = pair(self.config.image_size)
         channels = self.config.num_channels
         size = (channels, height, width) if self.data_format == "channels_first" else (height, width, channels)
-        own = [tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")]
-        archive = export.ExportArchive()
-        archive.track(self)
-        archive.add_endpoint(
-            "serve",
-            lambda pixel_values: _flat(self(pixel_values, training=False, return_dict=True)),
-            input_signature or own,
-        )
-        archive.write_out(filepath, verbose=verbose is not False, **kwargs)
+        return tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")
 
 
 def _labels(x: Any, y: Any) -> Any:

@@ -27,7 +27,6 @@ from vit_tf.layers import Dense, LayerNorm
 from vit_tf.training import Training
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
-TENSORS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask", "labels")
 ASKED = ("output_attentions", "output_hidden_states", "return_dict")  # what a configuration has an answer to
 _loading: ContextVar[bool] = ContextVar("_loading", default=False)
 
@@ -35,15 +34,17 @@ _loading: ContextVar[bool] = ContextVar("_loading", default=False)
 def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
     """A model's `call`, run as a tf.function where Keras calls it eagerly: it is traced once for each kind of call.
 
-    Not where the model is to `run_eagerly`, where a distribution strategy runs it, or where its variables stand for
-    other values (`stateless_call`). It is traced anew when a layer gets other variables, but not when something else of
-    a layer is replaced, its activation for example.
+    Not where the model is to `run_eagerly`, where a distribution strategy runs it, where its variables stand for other
+    values (`stateless_call`), or where the states of layers are asked for, whose gradients no tape finds in a function.
+    It is traced anew when a layer gets other variables, but not when something else of a layer is replaced, its
+    activation for example.
     """
 
     @wraps(call)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
         stored = isinstance(self._trunk().embeddings.position_embeddings.value, tf.Variable)
-        if not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
+        states = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
+        if states or not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
             return call(self, *args, **kwargs)
         variables = tuple(map(id, self.variables))  # which LoRA and quantisation change
         if self._function is None or self._traced != variables:
@@ -163,6 +164,15 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         if seed is not None:
             self.init_weights(seed)
 
+    def build(self, input_shape: Any = None) -> None:
+        """Nothing: a model is built when it is made."""
+        if not self.built:
+            self.build_parts()
+
+    def build_parts(self) -> None:
+        """Make the layers."""
+        raise NotImplementedError
+
     # ---- calling ---------------------------------------------------------------------------------------------
 
     @tf.autograph.experimental.do_not_convert  # which would wrap errors in words of its own
@@ -170,7 +180,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         """The model's output; see `call`. Raises ValueError for what does not fit."""
         inputs = self._named((pixel_values, *others) if others else pixel_values, inputs)
         self._check(inputs)
-        asked = {name: inputs.get(name) for name in (*ASKED, "tokens")}
+        asked: dict[str, Any] = {name: inputs.get(name) for name in (*ASKED, "tokens")}
         options = calls.resolve_options(self.config, **asked)
         return super().__call__(**{**inputs, **{name: getattr(options, name) for name in ASKED}})
 
@@ -185,14 +195,16 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         unknown = sorted(given.keys() - known)
         if unknown:
             raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}: it takes {', '.join(known)}.")
-        return {n: _as_tensor(v) if n in TENSORS else v for n, v in given.items() if v is not None}
+        return {n: _as_tensor(v) if n in calls.TENSORS else v for n, v in given.items() if v is not None}
 
     def _check(self, inputs: Mapping[str, Any]) -> None:
         """Raises ValueError for inputs that do not fit, before Keras adds words of its own to what it passes on."""
         masked, labels = inputs.get("bool_masked_pos"), inputs.get("labels")
+        if "pixel_values" in inputs:
+            calls.check_kind("pixel_values", inputs["pixel_values"], object, "tf")
         calls.check_inputs(
             self.config,
-            **{name: shape(inputs.get(name)) for name in TENSORS[:4]},
+            {name: shape(inputs.get(name)) for name in calls.TENSORS[:4]},
             interpolate=bool(inputs.get("interpolate_pos_encoding")),
             has_mask_token="mask_token" in self.parts,
             channels_axis=self.channels_axis,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -72,6 +72,12 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation(name: str | Activation) -> Activation:
-    """The function of a name that the configuration has checked, or the callable itself."""
-    return ACTIVATIONS[name] if isinstance(name, str) else name
+class ViTActivation(nn.Module):
+    """An activation function as a module, for hooks to see."""
+
+    def __init__(self, function: str | Activation) -> None:
+        super().__init__()
+        self.function = ACTIVATIONS[function] if isinstance(function, str) else function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -18,11 +18,16 @@ from torch.utils.checkpoint import checkpoint
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.position import bicubic_matrix
-from vit_torch.activations import Activation, activation
+from vit_torch.activations import ViTActivation
 from vit_torch.attention import additive_bias, choose
 from vit_torch.losses import classification_loss, masked_reconstruction_loss
-from vit_torch.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
-from vit_torch.weights import ViTPreTrainedModel
+from vit_torch.outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
+from vit_torch.weights import ViTPreTrainedModel, hooked, shapes
 
 
 class ViTPatchEmbeddings(nn.Module):
@@ -49,7 +54,9 @@ class ViTEmbeddings(nn.Module):
         self.patch_embeddings = ViTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None, interpolate_pos_encoding: bool) -> Tensor:
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False
+    ) -> Tensor:
         height, width = pixel_values.shape[2:]
         x = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
         if bool_masked_pos is not None:
@@ -78,19 +85,6 @@ class ViTEmbeddings(nn.Module):
         return torch.cat([table[:, :1], patches], dim=1)
 
 
-class ViTDense(nn.Module):
-    """A linear layer, then an activation or dropout."""
-
-    def __init__(self, inputs: int, outputs: int, act: str | Activation = "linear", dropout: float = 0.0) -> None:
-        super().__init__()
-        self.dense = nn.Linear(inputs, outputs)
-        self.act = activation(act)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.act(self.dense(x)))
-
-
 class ViTSelfAttention(nn.Module):
     """Multi-head self-attention before its output projection (appendix A, equations 5 to 7)."""
 
@@ -102,9 +96,13 @@ class ViTSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
     ) -> tuple[Tensor, Tensor | None]:
-        heads = (self.config.num_attention_heads, -1)
+        x, heads = hidden_states, (self.config.num_attention_heads, -1)
         q, k, v = (f(x).unflatten(2, heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
@@ -112,19 +110,59 @@ class ViTSelfAttention(nn.Module):
         return context.transpose(1, 2).flatten(2), probs  # (B, S, D)
 
 
+class ViTSelfOutput(nn.Module):
+    """The output projection of an attention (equation 8); the residual is its layer's."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.dropout(self.dense(hidden_states))
+
+
 class ViTAttention(nn.Module):
-    """Self-attention and its output projection (equation 8)."""
+    """Self-attention and its output projection."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.attention = ViTSelfAttention(config)
-        self.output = ViTDense(config.hidden_size, config.hidden_size, dropout=config.hidden_dropout_prob)
+        self.output = ViTSelfOutput(config)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
-    ) -> tuple[Tensor, Tensor | None]:
-        context, probs = self.attention(x, bias, head_mask, options)
-        return self.output(options.wanted(context)), probs
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
+    ) -> Any:
+        context, probs = self.attention(hidden_states, head_mask, bias, options)
+        return options.joined(self.output(wanted(context, options)), probs)
+
+
+class ViTIntermediate(nn.Module):
+    """The first linear layer of the MLP, and its activation."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate_act_fn = ViTActivation(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.intermediate_act_fn(self.dense(hidden_states))
+
+
+class ViTOutput(nn.Module):
+    """The second linear layer of the MLP, and the residual."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        return input_tensor + self.dropout(self.dense(hidden_states))
 
 
 class ViTLayer(nn.Module):
@@ -132,20 +170,22 @@ class ViTLayer(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        width, mlp, eps = config.hidden_size, config.intermediate_size, config.layer_norm_eps
         self.attention = ViTAttention(config)
-        self.intermediate = ViTDense(width, mlp, act=config.hidden_act)
-        self.output = ViTDense(mlp, width, dropout=config.hidden_dropout_prob)
-        self.layernorm_before = nn.LayerNorm(width, eps=eps)
-        self.layernorm_after = nn.LayerNorm(width, eps=eps)
+        self.intermediate = ViTIntermediate(config)
+        self.output = ViTOutput(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
-    ) -> tuple[Tensor, Tensor | None]:
-        attended, probs = self.attention(self.layernorm_before(x), bias, head_mask, options)
-        x = options.wanted(x) + attended
-        x = x + self.output(self.intermediate(self.layernorm_after(x)))
-        return x, probs
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
+    ) -> Any:
+        attended, probs = options.parted(self.attention(self.layernorm_before(hidden_states), head_mask, bias, options))
+        x = wanted(hidden_states, options) + attended
+        return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x), probs)
 
 
 class ViTEncoder(nn.Module):
@@ -157,21 +197,42 @@ class ViTEncoder(nn.Module):
         self.checkpointing: dict[str, Any] | None = None
 
     def forward(
-        self, x: Tensor, bias: Tensor | None, head_mask: Tensor | None, options: calls.Options
-    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        hidden_states, attentions = [x], []
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
+    ) -> BaseModelOutput:
+        x, states, attentions = hidden_states, [hidden_states], []
         for i, layer in enumerate(self.layer):
             mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
-            args = (x, bias, mask, options.of_layer(i, len(self.layer)))
+            args = (x, mask, bias, options.of_layer(i, len(self.layer)))
             if self.checkpointing is not None and self.training:
-                x, probs = checkpoint(layer, *args, **self.checkpointing)
+                returned = checkpoint(layer, *args, **self.checkpointing)
             else:
-                x, probs = layer(*args)
+                returned = layer(*args)
+            x, probs = options.parted(returned)
             if options.output_hidden_states:
-                hidden_states.append(x)
+                states.append(x)
             if options.output_attentions:
                 attentions.append(probs)
-        return x, tuple(hidden_states), tuple(attentions)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if options.output_hidden_states else None,
+            attentions=tuple(attentions) if options.output_attentions else None,
+        )
+
+
+class ViTPooler(nn.Module):
+    """A dense layer and an activation, of the CLS token."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.pooler_size)
+        self.activation = ViTActivation(config.pooler_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.activation(self.dense(hidden_states[:, 0]))
 
 
 class ViTModel(ViTPreTrainedModel):
@@ -195,18 +256,20 @@ class ViTModel(ViTPreTrainedModel):
         self.embeddings = ViTEmbeddings(config, use_mask_token)
         self.encoder = ViTEncoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        width, act = config.pooler_size, config.pooler_act
-        self.pooler = ViTDense(config.hidden_size, width, act=act) if add_pooling_layer else None
+        self.pooler = ViTPooler(config) if add_pooling_layer else None
         self.init_weights(seed)
+
+    def watched(self) -> bool:
+        """Whether a hook may see that the last layer or what follows leaves tokens out."""
+        return hooked(self, self.encoder, *self.encoder.layer[-1].modules(), self.layernorm)
 
     def forward(
         self,
         pixel_values: Tensor | None = None,
-        *,
         bool_masked_pos: Tensor | None = None,
         head_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -218,26 +281,24 @@ class ViTModel(ViTPreTrainedModel):
         configuration's. `tokens` asks for the first so many tokens alone, which is faster: 1 is the CLS token, that the
         pooler reads. Raises ValueError for what does not fit.
         """
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, tokens)
+        asked = (output_attentions, output_hidden_states, return_dict, tokens)
+        options = calls.resolve_options(self.config, *asked, self.watched())
         calls.check_inputs(
             self.config,
-            pixel_values=shape(pixel_values),
-            bool_masked_pos=shape(bool_masked_pos),
-            head_mask=shape(head_mask),
-            attention_mask=shape(attention_mask),
+            shapes(pixel_values, bool_masked_pos, head_mask, attention_mask),
             interpolate=bool(interpolate_pos_encoding),
             has_mask_token=self.embeddings.mask_token is not None,
         )
 
         x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding))
         bias = additive_bias(attention_mask, x.dtype)
-        x, hidden_states, attentions = self.encoder(x, bias, head_mask, options)
-        x = self.layernorm(x)[:, :tokens]
+        encoded = self.encoder(x, head_mask, bias, options)
+        x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self.pooler(x[:, 0]) if self.pooler is not None else None,
-            hidden_states=hidden_states if options.output_hidden_states else None,
-            attentions=attentions if options.output_attentions else None,
+            pooler_output=self.pooler(x) if self.pooler is not None else None,
+            hidden_states=encoded.hidden_states,
+            attentions=encoded.attentions,
         )
         return output if options.return_dict else output.to_tuple()
 
@@ -259,17 +320,17 @@ class ViTForImageClassification(ViTPreTrainedModel):
     def forward(
         self,
         pixel_values: Tensor | None = None,
-        *,
         head_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
         """As `ViTModel`; `labels` (B,) of classes, or (B, K) of numbers, give the loss of `config.problem_type`."""
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        asked = (output_attentions, output_hidden_states, return_dict, 1)
+        options = calls.resolve_options(self.config, *asked, self.vit.watched())
         trunk = self.vit(
             pixel_values,
             head_mask=head_mask,
@@ -278,7 +339,7 @@ class ViTForImageClassification(ViTPreTrainedModel):
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
             return_dict=True,
-            tokens=1,
+            tokens=options.tokens,
         )
         logits = self.classifier(trunk.last_hidden_state[:, 0])
         output = ImageClassifierOutput(
@@ -290,6 +351,18 @@ class ViTForImageClassification(ViTPreTrainedModel):
         return output if options.return_dict else output.to_tuple()
 
 
+class ViTPixelShuffle(nn.Module):
+    """Channels to pixels: (B, C rh rw, H / ph, W / pw) to (B, C, H, W)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.stride = pair(config.encoder_stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (-1, *self.stride)).permute(0, 1, 4, 2, 5, 3)  # (B, C, H / ph, rh, W / pw, rw)
+        return x.flatten(4, 5).flatten(2, 3)
+
+
 class ViTForMaskedImageModeling(ViTPreTrainedModel):
     """A 1x1 convolution and a pixel shuffle that reconstruct the image; returns `MaskedImageModelingOutput`."""
 
@@ -299,17 +372,17 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
         super().__init__(config, self.parts_of(config))
         self.vit = ViTModel(config, add_pooling_layer=False, use_mask_token=True, seed=seed)
         rh, rw = pair(config.encoder_stride)
-        self.decoder = nn.Sequential(nn.Conv2d(config.hidden_size, rh * rw * config.num_channels, kernel_size=1))
+        conv = nn.Conv2d(config.hidden_size, rh * rw * config.num_channels, kernel_size=1)
+        self.decoder = nn.Sequential(conv, ViTPixelShuffle(config))
         self.init_weights(seed, {"decoder"})
 
     def forward(
         self,
         pixel_values: Tensor | None = None,
-        *,
         bool_masked_pos: Tensor | None = None,
         head_mask: Tensor | None = None,
-        attention_mask: Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
+        attention_mask: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -343,12 +416,15 @@ class ViTForMaskedImageModeling(ViTPreTrainedModel):
 
     def reconstruct(self, patches: Tensor, size: Sequence[int]) -> Tensor:
         """Pixels (B, C, H, W) of the encoded patches (B, N, D) of an image of `size`, height x width."""
-        (rh, rw), grid = pair(self.config.encoder_stride), calls.grid(size, self.config)
-        x = self.decoder(patches.transpose(1, 2).unflatten(2, grid))  # (B, C rh rw, H / ph, W / pw)
-        x = x.unflatten(1, (-1, rh, rw)).permute(0, 1, 4, 2, 5, 3)  # (B, C, H / ph, rh, W / pw, rw)
-        return x.flatten(4, 5).flatten(2, 3)
+        return self.decoder(packed(patches.transpose(1, 2)).unflatten(2, calls.grid(size, self.config)))
 
 
-def shape(tensor: Tensor | None) -> tuple[int, ...] | None:
-    """The shape of a tensor; None of None."""
-    return None if tensor is None else tuple(tensor.shape)
+def wanted(x: Tensor, options: calls.Options) -> Tensor:
+    """`options.wanted`, in memory of its own."""
+    first = options.wanted(x)
+    return x if first is x else packed(first)
+
+
+def packed(view: Tensor) -> Tensor:
+    """A copy without strides, which exporters and quantised kernels misread: `contiguous` is none for a batch of 1."""
+    return view.clone(memory_format=torch.contiguous_format)

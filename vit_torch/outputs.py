@@ -2,9 +2,15 @@
 
 import torch
 
-from vit_core.outputs import OUTPUTS, BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_core.outputs import (
+    OUTPUTS,
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 
-__all__ = ["BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput"]
+__all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput"]
 
 for _output in OUTPUTS:
     torch.export.register_dataclass(_output, serialized_type_name=f"vit_core.outputs.{_output.__name__}")

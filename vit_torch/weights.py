@@ -11,8 +11,10 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from conversion.reading import read
+from vit_core import calls
 from vit_core.backends import accelerator, torch_device
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, draw
@@ -21,6 +23,8 @@ from vit_core.params import ALL_PARTS, PARTS, PREFIX, TORCH, TORCH_V5, Spec, nat
 from vit_core.pretrained import PretrainedModel
 from vit_core.safetensors_file import Tensor as StoredTensor
 from vit_torch.attention import choose
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
@@ -117,7 +121,17 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     def from_tensors(
         cls, config: ViTConfig, tensors: Mapping[str, StoredTensor], seed: int | None, **model_kwargs: Any
     ) -> Self:
-        """A model of stored tensors, built on the meta device so that nothing is initialised to be thrown away."""
+        """A model of stored tensors, built on the meta device so that nothing is initialised to be thrown away.
+
+        It is on the device that holds where it is called, such as `with torch.device("cuda")`. Raises RuntimeError for
+        the meta device, which would lose what is stored.
+        """
+        device = torch.get_default_device()
+        if device.type == "meta":
+            raise RuntimeError(
+                f"Weights are not read onto the meta device, where {cls.__name__}(config) makes an empty model: to "
+                'read them leave `with torch.device("meta")`, or torch.set_default_device("meta"), aside.'
+            )
         with torch.device("meta"):
             model = cls(config, **model_kwargs)
         dtype = getattr(torch, config.dtype or "float32")
@@ -299,6 +313,19 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
     if spec.init == "normal" and spec.leaf != "bias" and config.initializer_range:
         return nn.init.trunc_normal_(torch.empty(spec.shape), std=config.initializer_range, a=-BOUND, b=BOUND)
     return torch.full(spec.shape, 1.0 if (spec.init, spec.leaf) == ("norm", "weight") else 0.0)
+
+
+def shapes(*inputs: Tensor | None) -> dict[str, tuple[int, ...] | None]:
+    """The shapes of a call's inputs, in the order of `calls.TENSORS`, by name. Raises TypeError for no tensor."""
+    named = dict(zip(calls.TENSORS, inputs, strict=False))
+    for name, value in named.items():
+        calls.check_kind(name, value, Tensor, "pt")
+    return {name: None if value is None else tuple(value.shape) for name, value in named.items()}
+
+
+def hooked(*modules: nn.Module) -> bool:
+    """Whether there is a forward or backward hook on one of these modules, or on all modules that there are."""
+    return _has_any_global_hook() or any(getattr(module, hooks) for module in modules for hooks in _HOOKS)
 
 
 def _accept_new_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -1,0 +1,200 @@
+"""Libraries that are given a model of ours find in it what they find in transformers': outputs, modules, exports."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegratedGradients
+from hypothesis import given
+from oracle import MODELS, architectures, assert_close, pair, patch_mask, pixels
+from oracle_tolerances import ONNX_FLOAT32
+from oracle_tolerances import OUTPUT_FLOAT64 as SAME
+from torch import nn
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 32,
+    "patch_size": 8,
+    "encoder_stride": 8,
+    "num_labels": 5,
+}
+
+
+# ---- modules and hooks -------------------------------------------------------------------------------------------
+
+
+def seen(model: Any, name: str, call: dict[str, Any]) -> Any:
+    """What a module of a model returns, seen by a hook: a tensor, or the tensors of a tuple or dict."""
+    found: list[Any] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _, __, output: found.append(output))
+    model(**call)
+    handle.remove()
+    return found[0]
+
+
+@pytest.mark.parametrize("cls", MODELS)
+@given(architecture=architectures(square=True, whole=True))
+def test_every_module_by_its_name(cls: str, architecture: dict[str, Any]) -> None:
+    theirs, ours = pair(cls, architecture, attention="sdpa", dtype=torch.float64)
+    call = {"pixel_values": pixels(ours)}
+    if cls == "ViTForMaskedImageModeling":
+        call["bool_masked_pos"] = patch_mask(ours)
+    names = {name for name, _ in theirs.named_modules()} - {"", "vit.encoder.layer", "encoder.layer"}  # lists
+    assert names <= {name for name, _ in ours.named_modules()}
+    for name in sorted(names):
+        expected, actual = seen(theirs, name, call), seen(ours, name, call)
+        if not isinstance(expected, torch.Tensor):
+            assert isinstance(actual, dict) == isinstance(expected, dict), name
+            values = [out.to_tuple() if isinstance(out, dict) else out for out in (expected, actual)]
+            expected, actual = ([value for value in each if value is not None] for each in values)
+            assert len(actual) == len(expected), name
+        pairs = [(actual, expected)] if isinstance(expected, torch.Tensor) else zip(actual, expected, strict=True)
+        for a, b in pairs:
+            assert_close(a, b, SAME, name, least=1.0)
+
+
+class Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).logits
+
+
+TARGETS = ("vit.encoder.layer.1", "vit.encoder.layer.2", "vit.encoder.layer.2.attention", "vit.encoder.layer.1.output",
+           "vit.encoder.layer.2.output", "vit.encoder.layer.2.layernorm_after", "vit.layernorm")  # fmt: skip
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("method", [LayerActivation, LayerGradientXActivation, LayerIntegratedGradients])
+def test_captum(method: Any, target: str) -> None:
+    models = pair("ViTForImageClassification", SMALL, attention="sdpa", dtype=torch.float64)
+    x = pixels(models[0])
+    options = {} if method is LayerActivation else {"target": 2}
+    steps = {"n_steps": 5} if method is LayerIntegratedGradients else {}
+    theirs, ours = (method(Logits(m), m.get_submodule(target)).attribute(x, **options, **steps) for m in models)
+    assert_close(ours, theirs, SAME, target, least=1.0)
+
+
+def grad_cam(model: Any, target: str, x: torch.Tensor, label: int) -> np.ndarray:
+    """Selvaraju et al. 2017, equations 1 and 2, over the patches, as pytorch-grad-cam computes it for a ViT."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(_: nn.Module, __: Any, output: torch.Tensor) -> None:
+        found["activation"] = output
+        output.register_hook(lambda gradient: found.update(gradient=gradient))
+
+    handle = model.get_submodule(target).register_forward_hook(keep)
+    model(x).logits[:, label].sum().backward()
+    handle.remove()
+    weights = found["gradient"][:, 1:].mean(1, keepdim=True)  # (B, 1, D)
+    cam = (weights * found["activation"][:, 1:]).sum(-1).relu()  # (B, N)
+    return (cam / cam.amax(1, keepdim=True).clamp(min=1e-12)).detach().numpy()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_grad_cam(target: str) -> None:
+    theirs, ours = pair("ViTForImageClassification", SMALL, attention="sdpa", dtype=torch.float64)
+    x = pixels(ours)
+    expected, actual = (grad_cam(model, target, x, 2) for model in (theirs, ours))
+    assert actual.shape == (2, 16)
+    np.testing.assert_allclose(actual, expected, atol=1e-8)  # a gradient may be next to none, and is scaled to 1
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+
+def weighted(model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    """The loss of class weights that many scripts have."""
+    labels = inputs.pop("labels")
+    outputs = model(**inputs)
+    loss = nn.functional.cross_entropy(outputs.logits, labels, weight=torch.arange(1.0, 6.0))
+    return (loss, outputs) if return_outputs else loss
+
+
+def of_logits(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    return nn.functional.cross_entropy(outputs["logits"], labels, label_smoothing=0.3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of Trainer's and its environment's
+@pytest.mark.parametrize("kind", ["plain", "label_smoothing_factor", "compute_loss", "compute_loss_func"])
+def test_trainer(kind: str, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    x, found = pixels(pair("ViTForImageClassification", SMALL)[1], 8), []
+    data = [{"pixel_values": image, "labels": i % 5} for i, image in enumerate(x)]
+    for model in pair("ViTForImageClassification", SMALL, attention="sdpa"):
+        arguments = TrainingArguments(
+            str(tmp_path / type(model).__module__),
+            per_device_train_batch_size=4,
+            max_steps=3,
+            learning_rate=0.01,
+            use_cpu=True,
+            report_to="none",
+            remove_unused_columns=False,
+            eval_strategy="steps",
+            eval_steps=3,
+            label_smoothing_factor=0.2 if kind == "label_smoothing_factor" else 0.0,
+        )
+        trainer = Trainer(
+            model,
+            arguments,
+            train_dataset=data,
+            eval_dataset=data,
+            compute_loss_func=of_logits if kind == "compute_loss_func" else None,
+            compute_metrics=lambda p: {"accuracy": (p.predictions.argmax(1) == p.label_ids).mean()},
+        )
+        if kind == "compute_loss":
+            trainer.compute_loss = weighted
+        trainer.train()
+        predicted = trainer.predict(data)
+        assert predicted.predictions.shape == (8, 5)
+        found.append((predicted.predictions, predicted.metrics["test_loss"], predicted.metrics["test_accuracy"]))
+    (theirs, loss, accuracy), (ours, own_loss, own_accuracy) = found
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3 * np.abs(theirs).max())  # three steps of Adam apart
+    np.testing.assert_allclose(own_loss, loss, rtol=1e-3)
+    assert own_accuracy == accuracy
+
+
+def test_accelerate_gives_float32_back() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # a Trainer's, of this process
+    models = pair("ViTForImageClassification", SMALL, attention="sdpa")
+    x, accelerator = pixels(models[0]), Accelerator(cpu=True, mixed_precision="bf16")
+    for model in models:
+        output = accelerator.prepare(model)(pixel_values=x, labels=torch.tensor([0, 1]), output_hidden_states=True)
+        assert {t.dtype for t in (output.loss, output.logits, *output.hidden_states)} == {torch.float32}
+        assert output["logits"] is output.logits
+
+
+# ---- exports -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("dynamo", [False, True])
+@pytest.mark.parametrize("cls", MODELS)
+def test_onnx_of_one_picture_serves_many(cls: str, dynamo: bool, tmp_path: Path) -> None:
+    import onnxruntime
+
+    _, model = pair(cls, SMALL, attention="sdpa")
+    dynamic: dict[str, Any] = {"dynamic_axes": {"pixel_values": {0: "batch"}}, "input_names": ["pixel_values"]}
+    if dynamo:
+        dynamic = {"dynamic_shapes": {"pixel_values": {0: "batch"}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (pixels(model, 1),), tmp_path / "vit.onnx", dynamo=dynamo, **dynamic)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session, x = onnxruntime.InferenceSession(tmp_path / "vit.onnx", options), pixels(model, 9)
+    for actual, expected in zip(session.run(None, {"pixel_values": x.numpy()}), model(x).to_tuple(), strict=True):
+        assert_close(torch.from_numpy(actual), expected.detach(), ONNX_FLOAT32, cls)
