@@ -115,8 +115,8 @@ MUTANTS = (
     Mutant(
         "torch: hooks see the CLS token alone",
         "vit_torch/weights.py",
-        "for module in modules for hooks in _HOOKS",
-        "for module in modules[:0] for hooks in _HOOKS",
+        "for module in modules for kind in _HOOKS",
+        "for module in modules[:0] for kind in _HOOKS",
         ("tests/test_torch.py", "test_hooks_see_all_tokens"),
     ),
     Mutant(

@@ -18,7 +18,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
 PUBLIC = {
-    "AutoImageProcessor", "BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput",
+    "AutoImageProcessor", "BaseModelOutput", "BaseModelOutputWithPooling", "ImageClassifierOutput",
+    "MaskedImageModelingOutput",
     "ViTConfig", "ViTFeatureExtractor", "ViTForImageClassification", "ViTForMaskedImageModeling", "ViTImageProcessor",
     "ViTImageProcessorFast", "ViTModel", "ViTPreTrainedModel", "pipeline",
 }  # fmt: skip

@@ -192,9 +192,13 @@ def test_hooks_see_all_tokens(kind: str, name: str) -> None:
 
 
 def test_hooks_on_all_modules_and_elsewhere() -> None:
+    from torch.nn.utils import prune
+
     model, seen = build(), "vit.encoder.layer.1.output.dense"
     anywhere = torch.nn.modules.module.register_module_forward_hook
     assert tokens_at(model, seen, lambda: anywhere(lambda *_: None)) == 17
+    prune.identity(model.vit.encoder.layer[1].output.dense, "weight")  # by a hook of PyTorch's own
+    assert tokens_at(model, seen, None) == 1
     for name in ("vit.embeddings", "vit.encoder.layer.0.output", "classifier"):  # where no token is left out
         assert tokens_at(model, seen, lambda name=name: model.get_submodule(name).register_forward_hook(print)) == 1
 

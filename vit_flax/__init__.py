@@ -13,7 +13,12 @@ from vit_flax.modeling import (
     FlaxViTModel,
     FlaxViTModule,
 )
-from vit_flax.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_flax.outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 from vit_flax.weights import FlaxViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="flax")
@@ -35,6 +40,7 @@ __all__ = [
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "FlaxAutoModel",
     "FlaxAutoModelForImageClassification",

@@ -128,7 +128,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         """The module applied to `params`, by default the model's own, compiled once for each kind of call.
 
         Takes the arguments of the module's `__call__`. Training with dropout needs `dropout_rng`, a key. Raises
-        ValueError for what does not fit.
+        ValueError for what does not fit, TypeError for what is no array of floats.
         """
         config = self.config
         options = calls.resolve_options(config, output_attentions, output_hidden_states, return_dict)

@@ -14,7 +14,12 @@ from vit_core.config import ViTConfig
 from vit_core.image_processing import AutoImageProcessor, ViTFeatureExtractor, ViTImageProcessor, ViTImageProcessorFast
 from vit_core.pipeline import pipeline as _pipeline
 from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
-from vit_tf.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_tf.outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 from vit_tf.weights import TFViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="tf")
@@ -36,6 +41,7 @@ __all__ = [
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",

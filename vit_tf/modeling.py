@@ -308,7 +308,7 @@ class TFViTModel(TFViTPreTrainedModel):
 
         `attention_mask` is (B, S), 1 to attend, or (B, 1, S, S), added to the scores; the options left at None are the
         configuration's. `tokens` asks for the first so many tokens alone, which is faster: 1 is the CLS token, that the
-        pooler reads. Raises ValueError for what does not fit.
+        pooler reads. Raises ValueError for what does not fit, TypeError for what is no tensor of floats.
         """
         options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, tokens)
         x = self.embeddings(

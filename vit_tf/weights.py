@@ -177,7 +177,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     @tf.autograph.experimental.do_not_convert  # which would wrap errors in words of its own
     def __call__(self, pixel_values: Any = None, *others: Any, **inputs: Any) -> Any:
-        """The model's output; see `call`. Raises ValueError for what does not fit."""
+        """The model's output; see `call`. Raises ValueError for what does not fit, TypeError for pixels of integers."""
         inputs = self._named((pixel_values, *others) if others else pixel_values, inputs)
         self._check(inputs)
         asked: dict[str, Any] = {name: inputs.get(name) for name in (*ASKED, "tokens")}

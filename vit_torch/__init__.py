@@ -6,7 +6,12 @@ from vit_core.config import ViTConfig
 from vit_core.image_processing import AutoImageProcessor, ViTFeatureExtractor, ViTImageProcessor, ViTImageProcessorFast
 from vit_core.pipeline import pipeline as _pipeline
 from vit_torch.modeling import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
-from vit_torch.outputs import BaseModelOutputWithPooling, ImageClassifierOutput, MaskedImageModelingOutput
+from vit_torch.outputs import (
+    BaseModelOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 from vit_torch.weights import ViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="torch")
@@ -24,6 +29,7 @@ __all__ = [
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",

@@ -129,8 +129,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         device = torch.get_default_device()
         if device.type == "meta":
             raise RuntimeError(
-                f"Weights are not read onto the meta device, where {cls.__name__}(config) makes an empty model: to "
-                'read them leave `with torch.device("meta")`, or torch.set_default_device("meta"), aside.'
+                f"Weights are not read onto the meta device, where {cls.__name__}(config) makes an empty model. For "
+                'weights leave `with torch.device("meta")`, or torch.set_default_device("meta"), aside.'
             )
         with torch.device("meta"):
             model = cls(config, **model_kwargs)
@@ -324,8 +324,12 @@ def shapes(*inputs: Tensor | None) -> dict[str, tuple[int, ...] | None]:
 
 
 def hooked(*modules: nn.Module) -> bool:
-    """Whether there is a forward or backward hook on one of these modules, or on all modules that there are."""
-    return _has_any_global_hook() or any(getattr(module, hooks) for module in modules for hooks in _HOOKS)
+    """Whether there is a forward or backward hook on one of these modules, or on all modules that there are.
+
+    What PyTorch itself hooks there, to shard or prune a module for example, does not count.
+    """
+    hooks = (hook for module in modules for kind in _HOOKS for hook in getattr(module, kind).values())
+    return _has_any_global_hook() or any(not str(hook.__module__).startswith("torch.") for hook in hooks)
 
 
 def _accept_new_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
