@@ -7,6 +7,7 @@ DEMO ?= out/demo
 CASES ?= 20000
 PICTURES = vit_core/assets/digits/pictures
 FAMILIES = timm==1.0.31 torchvision==0.28.0
+FIVE = transformers==5.24.0
 
 READY = $(VENV)/.installed-$(EXTRAS)
 ORACLE_READY = $(ORACLE)/.installed
@@ -55,4 +56,5 @@ $(ORACLE_READY): pyproject.toml tests/oracle/requirements.txt
 	$(PYTHON) -m venv $(ORACLE)
 	$(ORACLE)/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
 	$(ORACLE)/bin/python -m pip install --quiet --no-deps --upgrade --target $(ORACLE)/families $(FAMILIES)
+	$(ORACLE)/bin/python -m pip install --quiet --upgrade --target $(ORACLE)/five $(FIVE)
 	@touch $@

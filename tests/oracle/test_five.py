@@ -50,6 +50,34 @@ print(json.dumps(logits.tolist()))
 """
 
 
+TRAIN = """
+import json, sys, numpy as np, torch, transformers, vit_torch
+from vit_core import ViTConfig, ViTImageProcessor
+assert transformers.__version__.startswith("5.")
+config = ViTConfig(**json.loads(sys.argv[3]), id2label={0: "a", 1: "b", 2: "c"})
+model = vit_torch.ViTForImageClassification(config, seed=0)
+pixels = np.load(sys.argv[2])
+rows = [{"pixel_values": torch.from_numpy(each), "labels": i % 3} for i, each in enumerate(np.repeat(pixels, 4, 0))]
+options = dict(use_cpu=True, remove_unused_columns=False, report_to=[], learning_rate=1e-2, max_steps=4, save_steps=4)
+arguments = transformers.TrainingArguments(sys.argv[1], **options, **json.loads(sys.argv[4]))
+metrics = lambda p: {"right": float((p.predictions.argmax(-1) == p.label_ids).mean())}
+trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, compute_metrics=metrics)
+before = {name: value.clone() for name, value in model.state_dict().items()}
+trainer.train()
+assert all(not value.equal(before[name]) for name, value in model.state_dict().items() if name.endswith("weight"))
+found = trainer.evaluate()
+assert 0 <= found["eval_right"] <= 1 and np.isfinite(found["eval_loss"])
+assert trainer.predict(rows).predictions.shape == (8, 3)
+processor = ViTImageProcessor(size={"height": 12, "width": 12})
+classify = transformers.pipeline("image-classification", model=model, image_processor=processor)
+path = str(next(iter(sorted((__import__("vit_core.backends").backends.DIGITS / "pictures").iterdir()))))
+ours = vit_torch.pipeline(model=model, image_processor=processor)
+for one, other in zip(classify(path, top_k=3), ours(path, top_k=3)):
+    assert one["label"] == other["label"] and abs(one["score"] - other["score"]) < 1e-5, (one, other)
+print("done")
+"""
+
+
 def trained_in_torch(folder: Path) -> Any:
     model = vit_torch.ViTForImageClassification(ViTConfig(**CONFIG), seed=0)
     optimizer = torch.optim.SGD(model.parameters(), 0.5)
@@ -117,3 +145,20 @@ def test_what_transformers_5_writes_is_read(tmp_path: Path, save: dict[str, Any]
         assert not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
         found = model(torch.from_numpy(PIXELS) if package == "vit_torch" else PIXELS).logits
         assert_close(found.detach().numpy() if package == "vit_torch" else found, logits)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"label_smoothing_factor": 0.1, "bf16": True},
+        {"gradient_accumulation_steps": 2, "eval_strategy": "steps", "eval_steps": 2},
+    ],
+    ids=str,
+)
+def test_the_trainer_and_the_pipeline_of_transformers_5(tmp_path: Path, options: dict[str, Any]) -> None:
+    np.save(tmp_path / "pixels.npy", PIXELS)
+    config = json.dumps({name: value for name, value in CONFIG.items() if name != "num_labels"})
+    said = five.run(TRAIN, tmp_path / "out", tmp_path / "pixels.npy", config, json.dumps(options))
+    assert said.splitlines()[-1] == "done"
