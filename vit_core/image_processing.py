@@ -79,6 +79,8 @@ class ViTImageProcessor:
     Every other keyword is kept as an attribute and saved. Raises ValueError for a value that can't be.
     """
 
+    is_fast = False  # what transformers calls those that run in torchvision
+
     model_input_names = ("pixel_values",)
 
     def __init__(
