@@ -225,6 +225,18 @@ def test_another_model_and_its_warning(vit: Command) -> None:
     assert len(json.loads(vit.out)["images"][0]["predictions"]) == 3
 
 
+def test_a_processor_of_ones_own(vit: Command, tmp_path: Path) -> None:
+    """The option that the warning names; what it says is done."""
+    shutil.copy(DIGITS / "config.json", tmp_path)
+    shutil.copy(DIGITS / "model.safetensors", tmp_path)
+    vit("classify", NINE, "--model", tmp_path)
+    assert vit.code == 0 and "or --image-processor, if the model was trained with others." in vit.err
+    plain = vit.json("classify", NINE, "--model", tmp_path, "--image-processor", DIGITS)["images"]
+    assert plain == vit.json("classify", NINE)["images"]
+    vit("attend", NINE, "--model", tmp_path, "--image-processor", DIGITS, "--out", tmp_path / "x.png")
+    assert (vit.code, vit.err) == (0, "")
+
+
 def test_a_progress_bar_over_many_pictures_on_a_terminal(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")

@@ -42,7 +42,7 @@ def test_jax_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     printed = run_blocks("docs/jax.md", tmp_path, monkeypatch, capsys)
     picture = re.search(r"pictures/(\d)-", (ROOT / "docs" / "jax.md").read_text())
     assert picture is not None
-    assert printed == [f"Predicted class: {picture[1]}", "True", "632,404,480 parameters"]
+    assert printed == [f"Predicted class: {picture[1]}", "True", "(1, 37, 64)", "632,404,480 parameters"]
 
 
 @pytest.mark.slow
@@ -59,6 +59,8 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "(12, 10)",
         "(12, 10)",
         "True",
+        "(12, 37, 64)",
+        "(12, 37, 64)",
         "['config.json', 'preprocessor_config.json', 'tf_model.h5']",
         "True",
         "bfloat16 float32 bfloat16",

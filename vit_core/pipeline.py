@@ -343,7 +343,7 @@ def _default_processor(name: str, config: ViTConfig) -> ViTImageProcessor:
     (height, width), half = pair(config.image_size), [0.5] * config.num_channels
     warnings.warn(
         f"{name} has no preprocessor_config.json: images are resized to {height}x{width} and normalised with mean and "
-        "std 0.5. Pass image_processor= if the model was trained with others.",
+        "std 0.5. Pass image_processor=, or --image-processor, if the model was trained with others.",
         stacklevel=4,
     )
     return ViTImageProcessor(size={"height": height, "width": width}, image_mean=half, image_std=half)

@@ -18,6 +18,7 @@ from vit_core.cli.common import (
     Backend,
     Model,
     Picture,
+    Processor,
     Revision,
     check_out,
     import_quietly,
@@ -41,6 +42,7 @@ def attend(
     layer: Annotated[
         int, typer.Option(metavar="N", help="Layer whose heads are drawn, from 0; -1, the last, counts from the end.")
     ] = -1,
+    image_processor: Processor = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -48,7 +50,7 @@ def attend(
     source = _source(image)
     kind = _format(out, source)
     picture = read_image(source.source)
-    classifier, has_classifier = _load(model, backend, revision)
+    classifier, has_classifier = _load(model, backend, image_processor, revision)
     config, pixels = classifier.model.config, classifier.preprocess(picture)
     layer = _checked_layer(layer, config.num_hidden_layers)
 
@@ -90,14 +92,16 @@ def _format(out: Path, source: Picture) -> str:
     return _FORMATS[out.suffix.lower()]
 
 
-def _load(model: str, backend: str | None, revision: str | None) -> tuple[ImageClassificationPipeline, bool]:
+def _load(
+    model: str, backend: str | None, image_processor: str | None, revision: str | None
+) -> tuple[ImageClassificationPipeline, bool]:
     """The model, and whether it has a trained classifier; a trunk alone, which has none, attends all the same."""
     import_quietly(backend)
     loaded, report = load(model, backend, revision=revision)
     fresh = [*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)]
     if any(not name.startswith("classifier.") for name in fresh):
         raise ValueError(report.warning(type(loaded).__name__))
-    processor = find_processor(model, loaded.config, revision=revision)
+    processor = find_processor(model, loaded.config, image_processor, revision=revision)
     return ImageClassificationPipeline(loaded, processor), not fresh
 
 

@@ -24,6 +24,7 @@ from vit_core.cli.common import (
     Backend,
     Model,
     Picture,
+    Processor,
     Revision,
     complain,
     console,
@@ -67,6 +68,7 @@ def classify(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")] = False,
+    image_processor: Processor = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -80,6 +82,7 @@ def classify(
     classifier = pipeline(
         model=model,
         backend=backend,
+        image_processor=image_processor,
         revision=revision,
         device=devices.split(",") if devices is not None else None,
         top_k=top_k,

@@ -29,6 +29,12 @@ Backend = Annotated[
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main", metavar="NAME")
 ]
+Processor = Annotated[
+    str | None,
+    typer.Option(
+        "--image-processor", metavar="PATH_OR_ID", help="How pictures are prepared.", show_default="the model's own"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DEFAULT_MODEL = str(DIGITS)
 
