@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegratedGradients
@@ -17,6 +18,9 @@ from oracle import MODELS, architectures, assert_close, pair, patch_mask, pixels
 from oracle_tolerances import ONNX_FLOAT32
 from oracle_tolerances import OUTPUT_FLOAT64 as SAME
 from torch import nn
+
+import vit_torch
+from vit_core.backends import DIGITS
 
 SMALL = {
     "hidden_size": 32,
@@ -175,6 +179,19 @@ def test_accelerate_gives_float32_back() -> None:
         output = accelerator.prepare(model)(pixel_values=x, labels=torch.tensor([0, 1]), output_hidden_states=True)
         assert {t.dtype for t in (output.loss, output.logits, *output.hidden_states)} == {torch.float32}
         assert output["logits"] is output.logits
+
+
+def test_the_pipeline() -> None:
+    """transformers' own, with our model and processor, gives what ours gives."""
+    model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
+    processor = vit_torch.ViTImageProcessor.from_pretrained(DIGITS)
+    pictures = [str(path) for path in sorted((DIGITS / "pictures").iterdir())[:3]]
+    theirs = transformers.pipeline("image-classification", model=model, image_processor=processor)
+    ours = vit_torch.pipeline(model=model, image_processor=processor)
+    for batch_size in (1, 2):
+        for one, other in zip(theirs(pictures, batch_size=batch_size), ours(pictures), strict=True):
+            assert [each["label"] for each in one] == [each["label"] for each in other]
+            assert [each["score"] for each in one] == pytest.approx([each["score"] for each in other], abs=1e-6)
 
 
 # ---- exports -----------------------------------------------------------------------------------------------------

@@ -31,7 +31,10 @@ PIXELS = np.random.default_rng(0).standard_normal((2, 3, 12, 12)).astype(np.floa
 READ = """
 import json, sys, numpy as np, torch, transformers
 assert transformers.__version__.startswith("5.")
-model, report = transformers.AutoModelForImageClassification.from_pretrained(sys.argv[1], output_loading_info=True)
+options = json.loads(sys.argv[3])
+model, report = transformers.AutoModelForImageClassification.from_pretrained(
+    sys.argv[1], output_loading_info=True, **options
+)
 assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
 with torch.no_grad():
     logits = model.eval()(torch.from_numpy(np.load(sys.argv[2]))).logits
@@ -121,7 +124,7 @@ def assert_close(found: Any, expected: Any) -> None:
 def test_a_trained_folder_is_read_by_both(tmp_path: Path, train: Callable[[Path], Any]) -> None:
     np.save(tmp_path / "pixels.npy", PIXELS)
     logits = train(tmp_path / "model")
-    assert_close(json.loads(five.run(READ, tmp_path / "model", tmp_path / "pixels.npy")), logits)
+    assert_close(json.loads(five.run(READ, tmp_path / "model", tmp_path / "pixels.npy", "{}")), logits)
     model, report = transformers.AutoModelForImageClassification.from_pretrained(
         tmp_path / "model", output_loading_info=True
     )
@@ -131,6 +134,16 @@ def test_a_trained_folder_is_read_by_both(tmp_path: Path, train: Callable[[Path]
     fresh = vit_torch.ViTForImageClassification(ViTConfig(**CONFIG), seed=0).eval()
     with torch.no_grad():
         assert np.abs(fresh(torch.from_numpy(PIXELS)).logits.numpy() - logits).max() > 0.01 * np.abs(logits).max()
+
+
+@pytest.mark.parametrize("save", [{}, {"max_shard_size": "2KB"}, {"variant": "fp16"}, {"safe_serialization": False}])
+def test_what_is_written_is_read_by_transformers_5(tmp_path: Path, save: dict[str, Any]) -> None:
+    np.save(tmp_path / "pixels.npy", PIXELS)
+    model = vit_torch.ViTForImageClassification(ViTConfig(**CONFIG, initializer_range=0.3), seed=0).eval()
+    model.save_pretrained(tmp_path / "model", **save)
+    options = json.dumps({name: save[name] for name in ("variant",) if name in save})
+    found = json.loads(five.run(READ, tmp_path / "model", tmp_path / "pixels.npy", options))
+    assert_close(found, model(torch.from_numpy(PIXELS)).logits.detach().numpy())
 
 
 @pytest.mark.parametrize("save", [{}, {"max_shard_size": "2KB"}, {"variant": "fp16"}])
