@@ -298,6 +298,12 @@ def test_adapters_and_quantised_layers_are_refused_by_name(tmp_path: Path) -> No
         quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ValueError, match=r"(query|dense|classifier)\.\S+ is \S+, of a quantised layer.*save the model"):
         quantised.save_pretrained(tmp_path / "no")
+    model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
+    model.classifier.weight = torch.nn.Parameter(model.classifier.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(
+        ValueError, match=r"1 parameters are whole numbers, as of quantised layers, .*classifier\.weight"
+    ):
+        model.save_pretrained(tmp_path / "no")
     assert not (tmp_path / "no").exists()
 
 

@@ -362,6 +362,11 @@ def _check_folder(folder: Path) -> None:
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], wanted: Mapping[str, Spec]) -> None:
+    if whole := [name for name in wanted if tensors[name].dtype.kind in "iub"]:
+        raise ValueError(
+            f"{len(whole)} parameters are whole numbers, as of quantised layers, which checkpoints do not hold: "
+            f"{', '.join(whole[:8])}. Save the model before it is quantised."
+        )
     wrong = [
         f"{n}: {tensors[n].shape}, {spec.shape} by the configuration"
         for n, spec in wanted.items()

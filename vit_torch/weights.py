@@ -278,7 +278,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
 def stored_tensor(name: str, tensor: Any) -> StoredTensor:
     """A tensor of a state dict, to be saved. Raises ValueError, with its name, for what is no plain tensor."""
-    if not isinstance(tensor, Tensor) or tensor.is_quantized or type(tensor).__module__.startswith("torchao"):
+    of_torch = isinstance(tensor, Tensor) and type(tensor).__module__.partition(".")[0] == "torch"
+    if not of_torch or tensor.is_quantized:
         raise ValueError(
             f"{name} is {type(tensor).__name__}, of a quantised layer or another kind of module, which checkpoints do "
             "not hold: save the model before it is quantised, and quantise it again when it is loaded."
