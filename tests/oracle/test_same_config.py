@@ -50,7 +50,8 @@ def shared(ours: Any, theirs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both configurations say, as JSON has it, in full. A pooler's width of None is the hidden size in ours."""
     a, b = (json.loads(config.to_json_string(use_diff=False)) for config in (ours, theirs))
     a["pooler_output_size"] = a["pooler_output_size"] or a["hidden_size"]
-    a = {key: value for key, value in a.items() if key != "transformers_version"}  # theirs always has its own
+    own = ("transformers_version", "skip_unread_tokens")  # theirs always has one; ours alone has the other
+    a = {key: value for key, value in a.items() if key not in own}
     assert a.keys() <= b.keys()
     return a, {key: b[key] for key in a}
 
