@@ -64,6 +64,7 @@ def vit_convert(
     subfolder: Annotated[str, _text(_READING, "NAME", "Folder within SRC.")] = "",
     filename: Annotated[str | None, _text(_READING, "NAME", "Weights file within SRC.")] = None,
     key: Annotated[str | None, _text(_READING, "NAME", "State dict, in a file that holds several.")] = None,
+    prefix: Annotated[str | None, _text(_READING, "TEXT", "What the names of SRC's model begin with.")] = None,
     variant: Annotated[str | None, _text(_READING, "NAME", "As in model.VARIANT.safetensors.")] = None,
     heads: Annotated[int | None, _text(_READING, "N", "Number of heads, where SRC does not say.")] = None,
     stored_image_size: Annotated[
@@ -75,6 +76,7 @@ def vit_convert(
     ] = None,
     position_kernel: Annotated[str, _text(_MODEL, "|".join(KERNELS), "How they are resized.")] = "hf",
     num_labels: Annotated[int | None, _text(_MODEL, "N", "Labels; another number gets a new classifier.")] = None,
+    num_channels: Annotated[int | None, _text(_MODEL, "N", "Channels; sums or repeats the patch projection.")] = None,
     head: Annotated[str, _text(_MODEL, "keep|drop", "The classifier, or the decoder.")] = "keep",
     pooler: Annotated[str, _text(_MODEL, "keep|drop", "The pooler.")] = "keep",
     fold_layer_scale: Annotated[
@@ -120,6 +122,7 @@ def vit_convert(
             image_size=_pixels(image_size, "--image-size"),
             position_kernel=position_kernel,
             num_labels=num_labels,
+            num_channels=num_channels,
             head=head,
             pooler=pooler,
             hidden_act=hidden_act,
@@ -131,6 +134,7 @@ def vit_convert(
             progress=progress,
             filename=filename,
             key=key,
+            prefix=prefix,
             variant=variant,
             num_attention_heads=heads,
             stored_image_size=_pixels(stored_image_size, "--stored-image-size"),

@@ -44,6 +44,7 @@ def convert(
     image_size: int | tuple[int, int] | None = None,
     position_kernel: str = "hf",
     num_labels: int | None = None,
+    num_channels: int | None = None,
     head: str = "keep",
     pooler: str = "keep",
     hidden_act: str | None = None,
@@ -60,7 +61,8 @@ def convert(
     `target` is a folder, which also gets the configuration and the preprocessor, or a single file with the suffix of
     the format. `to` is one of `TARGETS`, `container` one of the kinds of file it is written in. Without a `dtype` every
     tensor keeps its own. `image_size` (pixels) resizes the position embeddings with `position_kernel`; `num_labels`
-    gives the model a newly initialised classifier where its own has another number; `head="drop"` and `pooler="drop"`
+    gives the model a newly initialised classifier where its own has another number; `num_channels` sums or repeats the
+    patch projection for pictures of another number of channels, as timm does; `head="drop"` and `pooler="drop"`
     leave those out; `hidden_act` and `layer_norm_eps` correct the configuration; `ignore_unknown` leaves out tensors
     that no ViT has, which are an error otherwise. `reading` are options of `read`. Another model in the target is an
     error unless `overwrite`, which removes its weights; the same weights in other kinds of files stay beside.
@@ -80,6 +82,7 @@ def convert(
         image_size=image_size,
         position_kernel=position_kernel,
         num_labels=num_labels,
+        num_channels=num_channels,
         head=head,
         pooler=pooler,
         hidden_act=hidden_act,
@@ -162,6 +165,9 @@ def _differs(planned: Plan, target: Target) -> list[str]:
         )
     if family.fixed_act and one_name(config.hidden_act) != family.hidden_act:
         notes.append(f"{family.title} computes with hidden_act {family.hidden_act!r}, not {config.hidden_act!r}")
+    named = any(label != f"LABEL_{i}" for i, label in config.id2label.items())
+    if named and "classifier.weight" in planned.tensors and not family.states_labels:
+        notes.append(f"{family.title} has no place for the names of the {config.num_labels} labels")
     resample = (planned.processor or {}).get("resample")
     if family.states_resample and interpolation(resample) is None:
         notes.append(f"{family.title} has no name for resample={resample}, its pictures are resized by bicubic")

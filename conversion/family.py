@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from conversion.prefixes import Under, find_prefix
 from conversion.rules import Rule
 from vit_core.checkpoint import Container
 from vit_core.config import ViTConfig
@@ -39,10 +40,10 @@ class Family:
     layer_norm_eps: float = 1e-6
     states_eps: bool = False  # whether its configuration says another eps
     states_resample: bool = False  # whether its documents name the filter that pictures are resized with
+    states_labels: bool = False  # whether its documents hold the names of the labels
     has_qkv_bias: bool = True  # whether its models always have biases of queries, keys and values
     refused: tuple[tuple[str, str], ...] = ()  # (pattern of a name, why no ViT of this package has it)
     left_out: tuple[tuple[str, str], ...] = ()  # (pattern of a name, what it is): no part of the model
-    prefixes: tuple[str, ...] = ()  # taken off when every name has it
     absent: Mapping[str, str] = field(default_factory=dict)  # canonical parts it can't hold, and why
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors  # other spellings to those of the rules
     finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors  # the inverse, for writing
@@ -64,14 +65,12 @@ class Family:
                 left[name] = reason
         return found, left
 
-    def peel(self, tensors: Tensors) -> Tensors:
-        """The tensors without the prefixes that wrappers put before all of their names."""
-        while True:
-            kept = [name for name in tensors if not first_match(self.left_out, name)]
-            prefix = next((p for p in self.prefixes if kept and all(name.startswith(p) for name in kept)), None)
-            if prefix is None:
-                return self.prepare(tensors)
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    def find(self, tensors: dict[str, Tensor], prefix: str | None = None) -> Under:
+        """The tensors that stand under this family's names, in the spelling of its rules, and those that do not."""
+        known = {name: tensor for name, tensor in tensors.items() if not first_match(self.left_out, name)}
+        once = [name for rule in self.rules for name in (rule.native, *rule.also) if "{" not in name]
+        found = find_prefix(known, once, self.prepare, lambda inside: len(self.match(inside)[0]), prefix)
+        return replace(found, outside=found.outside | {n: t for n, t in tensors.items() if n not in known})
 
     def to_native(self, tensors: Tensors, config: ViTConfig) -> dict[str, Tensor]:
         """Canonical tensors as a file of this family has them. Raises ValueError for what has no place in it."""

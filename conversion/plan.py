@@ -9,6 +9,7 @@ import numpy as np
 
 from conversion.settle import architecture_of, parts_of
 from conversion.side import stated
+from vit_core.channels import PROJECTION, with_channels
 from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig, pair
 from vit_core.documents import blaming
@@ -18,7 +19,7 @@ from vit_core.loading import COMPUTE_DTYPES, POSITIONS, is_absent_bias
 from vit_core.params import Spec, specs
 from vit_core.position import resize_matrix, resize_position_embeddings
 from vit_core.safetensors_file import Tensor
-from vit_core.validation import dtype_name
+from vit_core.validation import dtype_name, keeps
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def plan(
     image_size: int | tuple[int, int] | None = None,
     position_kernel: str = "hf",
     num_labels: int | None = None,
+    num_channels: int | None = None,
     head: str = "keep",
     pooler: str = "keep",
     hidden_act: str | None = None,
@@ -49,9 +51,7 @@ def plan(
 
     Raises ValueError for what can't be, or would be lost without being asked for.
     """
-    for name, value in (("head", head), ("pooler", pooler)):
-        if value not in ("keep", "drop"):
-            raise ValueError(f'{name} must be "keep" or "drop", got {value!r}.')
+    keep_head, keep_pooler = keeps("head", head), keeps("pooler", pooler)
     config, notes = checkpoint.config, list(checkpoint.notes)
     if config is None:
         raise FileNotFoundError(
@@ -67,15 +67,19 @@ def plan(
     notes += [f"left out {name}: no tensor of a ViT" for name in sorted(checkpoint.unknown)]
     values = {"hidden_act": hidden_act, "layer_norm_eps": layer_norm_eps}
     config = config.copy(**{name: value for name, value in values.items() if value is not None})
-    dropped = (("classifier", "decoder", "mask_token") if head == "drop" else ()) + (
-        ("pooler",) if pooler == "drop" else ()
-    )
+    dropped = (() if keep_head else ("classifier", "decoder", "mask_token")) + (() if keep_pooler else ("pooler",))
     for part in dropped:
         gone = [name for name in tensors if part in name.split(".")[:2]]
         notes += [f"left out {name}, as asked" for name in gone]
         tensors = {name: tensor for name, tensor in tensors.items() if name not in gone}
     if image_size is not None:
         config, tensors[POSITIONS] = _resized(tensors[POSITIONS], config, image_size, position_kernel, notes)
+    if num_channels is not None and num_channels != config.num_channels:
+        notes.append(
+            f"the patch projection of {config.num_channels} channels is adapted to {num_channels}, as timm does"
+        )
+        config = config.copy(num_channels=num_channels)
+        tensors[PROJECTION] = with_channels(tensors[PROJECTION], num_channels)
     if num_labels is not None:
         config = _with_head(tensors, config, num_labels, notes)
     return _checked(checkpoint, tensors, config, notes)

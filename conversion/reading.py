@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from conversion.family import Family, Side, Tensors, first_match
 from conversion.formats import FAMILIES
 from conversion.formats.keras import KERAS_H5
 from conversion.formats.keras_hub import TASK
+from conversion.heads import renamed_head
+from conversion.prefixes import Under, copy_rank, find_prefix, seen, unwrapped, unwrapped_name
 from conversion.rules import Heads
 from conversion.settle import settle
 from conversion.side import json_beside
@@ -26,17 +30,31 @@ from vit_core.checkpoint import (
     readable_names,
     recognise,
 )
-from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig
+from vit_core.config import COMPUTE_AS_VIT, CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig
 from vit_core.documents import blaming
+from vit_core.params import DIALECTS, TABLE
 from vit_core.safetensors_file import Tensor
 from vit_core.saving import beside, find, listing, settled
 
 StrPath = str | Path
-SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack")
+SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".ckpt", ".pth.tar", ".pyth")
+_FLAX_CHECKPOINT = re.compile(r"checkpoint_\d+")  # as flax.training.checkpoints names them
+_ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 _PRESET = ("metadata.json", "task.json", "task.weights.h5", "preprocessor.json", "image_converter.json")
-# Which of several state dicts of one file is the model: averaged weights before those that were trained.
-_KEYS = ("teacher", "model_ema", "state_dict_ema", "target_encoder", "model", "state_dict", "encoder", "student", "")
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
+_BOOKKEEPING = (
+    (r"(^|\.)n_averaged$", "how many models were averaged"),
+    (r"^(opt_state|optimizer)[./]", "the optimizer's state"),
+    (r"^step$", "the number of a step"),
+)
+_prepare = partial(renamed_head, place="classifier", name="classifier")  # for Hugging Face's names
+# The names of Hugging Face's formats that stand once in a model, without the trunk's prefix.
+_ONCE = [
+    dialect.template(row, leaf)
+    for dialect in DIALECTS.values()
+    for row in TABLE
+    for leaf in (("",) if row.kind == "raw" else ("weight", "bias"))
+    if "{}" not in row.name
+]
 
 
 def read(
@@ -44,6 +62,7 @@ def read(
     *,
     filename: str | None = None,
     key: str | None = None,
+    prefix: str | None = None,
     variant: str | None = None,
     formats: Collection[str] = (),
     config: ViTConfig | None = None,
@@ -57,10 +76,12 @@ def read(
     """Open a checkpoint of any family: a file, a folder or a hub id. No tensor is read yet.
 
     `filename` is the weights file within a folder or repository, `key` the state dict within a file that holds
-    several. `formats` demands some of "pt", "tf", "flax" or a family's name. `config`, `num_attention_heads` and
-    `stored_image_size` (pixels) say what a source without a config.json does not. `head="drop"` leaves the head out,
-    and with it what only the head is odd in; `fold_layer_scale` multiplies layer scales into the layers before them;
-    `ignore_unknown` leaves out what no model of the family has, which is an error otherwise.
+    several, `prefix` what the names of the model's tensors begin with: by default that under which most of a model is
+    found. Tensors outside of it are `unknown`. `formats` demands some of "pt", "tf", "flax" or a family's name.
+    `config`, `num_attention_heads` and `stored_image_size` (pixels) say what a source without a config.json does not.
+    `head="drop"` leaves the head out, and with it what only the head is odd in; `head="fresh"` does so where there is
+    such an oddity, and lists what it left out as `unknown`. `fold_layer_scale` multiplies layer scales into the layers
+    before them; `ignore_unknown` leaves out what no model of the family has, which is an error otherwise.
 
     Raises OSError for what can't be found or fetched, ValueError for what is damaged, or is no ViT: with the names of
     the tensors that make it something else.
@@ -70,7 +91,7 @@ def read(
 
     def read_once() -> Checkpoint:
         path = _locate(source, filename, variant, formats, hub_options)
-        return _read(path, key, formats, config, given, head == "drop", fold_layer_scale, ignore_unknown)
+        return _read(path, key, prefix, formats, config, given, head, fold_layer_scale, ignore_unknown)
 
     return settled(local, read_once)
 
@@ -78,17 +99,21 @@ def read(
 def _read(
     path: Path,
     key: str | None,
+    prefix: str | None,
     formats: Collection[str],
     config: ViTConfig | None,
     given: dict[str, Any],
-    drop_head: bool,
+    head: str,
     fold: bool,
     ignore_unknown: bool,
 ) -> Checkpoint:
     """What `read` makes of the weights file, or index, that it has found."""
-    named, notes = _open(path, key)
-    family, tensors = _family(named)
+    named, notes = _open(path, key, ignore_unknown)
+    family, under = _family(named, prefix)
+    tensors = under.inside
     format = family.name if family else recognise(tensors, named.format)[0]
+    kept = {name: reason for name in named.tensors if (reason := first_match(_BOOKKEEPING, name))}
+    notes += [f"left out {line}" for line in _grouped(kept)]
     if formats and format not in formats:
         raise ValueError(
             f"from_{next(iter(formats))}=True was given, but {path} has the format {format!r}: leave the argument "
@@ -97,20 +122,40 @@ def _read(
     is_vit = json_beside(path, CONFIG_NAME).get("model_type") == "vit" or family is None
     processor: dict[str, Any] | None = json_beside(path, PREPROCESSOR_NAME) or None
     if family is None:
-        checkpoint = as_checkpoint(replace(named, tensors=tensors))
+        _refuse_other_models(path)
+        promised = {n: shard for n, shard in (named.weight_map or {}).items() if n not in named.tensors}
+        checkpoint = as_checkpoint(replace(named, tensors=tensors, weight_map=named.weight_map and promised))
         if named.tensors and not checkpoint.tensors:
             raise ValueError(_no_vit(path, named.tensors))
         return replace(
-            checkpoint, config=checkpoint.config or config, processor=processor, notes=(*notes, *checkpoint.notes)
+            checkpoint,
+            unknown=checkpoint.unknown | under.outside,
+            config=checkpoint.config or config,
+            processor=processor,
+            notes=(*notes, *checkpoint.notes),
         )
     stored = ViTConfig.from_json_file(beside(path, CONFIG_NAME)) if is_vit else config
     side = family.read_side(path) if stored is None else Side(processor=family.read_side(path).processor)
     side.config |= {name: value for name, value in given.items() if value is not None}
     found, unknown, left = _canonical(path, family, tensors, ignore_unknown)
+    left |= {name: reason for name in under.outside if (reason := first_match(family.left_out, name))}
+    unknown |= {name: tensor for name, tensor in under.outside.items() if name not in left}
     notes += [f"left out {line}" for line in _grouped(left)]
     processor = processor or side.processor
     opened = Checkpoint(path, family.name, found, unknown, stored, processor, tuple(notes), named.files)
-    return settle(opened, family, side, _heads(family, tensors), drop_head=drop_head, fold=fold)
+    return settle(opened, family, side, _heads(family, tensors), head=head, fold=fold)
+
+
+def _refuse_other_models(path: Path) -> None:
+    """Raise ValueError where config.json says that the weights, by Hugging Face's names, are of another model."""
+    stored = json_beside(path, CONFIG_NAME)
+    kind = stored.text("model_type", "vit")
+    if kind not in COMPUTE_AS_VIT:
+        named = ", ".join(stored.texts("architectures")) or "its own class, which AutoModel finds"
+        raise ValueError(
+            f"{path} is a model of the family {kind!r} ({CONFIG_NAME} beside it), no ViT: load it with transformers' "
+            f"class for it, {named}."
+        )
 
 
 # ---- where the weights are ---------------------------------------------------------------------------------------
@@ -135,19 +180,28 @@ def _locate(
 
 
 def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
-    """The one weights file of a folder that has none of the usual names. Raises ValueError where there are several."""
+    """The one weights file of a folder that has none of the usual names.
+
+    Raises ValueError where there are several, and for a folder of Orbax, which other libraries can't read.
+    """
     if any(find(folder, name).is_file() for name in usual):
         return []
-    found = [name for name in listing(folder) if name.endswith(SUFFIXES)]
+    found = [name for name in listing(folder) if name.endswith(SUFFIXES) or _FLAX_CHECKPOINT.fullmatch(name)]
     if len(found) > 1:
         raise ValueError(f"{folder} holds several weights files, {', '.join(found)}: choose one with filename=.")
+    orbax = [each for each in (folder, *folder.iterdir()) if any((each / name).is_file() for name in _ORBAX)]
+    if orbax and not found:
+        raise ValueError(
+            f"{orbax[0]} is a checkpoint of Orbax, which Orbax alone reads: restore its params with it, and save them "
+            "as a checkpoint, model.save_pretrained(folder, params=params)."
+        )
     return found
 
 
 # ---- what is in them ---------------------------------------------------------------------------------------------
 
 
-def _open(path: Path, key: str | None) -> tuple[Named, list[str]]:
+def _open(path: Path, key: str | None, ignore_unknown: bool) -> tuple[Named, list[str]]:
     """The tensors of a file; of the state dicts in it, those of the model."""
     if path.suffix == ".json" or container_of(path) is not PYTORCH_BIN:
         named = read_named(path, container_of)
@@ -159,48 +213,48 @@ def _open(path: Path, key: str | None) -> tuple[Named, list[str]]:
     from vit_core.pytorch_file import read_state_dicts  # loaded when it is needed
 
     groups = read_state_dicts(path)
-    if key is None:
-        ranked = [k for k in _KEYS if k in groups] + [k for k in groups if k not in _KEYS]
-        key = max(ranked, key=lambda k: _score(groups[k]))  # the first of those that hold most of a ViT
+    if key is None and len(groups) == 1:
+        key = next(iter(groups))
+    elif key is None:
+        key = max(sorted(groups, key=copy_rank), key=lambda k: _score(groups[k]))  # the first that hold most of a ViT
     if key not in groups:
         raise ValueError(f"{path} has no state dict {key!r}: choose with key= among {', '.join(map(repr, groups))}.")
-    chosen = groups[key]
+    chosen = groups[key].checked(path, ignore_unknown)
     notes = [f"took the state dict {key!r} and left {', '.join(chosen.left_out)} out"] if chosen.left_out else []
     return Named(path, chosen, "pt"), notes
 
 
 def _score(tensors: Tensors) -> int:
-    return max(_scores(tensors, "pt").values())
+    return max(under.score for under in _found(tensors, "pt").values())
 
 
-def _scores(tensors: Tensors, claimed: str) -> dict[str, int]:
-    """How many names make sense in each family; "" for Hugging Face's formats."""
-    own = len(recognise(_peeled(tensors), claimed)[1])
-    if own == len(tensors):
+def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[str, Under]:
+    """What each family finds of its names; "" for Hugging Face's formats."""
+    names = unwrapped({n: t for n, t in tensors.items() if not first_match(_BOOKKEEPING, n)})
+    own = find_prefix(names, _ONCE, _prepare, lambda inside: len(recognise(inside, claimed)[1]), prefix)
+    if own.score == len(names):
         return {"": own}
-    return {"": own} | {name: len(f.match(f.peel(tensors))[0]) for name, f in FAMILIES.items()}
+    return {"": own} | {name: family.find(names, prefix) for name, family in FAMILIES.items()}
 
 
-def _peeled(tensors: Tensors) -> Tensors:
-    """The tensors without the prefixes of PyTorch's wrappers, where every name has them."""
-    while prefix := next((p for p in _WRAPPERS if tensors and all(name.startswith(p) for name in tensors)), None):
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _family(named: Named) -> tuple[Family | None, Tensors]:
-    """The family whose names explain most, None for Hugging Face's formats, and the tensors without wrappers' names."""
-    scores = _scores(named.tensors, named.format)
-    best = max(scores, key=lambda name: scores[name])
-    if scores[best] == scores[""]:
-        return None, _peeled(named.tensors)
-    return FAMILIES[best], FAMILIES[best].peel(named.tensors)
+def _family(named: Named, prefix: str | None) -> tuple[Family | None, Under]:
+    """The family whose names explain most, None for Hugging Face's formats, and the tensors under its prefix."""
+    prefix = prefix and unwrapped_name(prefix)
+    if prefix and not any(name.startswith(prefix) for name in unwrapped(named.tensors)):
+        raise ValueError(f"{named.path} has no names that begin with {prefix!r}, but {seen(named.tensors)}.")
+    found = _found(named.tensors, named.format, prefix)
+    best = max(found, key=lambda name: found[name].score)
+    name = "" if found[best].score == found[""].score else best
+    return FAMILIES.get(name), found[name]
 
 
 def _no_vit(path: Path, tensors: Tensors) -> str:
     shown = ", ".join(sorted(tensors)[:5])
     families = ", ".join(["Hugging Face's ViT", *(family.title for family in FAMILIES.values())])
-    return f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT: expected the names of {families}."
+    return (
+        f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT: expected the names of {families}, with "
+        f"one prefix or none. Its names begin with {seen(tensors)}."
+    )
 
 
 def _canonical(

@@ -24,13 +24,14 @@ _ATTENTION, _FIRST, _SECOND = (
 _SCALES = {ATTENTION_SCALE: _ATTENTION, MLP_SCALE: _SECOND}
 
 
-def settle(
-    opened: Checkpoint, family: Family, side: Side, heads: int | None, *, drop_head: bool, fold: bool
-) -> Checkpoint:
+def settle(opened: Checkpoint, family: Family, side: Side, heads: int | None, *, head: str, fold: bool) -> Checkpoint:
     """The checkpoint with every tensor of a ViT and its configuration.
 
     Raises ValueError, with the reason, for what is no ViT.
     """
+    drop_head = head == "drop" or (head == "fresh" and _has_odd_head(opened.tensors))
+    if drop_head and head == "fresh":
+        opened = opened.without([*HEADS, "pooler"])
     tensors, notes = dict(opened.tensors), list(opened.notes)
     if "embeddings.cls_token" not in tensors:
         raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({family.title}).")
@@ -38,7 +39,7 @@ def settle(
         tensors = {name: t for name, t in tensors.items() if not name.startswith(("classifier.", "decoder."))}
     tensors = _scaled(opened, tensors, fold, notes)
     tensors = _final_norm(opened, tensors, drop_head, notes)
-    if "pooler.dense.weight" in tensors and "classifier.weight" in tensors:
+    if _has_odd_head(tensors):
         raise ValueError(
             f"{opened.path} has a head on top of a pooler (pre_logits), which no ViT class has: pass head='drop' for "
             "the model below it."
@@ -58,6 +59,12 @@ def settle(
         config = config.copy(architectures=[architecture])
         notes += [*side.notes, _computes(config, family)]
     return replace(opened, tensors=tensors, config=config, notes=tuple(notes))
+
+
+def _has_odd_head(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the head is one that no ViT class has: on top of a pooler, or on the mean of the patches."""
+    on_pooler = {"pooler.dense.weight", "classifier.weight"} <= tensors.keys()
+    return on_pooler or any(name.startswith(POOLED_NORM) for name in tensors)
 
 
 def parts_of(tensors: Mapping[str, Tensor]) -> frozenset[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
-from pictures import Loader, Pictures, open_model, read_pictures
+from pictures import Loader, Pictures, open_model, read_split
 from training import Settings
 
 
@@ -16,6 +16,8 @@ class FineTuning(Settings):
 
     classes: Annotated[str | None, typer.Option(help="Names of the classes, with commas, in their order.")] = None
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of pictures to validate on.")] = 0.2
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be read.")] = False
+    head: Annotated[str, typer.Option(help="keep, where the checkpoint's has as many classes, or drop.")] = "keep"
     freeze: Annotated[bool, typer.Option(help="Train the head alone.")] = False
     layer_decay: Annotated[float, typer.Option(help="Factor of the rate from a layer to the one below.")] = 0.75
     mixup: Annotated[float, typer.Option(min=0, help="Blend pictures by weights from Beta(mixup, mixup).")] = 0.0
@@ -30,12 +32,14 @@ def prepare(
     The model's head is drawn from the seed where the checkpoint has none for as many classes as the pictures have.
     Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
     """
-    pictures = read_pictures(settings.pictures, settings.classes)
-    training, held_out = pictures.split(settings.validation, settings.seed)
-    labels = {"id2label": dict(enumerate(pictures.classes)), "label2id": {n: i for i, n in enumerate(pictures.classes)}}
-    model, loader = open_model(settings, model_class, shard, shards, **labels)
+    training, held_out = read_split(
+        settings.pictures, settings.classes, settings.validation, settings.seed, settings.skip_bad
+    )
+    classes = training.classes
+    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    model, loader = open_model(settings, model_class, shard, shards, head=settings.head, **labels)
     loader.steps(training)
     if shard == 0:
         print(f"{len(training.paths)} pictures to train on, {len(held_out.paths)} to validate on, in "
-              f"{len(pictures.classes)} classes: {', '.join(pictures.classes)}")  # fmt: skip
+              f"{len(classes)} classes: {', '.join(classes)}")  # fmt: skip
     return model, loader, training, held_out

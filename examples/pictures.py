@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import StringIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -59,15 +60,45 @@ class Pictures:
 
 # ---- finding and checking ----------------------------------------------------------------------------------------
 
+_TRAINING, _HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test")  # names of folders, best first
 
-def read_pictures(source: Path, classes: str | None = None) -> Pictures:
+
+def read_split(
+    source: Path, classes: str | None, share: float, seed: int, skip_bad: bool = False
+) -> tuple[Pictures, Pictures]:
+    """(pictures to train on, pictures to validate on): the folders that are called so, else `share` is held out.
+
+    Raises as `read_pictures` does, and for a class of the one folder that the other has not.
+    """
+    folders = {path.name.lower(): path for path in _folders(source)} if source.is_dir() else {}
+    train = next((folders[name] for name in _TRAINING if name in folders), None)
+    held_out = next((folders[name] for name in _HELD_OUT if name in folders), None)
+    if train is None or not folders.keys() <= {*_TRAINING, *_HELD_OUT}:
+        return read_pictures(source, classes, skip_bad).split(share, seed)
+    training = read_pictures(train, classes, skip_bad)
+    if held_out is None:
+        return training.split(share, seed)
+    validation = read_pictures(held_out, classes, skip_bad)
+    if different := set(training.classes) ^ set(validation.classes):
+        raise typer.BadParameter(
+            f"{train} and {held_out} must have the same class folders, one alone has {', '.join(sorted(different))}."
+        )
+    return training, validation
+
+
+def read_pictures(source: Path, classes: str | None = None, skip_bad: bool = False) -> Pictures:
     """The pictures of a folder of class folders, or of a CSV with the columns file and label.
 
     A file is relative to the CSV. `classes`, names with commas between them, states which there are and in what order;
-    a label may then be the number of a class. Raises typer.BadParameter that lists all that is wrong.
+    a label may then be the number of a class. With `skip_bad`, pictures that can't be read are left out and listed on
+    the standard output. Raises typer.BadParameter that lists all that is wrong.
     """
     stated = [name.strip() for name in classes.split(",")] if classes else None
     found, problems = (_from_folder if source.is_dir() else _from_csv)(source, stated)
+    bad = _unreadable([path for path, _ in found])
+    if skip_bad and bad:
+        print(f"Left out {len(bad)} pictures that can't be read: {'; '.join(bad.values())}.")
+        found = [(path, label) for path, label in found if path not in bad]
     names = stated or sorted({name for _, name in found}, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else n))
     numbers = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
     for path, label in found:
@@ -79,52 +110,67 @@ def read_pictures(source: Path, classes: str | None = None) -> Pictures:
     problems += [f"class {name} has no picture" for i, name in enumerate(names) if not (labels == i).any()]
     if len(names) < 2:
         problems.append(f"{source} has {len(names)} classes, expected two or more")
-    paths = [path for path, _ in found]
-    problems += _unreadable(paths)
+    if not skip_bad:
+        problems += bad.values()
     if problems:
         more = f"; and {len(problems) - 20} more problems" if len(problems) > 20 else ""
         raise typer.BadParameter("; ".join(problems[:20]) + more + ".")
-    return Pictures(paths, labels, names)
+    return Pictures([path for path, _ in found], labels, names)
 
 
 def find_pictures(folder: Path) -> Pictures:
     """Every picture below a folder, without classes. Raises typer.BadParameter that lists all that is wrong."""
     paths = _pictures_below(folder)
-    problems = _unreadable(paths) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
+    problems = list(_unreadable(paths).values()) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
     if problems:
         raise typer.BadParameter("; ".join(problems) + ".")
     return Pictures(paths, np.zeros(len(paths), np.int64), [])
 
 
 def _pictures_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    """The pictures below a folder at every level, hidden files and folders left out, sorted."""
+    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(p for p in pictures if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _from_folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    found = {path: _pictures_below(path) for path in folders if classes is None or path.name in classes}
+    found = {path: _pictures_below(path) for path in _folders(folder) if classes is None or path.name in classes}
     problems = [f"{path} holds no picture ({', '.join(SUFFIXES)})" for path, inside in found.items() if not inside]
     return [(path, parent.name) for parent, inside in found.items() for path in inside], problems
 
 
 def _from_csv(source: Path, _: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    with source.open(newline="") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if missing := sorted({"file", "label"} - set(columns)):
-            raise typer.BadParameter(
-                f"{source} has the columns {', '.join(columns)}, but no {' and no '.join(missing)}."
-            )
-        rows = [(source.parent / row["file"], (row["label"] or "").strip()) for row in reader]
+    reader = csv.DictReader(StringIO(_text(source), newline=""))
+    columns = reader.fieldnames or []
+    if missing := sorted({"file", "label"} - set(columns)):
+        raise typer.BadParameter(f"{source} has the columns {', '.join(columns)}, but no {' and no '.join(missing)}.")
+    rows = [(source.parent / row["file"], (row["label"] or "").strip()) for row in reader]
     return rows, [f"{path} has no label" for path, label in rows if not label]
 
 
-def _unreadable(paths: list[Path]) -> list[str]:
+def _text(source: Path) -> str:
+    """The text of a CSV in UTF-8, with a byte order mark or without, or in UTF-16, which has one."""
+    content = source.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(
+            f"{source} is no text in {encoding.removesuffix('-sig').upper()} (byte {error.start}), it may be Latin-1: "
+            "save it as UTF-8."
+        ) from error
+
+
+def _unreadable(paths: list[Path]) -> dict[Path, str]:
     """Why pictures can't be read, after all have been."""
     with ThreadPoolExecutor() as pool:
         checks = pool.map(_problem, paths)
         found = track(checks, "Checking the pictures", total=len(paths), transient=True)
-        return [problem for problem in found if problem]
+        return {path: problem for path, problem in zip(paths, found, strict=True) if problem}
 
 
 def _problem(path: Path) -> str:

@@ -253,10 +253,11 @@ def test_keras_hub_documents(tmp_path: Path, name: str, path: str, value: Any, w
     assert str(folder) in str(caught.value)
 
 
-def test_a_keras_hub_converter_without_scale_says_nothing_of_pictures(tmp_path: Path) -> None:
+def test_a_keras_hub_converter_without_scale_takes_pixel_values_as_they_are(tmp_path: Path) -> None:
     folder = Path(shutil.copytree(FAMILIES / "keras_hub_preset", tmp_path / "preset"))
     edited(folder, "image_converter.json", "config.image_size", [32, 32])
-    assert conversion.read(folder).processor is None
+    processor = conversion.read(folder).processor
+    assert (processor["image_mean"], processor["image_std"]) == ([0.0] * 3, [1 / 255] * 3)
 
 
 # ---- a source's preprocessor in a target -------------------------------------------------------------------------

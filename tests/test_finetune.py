@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from importlib import import_module
 from pathlib import Path
@@ -303,6 +304,76 @@ def test_a_csv_gives_the_pictures_of_its_folder(pictures: Path) -> None:
     assert set(zip(by_folder.paths, by_folder.labels, strict=True)) == set(
         zip(by_table.paths, by_table.labels, strict=True)
     )
+
+
+def split_folder(root: Path, train: str, held_out: str, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    """A folder of two pictures of each class to train on, and one of each to validate on."""
+    for part, count in ((train, 2), (held_out, 1)):
+        for name in classes:
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("L", (8, 8)).save(root / part / name / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("train", ["train", "Training"])
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test"])
+def test_folders_of_a_split_are_no_classes(tmp_path: Path, train: str, held_out: str) -> None:
+    need("torch")
+    root = split_folder(tmp_path / "data", train, held_out)
+    training, validation = import_module("pictures").read_split(root, None, 0.5, 0)
+    assert (training.classes, validation.classes) == (["cat", "dog"], ["cat", "dog"])
+    assert {path.parts[-3] for path in training.paths} == {train} and len(training.paths) == 4
+    assert {path.parts[-3] for path in validation.paths} == {held_out} and len(validation.paths) == 2
+
+
+def test_folders_that_are_no_split(tmp_path: Path) -> None:
+    need("torch")
+    read_split = import_module("pictures").read_split
+    vehicles = split_folder(tmp_path / "vehicles", "train", "car")  # a train beside a car is a class
+    assert read_split(vehicles, None, 0.5, 0)[0].classes == ["car", "train"]
+    uneven = split_folder(tmp_path / "uneven", "train", "val")
+    shutil.copytree(uneven / "train" / "cat", uneven / "train" / "cow")
+    with pytest.raises(typer.BadParameter, match="must have the same class folders, one alone has cow"):
+        read_split(uneven, None, 0.5, 0)
+    shutil.rmtree(uneven / "val")
+    training, validation = read_split(uneven, None, 0.5, 0)  # train alone: a share of it is held out
+    assert training.classes == ["cat", "cow", "dog"] and len(training.paths) == len(validation.paths) == 3
+
+
+def test_hidden_folders_are_passed_over_at_every_level(tmp_path: Path) -> None:
+    need("torch")
+    root = split_folder(tmp_path / "data", "cat", "dog", ("a", "b"))
+    for hidden in (root / ".hidden", root / "cat" / ".ipynb_checkpoints", root / "cat" / "a" / ".cache" / "b"):
+        shutil.copytree(root / "dog" / "a", hidden)
+    found = import_module("pictures").read_pictures(root)
+    assert len(found.paths) == 6 and found.classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_the_encodings_of_a_csv(tmp_path: Path, encoding: str) -> None:
+    need("torch")
+    for name in "ab":
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("file,label\na.png,Kätzchen\nb.png,Hund\n", encoding=encoding)
+    read_pictures = import_module("pictures").read_pictures
+    if encoding == "latin-1":
+        with pytest.raises(typer.BadParameter, match=r"is no text in UTF-8 \(byte 18\), it may be Latin-1: save it as"):
+            read_pictures(tmp_path / "labels.csv")
+    else:
+        assert read_pictures(tmp_path / "labels.csv").classes == ["Hund", "Kätzchen"]
+
+
+def test_bad_pictures_are_skipped_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need("torch")
+    root = split_folder(tmp_path / "data", "train", "val")
+    (root / "train" / "cat" / "torn.png").write_bytes(b"torn")
+    read_split = import_module("pictures").read_split
+    with pytest.raises(typer.BadParameter, match=r"torn\.png"):
+        read_split(root, None, 0.5, 0)
+    training, _ = read_split(root, None, 0.5, 0, skip_bad=True)
+    assert [path.name for path in training.paths] == ["0.png", "1.png"] * 2
+    assert "Left out 1 pictures that can't be read" in capsys.readouterr().out
 
 
 def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> None:

@@ -137,8 +137,8 @@ def test_fresh_heads(backend: Any) -> None:
             ("classifier.weight", (5, 32), (7, 32)),
             ("classifier.bias", (5,), (7,)),
         ]
-    with pytest.raises(ValueError, match="patch_embeddings"):
-        load(backend, "ViTForImageClassification", CLS, id2label=labels, num_channels=1)
+    with pytest.raises(ValueError, match="intermediate"):
+        load(backend, "ViTForImageClassification", CLS, id2label=labels, intermediate_size=48)
 
 
 def test_no_labels(backend: Any) -> None:

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,18 @@ class Checkpoint:
         for tensor in (*self.tensors.values(), *self.unknown.values()):
             found[tensor.dtype.name] += tensor.nbytes // tensor.dtype.itemsize
         return dict(found.most_common())
+
+    def without(self, parts: Collection[str]) -> Checkpoint:
+        """The checkpoint with the tensors of these parts among the unknown ones."""
+        dropped = {name: tensor for name, tensor in self.tensors.items() if name.split(".")[0] in parts}
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name not in dropped}
+        unknown = self.unknown | {tensor.source or name: tensor for name, tensor in dropped.items()}
+        return replace(self, tensors=tensors, unknown=unknown)
+
+    def by_any_name(self) -> dict[str, Tensor]:
+        """Every tensor by its canonical name, or none, and by its name in the file."""
+        found = self.unknown | self.tensors
+        return {tensor.source: tensor for tensor in found.values()} | found
 
 
 def find_weights(folder: Path, variant: str | None = None) -> Path:

@@ -20,6 +20,7 @@ from vit_core.keywords import understood
 from vit_core.saving import save_document, settled
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
+COMPUTE_AS_VIT = ("vit", "vit_mae", "vit_msn")  # model types of transformers whose trunk is a ViT
 CONFIG_NAME, PREPROCESSOR_NAME = "config.json", "preprocessor_config.json"
 
 # Width D, depth L, mlp F, heads h of the named variants (ViT paper, table 1; Ti, S: Touvron et al. 2021, DeiT,
@@ -118,7 +119,7 @@ class ViTConfig:
         self.pooler_output_size = pooler_output_size
         self.pooler_act = pooler_act
         stored_type = kwargs.pop("model_type", self.model_type)
-        if stored_type != self.model_type:
+        if stored_type not in COMPUTE_AS_VIT:
             warnings.warn(
                 f"This configuration has model_type {stored_type!r}; it is read as {self.model_type!r}.",
                 stacklevel=2,

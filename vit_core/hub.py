@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +25,7 @@ from vit_core.saving import find
 
 StrPath = str | os.PathLike[str]
 _HUB_ID = "'name' or 'org/name' of letters, digits, '-', '_' and '.'"
+_LIKE = 0.8  # how like another name a mistyped one is, as difflib measures
 _INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")  # model.safetensors.index.json, with a variant ...index.fp16.json
 
 
@@ -171,7 +174,7 @@ class _Folder:
         held = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         raise FileNotFoundError(
             f"The folder {self.path} has no {wanted}; it holds {', '.join(held[:20]) or 'nothing'}. "
-            "Pass the folder or the subfolder= that has it."
+            "Pass the folder or the subfolder= that has it, or filename= with another name of the weights."
         )
 
 
@@ -244,9 +247,22 @@ def _source(name_or_path: StrPath, options: _Options) -> _Folder | _Repo:
     looks_local = name.startswith((".", "~")) or "\\" in name or name.count("/") > 1 or path.is_absolute()
     if looks_local or not isinstance(name_or_path, str):
         raise FileNotFoundError(f"The folder {name!r} does not exist. Correct the path, or pass a hub id 'org/name'.")
+    if options.revision is None and (near := _near(path)):
+        raise FileNotFoundError(
+            f"There is no folder {name} here; {near} is. Correct the name, or pass revision='main' to take {name!r} "
+            "from the hub."
+        )
     if options.force_download and options.local_files_only:
         raise ValueError("force_download=True needs the network that local_files_only=True forbids. Pass only one.")
     return _Repo(name, options)
+
+
+def _near(path: Path) -> Path | None:
+    """The folder of a model whose name is most like that of one that is not there, if there is one."""
+    with suppress(OSError):
+        models = [each.name for each in path.parent.iterdir() if (each / "config.json").is_file()]
+        return next((path.parent / name for name in get_close_matches(path.name, models, 1, _LIKE)), None)
+    return None
 
 
 def _shards(weights: Path) -> list[str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from vit_core.channels import PROJECTION, with_channels
 from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig
-from vit_core.params import HEADS, TORCH, native_name, specs
+from vit_core.params import HEADS, TORCH, Spec, native_name, specs
 from vit_core.position import resize_position_embeddings
 from vit_core.safetensors_file import Tensor, raw_bytes
 from vit_core.validation import dtype_name
@@ -27,6 +28,8 @@ class LoadReport:
     """(name, shape in the file, shape in the model): freshly initialised."""
     resized: list[tuple[str, tuple[int, int], tuple[int, int], str]] = field(default_factory=list)
     """(name, grid in the file, grid in the model, kernel): position embeddings interpolated to another grid."""
+    adapted: list[tuple[str, int, int]] = field(default_factory=list)
+    """(name, channels in the file, channels in the model): the patch projection, summed or repeated and rescaled."""
     converted: dict[str, str] = field(default_factory=dict)
     """Name in the file of every tensor that was loaded under another name, by its name in the model."""
     format: str = ""  # of the file: pt, tf or flax
@@ -84,6 +87,7 @@ def fit(
     parts: Iterable[str],
     *,
     stored_grid: tuple[int, int] | None = None,
+    stored_channels: int | None = None,
     ignore_mismatched_sizes: bool = False,
     fresh_head: bool = False,
     kernel: str = "hf",
@@ -91,10 +95,13 @@ def fit(
     """The checkpoint's tensors that a model of this configuration takes, and the report.
 
     `stored_grid` is the grid of patches the checkpoint was made for: where the configuration's is another one, the
-    position embeddings are resized with `kernel`. `fresh_head` lets a head of another size be initialised anew.
-    Raises ValueError that lists every tensor of a wrong shape or dtype at once.
+    position embeddings are resized with `kernel`. From `stored_channels` the patch projection is adapted to another
+    number. `fresh_head` lets a head of another size be initialised anew.
+    Raises ValueError that lists every tensor of a wrong shape or dtype at once, and for a checkpoint without most of a
+    trunk: it is another model.
     """
     wanted = specs(config, parts)
+    _check_trunk(checkpoint, wanted)
     prefixed = bool(set(HEADS) & set(parts))
     report = LoadReport(format=checkpoint.format, path=str(checkpoint.path), dtypes=checkpoint.dtypes)
     taken: dict[str, Tensor] = {}
@@ -107,6 +114,9 @@ def fit(
             continue
         if name == POSITIONS and tensor.shape[2:] == spec.shape[2:]:
             tensor = _resized(tensor, stored_grid, config.grid, kernel, shown, report)
+        if name == PROJECTION and tensor.shape[1] == stored_channels != config.num_channels:
+            report.adapted.append((shown, tensor.shape[1], config.num_channels))
+            tensor = with_channels(tensor, config.num_channels)
         if tensor.dtype.kind in "iub":
             wrong.append(f"{shown}: dtype {tensor.dtype} in the file, a floating-point dtype in the model")
         elif tensor.shape == spec.shape:
@@ -127,6 +137,19 @@ def fit(
     left = [tensor.source or name for name, tensor in others.items() if not is_absent_bias(name, tensor, config)]
     report.unexpected_keys = sorted([*left, *checkpoint.unknown])
     return taken, report
+
+
+def _check_trunk(checkpoint: Checkpoint, wanted: Mapping[str, Spec]) -> None:
+    """Raise ValueError where more of the trunk would be initialised than is in the checkpoint."""
+    trunk = {name: spec for name, spec in wanted.items() if not spec.part}
+    missing = [name for name in trunk if name not in checkpoint.tensors]
+    if 2 * sum(trunk[name].size for name in missing) > sum(spec.size for spec in trunk.values()):
+        raise ValueError(
+            f"{checkpoint.path} lacks {len(missing)} of the {len(trunk)} parameters of this ViT's trunk: "
+            f"{_shortened(missing)}. What it holds beside them: {_shortened(sorted(checkpoint.unknown)) or 'nothing'}. "
+            "If that is another model, load it with its own class; if it is this one, pass the configuration it was "
+            "saved with."
+        )
 
 
 def is_absent_bias(name: str, tensor: Tensor, config: ViTConfig) -> bool:

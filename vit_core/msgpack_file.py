@@ -34,7 +34,9 @@ _MAX_DIMENSIONS = 32
 
 
 def read_msgpack(path: Path) -> dict[str, Tensor]:
-    """The arrays of a file by their paths in the tree, joined by dots; a single top-level `params` is left out.
+    """The arrays of a file by their paths in the tree, joined by dots; a top-level `params` is left out of them.
+
+    Beside `params`, as in a file of Flax's TrainState, may be values that are no arrays; they are passed over.
 
     An array is read when it is used: as a private, writable view of the mapped file where its bytes allow that,
     otherwise as a copy. Raises OSError when the file can't be opened, ImportError without msgpack, ValueError when it
@@ -49,8 +51,9 @@ def read_msgpack(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{len(reader.mapped) - reader.position} bytes follow its end")
             if not isinstance(tree, dict):
                 raise ValueError(f"it holds a {type(tree).__name__}, expected a map")
-            inner = tree["params"] if list(tree) == ["params"] else tree
-            return dict(_leaves(inner if isinstance(inner, dict) else tree, ()))
+            if not isinstance(tree.get("params"), dict):
+                return dict(_leaves(tree))
+            return dict(_leaves(tree.pop("params"))) | dict(_leaves(tree, arrays_alone=False))
         except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
             raise ValueError(f"{path} is damaged or not a Flax file ({error}): fetch or save it again.") from error
 
@@ -124,18 +127,20 @@ class _Reader:
         return int.from_bytes(self.mapped[begin : self.position], "big")
 
 
-def _leaves(node: dict[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Tensor]]:
-    """(dotted path, array) of a tree, chunked arrays joined."""
+def _leaves(
+    node: dict[str, Any], path: tuple[str, ...] = (), arrays_alone: bool = True
+) -> Iterator[tuple[str, Tensor]]:
+    """(dotted path, array) of a tree, chunked arrays joined. Raises ValueError where it must hold `arrays_alone`."""
     for part, child in node.items():
         here = (*path, part)
         name = ".".join(here)
         if isinstance(child, dict) and _CHUNKED in child:
             yield name, _joined(name, child)
         elif isinstance(child, dict):
-            yield from _leaves(child, here)
+            yield from _leaves(child, here, arrays_alone)
         elif isinstance(child, Tensor):
             yield name, child
-        else:
+        elif arrays_alone:
             raise ValueError(f"{name} is a {type(child).__name__}, expected an array")
 
 

@@ -35,12 +35,12 @@ from vit_core.parameter_groups import ParameterGroup, parameter_groups
 from vit_core.params import ALL_PARTS, HEADS, PARTS, PREFIX, Spec, specs
 from vit_core.safetensors_file import Tensor
 from vit_core.saving import find, replacing_files
-from vit_core.validation import dtype_name
+from vit_core.validation import dtype_name, keeps
 
 StrPath = str | Path
 _PRESET = ("model.weights.h5", "task.weights.h5")
 # Options of `conversion.read` that a caller may give.
-_READING = ("filename", "key", "stored_image_size", "fold_layer_scale", "ignore_unknown")
+_READING = ("filename", "key", "prefix", "stored_image_size", "fold_layer_scale", "ignore_unknown")
 
 
 class PretrainedModel(ABC):
@@ -162,6 +162,8 @@ class PretrainedModel(ABC):
         output_loading_info: bool = False,
         position_kernel: str = "hf",
         seed: int | None = None,
+        head: str = "keep",
+        pooler: str = "keep",
         from_pt: bool = False,
         from_tf: bool = False,
         from_flax: bool = False,
@@ -170,14 +172,17 @@ class PretrainedModel(ABC):
         """A model from a folder or a hub repository ("org/name"), in evaluation mode.
 
         `overrides` are fields of the configuration, such as `num_labels` or `image_size`, and arguments of the class.
-        A head of another size is an error, unless `id2label` or `ignore_mismatched_sizes=True` asks for a fresh one;
-        another `image_size` resizes the position embeddings with `position_kernel`. `dtype` is float32 unless given;
-        "auto" takes the file's. `seed` makes the initialisation of missing parameters the same in every framework.
+        A head of another size is an error, unless `id2label` or `ignore_mismatched_sizes=True` asks for a fresh one,
+        which also takes the place of a head that no ViT has: on top of a pooler, or on the mean of the patches.
+        `head="drop"` and `pooler="drop"` leave out those of the checkpoint, whatever their size. Another `image_size`
+        resizes the position embeddings with `position_kernel`, another `num_channels` sums or repeats the patch
+        projection, as timm does. `dtype` is float32 unless given; "auto" takes the file's. `seed` makes the
+        initialisation of missing parameters the same in every framework.
         `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read, from
-        a single file as well, with those of its options that are needed: `filename`, `key`, `stored_image_size`,
-        `fold_layer_scale`, `ignore_unknown`. `use_safetensors=True` demands that container. `device_map`, of PyTorch,
-        is the device of the whole model: its name, {"": name}, or "auto" for the one that is there. Other keywords of
-        transformers are accepted where they change nothing.
+        a single file as well, with those of its options that are needed: `filename`, `key`, `prefix`,
+        `stored_image_size`, `fold_layer_scale`, `ignore_unknown`. `use_safetensors=True` demands that container.
+        `device_map`, of PyTorch, is the device of the whole model: its name, {"": name}, or "auto" for the one that is
+        there. Other keywords of transformers are accepted where they change nothing.
 
         With `output_loading_info=True`: the tuple (model, LoadReport). Raises OSError for what can't be found or
         fetched, ValueError for what is damaged or does not fit, TypeError for a keyword that is not known.
@@ -193,7 +198,9 @@ class PretrainedModel(ABC):
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]
         reading = {name: overrides.pop(name) for name in _READING if name in overrides}
         reading["num_attention_heads"] = overrides.get("num_attention_heads")
-        reading["head"] = "drop" if cls.architecture == "ViTModel" else "keep"
+        drops = {"head": not keeps("head", head), "pooler": not keeps("pooler", pooler)}
+        fresh_head = "id2label" in overrides or ignore_mismatched_sizes or drops["head"]
+        reading["head"] = "drop" if cls.architecture == "ViTModel" else "fresh" if fresh_head else "keep"
         checkpoint = cls._read(
             pretrained_model_name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
         )
@@ -203,6 +210,7 @@ class PretrainedModel(ABC):
                 f"use_safetensors={use_safetensors} was given, but the first weights found are {checkpoint.path}: pass "
                 f"filename= with the name of a file of {expected}, or leave it out."
             )
+        checkpoint = checkpoint.without([*HEADS] * drops["head"] + ["pooler"] * drops["pooler"])
         stored = checkpoint.config
         if isinstance(config, str | Path):
             config = ViTConfig.from_pretrained(config, **options)
@@ -223,6 +231,7 @@ class PretrainedModel(ABC):
             used,
             cls.parts_of(used, **model_kwargs),
             stored_grid=stored.grid if stored else None,
+            stored_channels=stored.num_channels if stored else None,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             fresh_head="id2label" in overrides,
             kernel=position_kernel,
@@ -230,9 +239,7 @@ class PretrainedModel(ABC):
         with cls._placed(one_device(device_map)):
             model = cls.from_tensors(used, tensors, seed, **model_kwargs)
         made = model[0] if isinstance(model, tuple) else model  # Flax's, with the parameters beside it
-        report = made.load_additions(
-            checkpoint.unknown | checkpoint.tensors, report, strict=not ignore_mismatched_sizes
-        )
+        report = made.load_additions(checkpoint.by_any_name(), report, strict=not ignore_mismatched_sizes)
         made.name_or_path = str(pretrained_model_name_or_path)
         made.preprocessor = _of_size(checkpoint.processor, None if stored is None else stored.image_size, used)
         if output_loading_info:

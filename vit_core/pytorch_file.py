@@ -15,7 +15,7 @@ import sys
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -26,48 +26,66 @@ import numpy as np
 
 from vit_core.files import atomic_file, refuse_stand_in
 from vit_core.safetensors_file import Array, Tensor, raw_bytes, release_pages
-from vit_core.torch_pickle import CODES, Storage, Unpickler, Unsafe, View, pickled
+from vit_core.torch_pickle import CODES, Opaque, Storage, Unpickler, Unsafe, View, pickled
 from vit_core.zip_entries import check_entry, zip_entries
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the older layout begins with
 _MAX_PICKLE = 1 << 22  # bytes: the names of some 20000 tensors; a pickle takes up to 90 times its size in memory
 _MAX_NAMES = 1 << 17
+_MAX_WRAPPING = 2  # levels of dicts around a state dict
 _ALIGNMENT = 64  # bytes, of the data of every entry that is written
 _LARGE = 1 << 30  # bytes, from which on an entry is written with the sizes of zip64
+
+
+_Nodes = dict[str, tuple[dict[Any, Any], tuple[str, str]]]
 
 
 class StateDict(dict[str, Tensor]):
     """Tensors by name, and what the file holds beside them.
 
-    `key` is the top-level name they stand under, "" for the top level; `left_out` names everything else: what stands
-    beside that name, and what below it is no tensor.
+    `key` is the name they stand under, "" for the top level, "a.b" for what is in b in a. `left_out` names everything
+    else: what stands beside that name, and what below it is no tensor. `unreadable` are the kinds of those of its
+    tensors that have no array: sparse, quantised, complex, of dtypes that no model is stored in.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], key: str, left_out: tuple[str, ...]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], key: str, left_out: tuple[str, ...], unreadable: Mapping[str, str]
+    ) -> None:
         super().__init__(tensors)
-        self.key, self.left_out = key, left_out
+        self.key, self.left_out, self.unreadable = key, left_out, unreadable
+
+    def checked(self, path: Path, ignore_unknown: bool = False) -> StateDict:
+        """Itself. Raises ValueError that names its tensors that can't be read, unless they are to be left out."""
+        if self.unreadable and not ignore_unknown:
+            shown = "; ".join(f"{name!r}: {kind}" for name, kind in list(self.unreadable.items())[:8])
+            raise ValueError(
+                f"{path} holds tensors that no model here has, or that share memory: {shown}. Load it with torch, "
+                "make them plain (.contiguous(), .to_dense(), .float()) or leave them out, and save it again."
+            )
+        return self
 
 
 def read_pytorch_bin(path: Path, key: str | None = None) -> StateDict:
-    """The tensors of a file by name. One level of wrapping, as in {"model": {...}, "epoch": 3}, is taken off.
+    """The tensors of a file by name. Two levels of wrapping, as in {"model": {...}, "epoch": 3}, are taken off.
 
-    `key` chooses where a file holds several state dicts; "" is its top level. The arrays are private, writable views
+    `key` chooses where a file holds several state dicts; "" is its top level. Values beside the tensors are left out,
+    whatever they are; no object is made of them. The arrays are private, writable views
     of the mapped file where its bytes allow that, copies otherwise; no two tensors ever share memory. Raises OSError
-    when the file can't be opened, ValueError when it is damaged, asks for anything but tensors and plain values, or
-    leaves a choice open.
+    when the file can't be opened, ValueError when it is damaged, holds tensors that can't be read, or leaves a choice
+    open.
     """
     found = read_state_dicts(path)
     if key is None and len(found) == 1:
-        return next(iter(found.values()))
+        return next(iter(found.values())).checked(path)
     if key in found:
-        return found[key]
+        return found[key].checked(path)
     names = ", ".join(f"{name!r} ({len(tensors)} tensors)" for name, tensors in found.items())
     wanted = "several state dicts" if key is None else f"no state dict {key!r}"
     raise ValueError(f"{path} holds {wanted}: choose with key= among {names}.")
 
 
 def read_state_dicts(path: Path) -> dict[str, StateDict]:
-    """Every state dict of a file by its key: the top level ("") and its entries, where they hold tensors by name.
+    """Every state dict of a file by its key: the top level (""), its entries and theirs, if they hold tensors by name.
 
     Raises as `read_pytorch_bin` does.
     """
@@ -82,8 +100,8 @@ def read_state_dicts(path: Path) -> dict[str, StateDict]:
             return _state_dicts(path, mapped, tree, big)
         except Unsafe as error:
             raise ValueError(
-                f"{path} {error}, which no state dict needs; nothing was executed. If you trust where it comes from, "
-                "load it with torch and save its tensors alone: torch.save(model.state_dict(), ...)."
+                f"{path} {error}; nothing was executed. If you trust where it comes from, load it with torch and save "
+                "its tensors alone: torch.save(model.state_dict(), ...)."
             ) from None
         except (ValueError, TypeError, OverflowError, MemoryError, struct.error) as error:
             reason = str(error) or type(error).__name__
@@ -100,33 +118,67 @@ def _refuse_other_kinds(path: Path, first: bytes) -> None:
 
 
 def _state_dicts(path: Path, mapped: mmap.mmap, tree: Any, big: bool) -> dict[str, StateDict]:
-    if type(tree) is not dict:
-        kind = "a single tensor" if isinstance(tree, View) else f"a {type(tree).__name__}"
-        raise ValueError(f"it holds {kind}, expected tensors by name")
-    nodes = {"": tree, **{key: node for key, node in tree.items() if isinstance(key, str) and type(node) is dict}}
-    if sum(map(len, nodes.values())) + len(nodes) * len(tree) > _MAX_NAMES:  # one dict may stand in many places
-        raise ValueError("it holds more names than a model has")
+    nodes = _nodes(tree)
     views = {
-        key: {n: v for n, v in node.items() if isinstance(n, str) and isinstance(v, View)}
-        for key, node in nodes.items()
+        key: {n: v for n, v in node.items() if type(n) is str and _is_tensor(v)} for key, (node, _) in nodes.items()
     }
-    for name in (*tree, *(name for found in views.values() for name in found)):
-        if name == "" or not str(name).isprintable():
-            raise ValueError(f"{name!r} is no name")
     views = {key: found for key, found in views.items() if found} or ({} if tree else {"": {}})
     if not views:
+        if any(isinstance(value, Opaque) for value in tree.values()):
+            raise Unsafe(f"holds no tensors by name, but {', '.join(list(_left_out(nodes, '', ()))[:8])}")
         raise ValueError("it holds no tensors by name")
-    users = Counter(view.storage.key for found in views.values() for view in found.values())
+    for name in (*filter(None, views), *(name for found in views.values() for name in found)):
+        if not name or not name.isprintable():
+            raise ValueError(f"{name!r} is no name")
+    users = Counter(v.storage.key for found in views.values() for v in found.values() if isinstance(v, View))
     result: dict[str, StateDict] = {}
     for key, found in views.items():
-        tensors = {n: _tensor(mapped, n, view, big, users[view.storage.key] > 1) for n, view in found.items()}
+        plain = {n: v for n, v in found.items() if isinstance(v, View)}
+        tensors = {n: _tensor(mapped, n, view, big, users[view.storage.key] > 1) for n, view in plain.items()}
         tensors = {
-            n: replace(t, verify=partial(_verify, path, mapped, n, found[n].storage)) for n, t in tensors.items()
+            n: replace(t, verify=partial(_verify, path, mapped, n, plain[n].storage)) for n, t in tensors.items()
         }
-        beside = [str(name) for name in tree if name != key] if key else []
-        inside = [f"{key}.{name}" if key else str(name) for name in nodes[key] if name not in found]
-        result[key] = StateDict(tensors, key, (*beside, *inside))
+        unreadable = {name: str(value) for name, value in found.items() if name not in plain}
+        result[key] = StateDict(tensors, key, tuple(_left_out(nodes, key, plain)), unreadable)
     return result
+
+
+def _nodes(tree: Any) -> _Nodes:
+    """The dicts that may hold the tensors, the top level, its entries, and theirs; (key, name) of where each stands."""
+    if type(tree) is not dict:
+        kind = "a single tensor" if isinstance(tree, View) else f"a {type(tree).__name__}"
+        if isinstance(tree, Opaque):
+            raise Unsafe(f"holds an object of {tree}, expected tensors by name")
+        raise ValueError(f"it holds {kind}, expected tensors by name")
+    nodes: _Nodes = {"": (tree, ("", ""))}
+    names = len(tree)
+    for _ in range(_MAX_WRAPPING):
+        for outer, (node, _) in list(nodes.items()):
+            for name, inner in node.items():
+                key = f"{outer}.{name}" if outer else name
+                if type(name) is not str or type(inner) is not dict or key in nodes:
+                    continue
+                names += len(inner) + len(node) + len(tree)
+                if names > _MAX_NAMES:  # one dict may stand in many places
+                    raise ValueError("it holds more names than a model has")
+                nodes[key] = inner, (outer, name)
+    return nodes
+
+
+def _left_out(nodes: _Nodes, key: str, taken: Collection[str]) -> Iterator[str]:
+    """What stands beside the state dict of a key, level by level from the top, and what is no tensor in it."""
+    node, (outer, name) = nodes[key]
+    if key:
+        yield from _left_out(nodes, outer, [name])
+    for each, value in node.items():
+        if each not in taken:
+            place = f"{key}.{each}" if key else str(each)
+            place = place if place.isprintable() else ascii(place)
+            yield f"{place} ({value})" if isinstance(value, Opaque) else place
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, View) or (isinstance(value, Opaque) and value.is_tensor)
 
 
 def _tensor(mapped: mmap.mmap, name: str, view: View, big: bool, shared: bool) -> Tensor:
@@ -157,6 +209,8 @@ def _read_zip(file: IO[bytes], mapped: mmap.mmap) -> tuple[Any, bool]:
     """The tree of a zip archive, its storages placed, and whether they are big-endian."""
     entries = _entries(file, mapped)
     roots = [name.partition("/")[0] for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
+    if "model.weights.h5" in entries:
+        raise ValueError("it is a .keras archive: load it with Keras, and save the model by save_pretrained()")
     if len(roots) != 1:
         raise ValueError(f"it is a zip archive with {len(roots)} data.pkl, torch.save writes one")
     root = roots[0]

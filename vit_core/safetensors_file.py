@@ -64,6 +64,13 @@ class Tensor:
         """A tensor whose array is already there."""
         return cls(array.shape, array.dtype, lambda: array)
 
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """The array, read now, as NumPy's functions ask for it. Raises ValueError for another dtype without a copy."""
+        array = self.read()
+        if copy is False and dtype is not None and array.dtype != dtype:
+            raise ValueError(f"{self.source or 'the tensor'} is {array.dtype}: {dtype} can't be had without a copy.")
+        return array.astype(array.dtype if dtype is None else dtype, copy=bool(copy))
+
     @property
     def nbytes(self) -> int:
         """Size in bytes."""

@@ -121,3 +121,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "label2id": _label2id,
     "architectures": _architectures,
 }
+
+
+def keeps(name: str, value: Any) -> bool:
+    """Whether a part of a checkpoint is kept: True for "keep", False for "drop". Raises ValueError for another."""
+    if value not in ("keep", "drop"):
+        raise ValueError(f'{name} must be "keep" or "drop", got {value!r}.')
+    return bool(value == "keep")

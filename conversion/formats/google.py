@@ -93,7 +93,6 @@ GOOGLE = Family(
     hidden_act="gelu_new",
     refused=_REFUSED,
     left_out=_LEFT_OUT,
-    prefixes=("opt/target/", "target/", "params/"),
     absent=_ABSENT,
     read_side=_read_side,
 )
@@ -140,7 +139,6 @@ BIG_VISION = Family(
     hidden_act="gelu_new",
     refused=_REFUSED,
     left_out=_LEFT_OUT,
-    prefixes=("opt/target/", "target/", "params/", "img/"),
     absent=_ABSENT,
     prepare=_unstacked,
     finish=lambda native: {f"params/{name}": tensor for name, tensor in _without_class_row(native).items()},

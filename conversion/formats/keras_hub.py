@@ -70,6 +70,7 @@ def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 # ---- the preset's documents --------------------------------------------------------------------------------------
 
 _SMALLEST = 1e-30  # scale of pixel values, which has an inverse in float32
+_NEUTRAL = {"scale": 1.0, "offset": 0.0, "norm_mean": 0.0, "norm_std": 1.0}
 _FIELDS = {
     "num_heads": "num_attention_heads",
     "layer_norm_epsilon": "layer_norm_eps",
@@ -87,28 +88,40 @@ def _read_side(path: Path) -> Side:
             "ViT's head is on the class token: convert the backbone's preset."
         )
     side = Side({ours: backbone.number(theirs) for theirs, ours in _FIELDS.items() if theirs in backbone})
-    if isinstance(shape := backbone.lengths("image_shape", [3]), list):
-        height, width, _ = shape
-        side.config["image_size"] = height if height == width else (height, width)
-    converter = json_beside(path, "image_converter.json").object("config")
-    if converter:
-        side.processor = _processor(converter)
+    shape, size, channels = backbone.lengths("image_shape", [3]), None, 3
+    if isinstance(shape, list):
+        *size, channels = shape
+        side.config["image_size"] = size[0] if size[0] == size[1] else tuple(size)
+    if converter := json_beside(path, "image_converter.json").object("config"):
+        side.processor = _processor(converter, size, channels)
+        if side.processor is None:
+            side.notes.append(
+                f"{converter.source} names no size of pictures: how they are prepared is not carried over"
+            )
     if converter.get("crop_to_aspect_ratio"):
         side.notes.append("keras-hub crops pictures to the aspect ratio; the preprocessor resizes the whole picture")
     return side
 
 
-def _processor(converter: Document) -> dict[str, Any] | None:
-    """The mean and the deviation that a scale and an offset of pixel values 0 to 255 stand for."""
-    scale, offset = converter.numbers("scale"), converter.numbers("offset")
-    if scale is None or offset is None:
-        return None
-    scales, offsets = spread(scale), spread(offset)
-    if len(scales) != len(offsets) or not all(_SMALLEST < s < 1 / _SMALLEST for s in scales):
-        raise ValueError(f"{converter.source}: scale must be positive, one a channel as offset, got {scale}, {offset}.")
-    std = [1 / (255 * s) for s in scales]
-    mean = [-o * s for o, s in zip(offsets, std, strict=True)]
-    return preprocessor(converter.lengths("image_size"), mean, std, converter.text("interpolation", "bilinear"))
+def _processor(converter: Document, size: list[int] | None, channels: int) -> dict[str, Any] | None:
+    """The mean and the deviation that a converter's arithmetic on pixel values of 0 to 255 stands for.
+
+    It multiplies by `scale`, adds `offset`, and in keras-hub 0.21 subtracts `norm_mean` and divides by `norm_std`.
+    """
+    values = {name: converter.numbers(name) for name in _NEUTRAL}
+    scale, offset, mean, std = (spread(_NEUTRAL[n] if v is None else v, channels) for n, v in values.items())
+    lengths = {len(each) for each in (scale, offset, mean, std)}
+    if lengths != {channels} or not all(_SMALLEST < factor < 1 / _SMALLEST for factor in (*scale, *std)):
+        shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
+        raise ValueError(
+            f"{converter.source}: scale must be positive, one a channel as offset, norm_mean and norm_std, got {shown}."
+        )
+    return preprocessor(
+        converter.lengths("image_size") or size,
+        [(m - o) / (255 * s) for m, o, s in zip(mean, offset, scale, strict=True)],
+        [d / (255 * s) for d, s in zip(std, scale, strict=True)],
+        converter.text("interpolation", "bilinear"),
+    )
 
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:

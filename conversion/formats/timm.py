@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion.family import Family, Side, Tensors
+from conversion.heads import renamed_head
 from conversion.rules import ATTENTION_SCALE, KEY, MLP_SCALE, POOLED_NORM, POSITIONS, QUERY, VALUE, module, raw, table
 from conversion.side import json_beside, labels, one_name, preprocessor, statistics
 from vit_core.checkpoint import SAFETENSORS
@@ -48,14 +49,14 @@ _LEFT_OUT = (
     (r"(^|\.)head\.(mlp|last_layer)\.", "the projection head of DINO's training"),
     (r"^(module\.)?linear\.", "a linear probe on several layers"),
 )
-_WRAPPERS = ("module.", "_orig_mod.", "backbone.", "model.", "encoder.", "base_encoder.", "momentum_encoder.")
 _OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
 _CONFIG, _ACTIVATIONS = "config.json", {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
 _NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
 
 
 def _prepare(tensors: Tensors) -> Tensors:
-    """DeiT-3's own name of the layer scale becomes timm's."""
+    """DeiT-3's own name of the layer scale becomes timm's, and that of a head put in the place of timm's."""
+    tensors = renamed_head(tensors, "head", "head")
     return {_OLD_SCALES.sub(r"\1.ls\2.gamma", name): tensor for name, tensor in tensors.items()}
 
 
@@ -141,10 +142,10 @@ TIMM = Family(
     _RULES,
     fixed_act=False,
     states_resample=True,
+    states_labels=True,
     has_qkv_bias=False,
     refused=_REFUSED,
     left_out=_LEFT_OUT,
-    prefixes=(*_WRAPPERS, "visual.trunk."),
     absent={
         "embeddings.mask_token": "pass head='drop'",
         "decoder": "pass head='drop'",

@@ -6,10 +6,12 @@ files call the MLP's layers `linear_1` and `linear_2`; a model of today renames 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from conversion.family import Family, Side
+from conversion.heads import renamed_head
 from conversion.rules import KEY, POSITIONS, QUERY, VALUE, module, raw, table
 from conversion.side import IMAGENET
 from vit_core.checkpoint import Container, read_bin, write_bin
@@ -64,12 +66,12 @@ TORCHVISION = Family(
     PTH,
     _RULES,
     refused=((r"^conv_proj\.\D+\.", "a stem of several convolutions, where ViT has one"),),
-    prefixes=("module.", "_orig_mod."),
     absent={
         "embeddings.mask_token": "pass head='drop'",
         "decoder": "pass head='drop'",
         "pooler": "torchvision has one below a head alone: pass pooler='drop'",
     },
+    prepare=partial(renamed_head, place="heads", name="heads.head"),
     read_side=_read_side,
     write_side=_check,
 )

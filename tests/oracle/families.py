@@ -42,6 +42,7 @@ import re
 import sys
 import traceback
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -328,6 +329,15 @@ SIZES = {
 }
 ONE_BLOCK = SIZES | {"depth": 1}
 SMALL = ONE_BLOCK | {"img_size": 16, "patch_size": 4, "embed_dim": 4}
+TORCHVISION = {
+    "image_size": 32,
+    "patch_size": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "mlp_dim": 12,
+    "num_classes": 3,
+}
 LINEN = {"patch_size": [8, 8], "hidden_size": 8, "mlp_dim": 12, "num_heads": 2, "num_layers": 2}
 LINEN_SMALL = {"patch_size": [4, 4], "hidden_size": 4, "mlp_dim": 6, "num_heads": 2, "num_layers": 1, "num_classes": 3}
 KERAS_HUB = {"image_shape": [32, 32, 3], "patch_size": 8, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 12}
@@ -451,9 +461,111 @@ def make_dino(golden: Golden) -> None:
         "dino_loss": {"center": torch.zeros(1, 6)},
     }
     add_wrapped(golden, "dino_full", full, teacher, arguments, "the teacher's backbone counts; heads, loss, optimizer")
-    path = golden.folder("dino_namespace") / "checkpoint.pth"
-    torch.save({"teacher": teacher.norm.state_dict(prefix="norm."), "args": argparse.Namespace(arch="vit_small")}, path)
-    golden.refuse("timm", path, arguments, "argparse.Namespace", "a global, not a tensor: weights_only=True refuses it")
+    full = full | {"args": argparse.Namespace(arch="vit_small", patch_size=8), "fp16_scaler": None}
+    note = "the same, with the Namespace that main_dino.py saves"
+    add_wrapped(golden, "dino_namespace", full, teacher, arguments, note)
+
+
+def make_trainings(golden: Golden) -> None:
+    """What training code saves, with what is beside it: DeiT, MAE, and timm's own CheckpointSaver with an average."""
+    import timm
+    import timm.utils
+
+    def model_of(name: str) -> Any:
+        return randomized(timm.models.VisionTransformer(**ONE_BLOCK), name)
+
+    model, average = model_of("deit_args"), model_of("deit_args_ema")
+    optimizer = torch.optim.AdamW(model.parameters())
+    around = {
+        "optimizer": optimizer.state_dict(),
+        "lr_scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 7]).state_dict(),
+        "epoch": 1,
+        "scaler": {"scale": 65536.0, "growth_factor": 2.0},
+        "args": argparse.Namespace(lr=0.001, device="cuda", distributed=False, output_dir=Path("out")),
+    }
+    content = {"model": model.state_dict(), **around, "model_ema": average.state_dict()}
+    add_wrapped(golden, "deit_args", content, average, ONE_BLOCK, "as DeiT's main.py saves; the average counts")
+    model = model_of("mae_args")
+    content = {"model": model.state_dict(), **around}
+    add_wrapped(golden, "mae_args", content, model, ONE_BLOCK, "as MAE's util/misc.py saves")
+    model = model_of("timm_saver")
+    average = timm.utils.ModelEmaV3(model_of("timm_saver_ema"))
+    folder = golden.folder("timm_saver")
+    saver = timm.utils.CheckpointSaver(
+        model, optimizer, argparse.Namespace(model="vit", lr=1.0), average, checkpoint_dir=str(folder), max_history=1
+    )
+    saver.save_checkpoint(epoch=1, metric=50.0)
+    for path in folder.glob("*.tar"):
+        path.rename(folder / "checkpoint.pth.tar") if path.name.startswith("last") else path.unlink()
+    outputs = timm_outputs(average.module, np.load(golden.root / "inputs.npy"))
+    note = "as timm's CheckpointSaver saves; the average counts"
+    golden.add("timm", folder / "checkpoint.pth.tar", ONE_BLOCK, note, outputs)
+
+
+def make_heads(golden: Golden) -> None:
+    """Heads as people replace them, with the outputs of the same weights under the library's own names."""
+    import timm
+
+    def behind_dropout(linear: Any) -> Any:
+        return torch.nn.Sequential(torch.nn.Dropout(0.1), linear)
+
+    model = randomized(timm.models.VisionTransformer(**ONE_BLOCK), "timm_new_head")
+    outputs = timm_outputs(model, np.load(golden.root / "inputs.npy"))
+    model.head = behind_dropout(model.head)
+    path = golden.folder("timm_new_head") / "model.pth"
+    torch.save(model.state_dict(), path)
+    golden.add("timm", path, ONE_BLOCK, "model.head = Sequential(Dropout, Linear)", outputs)
+
+    arguments = TORCHVISION | {"num_layers": 1}
+    changes: dict[str, Callable[[Any], Any]] = {
+        "torchvision_linear_head": lambda heads: heads.head,
+        "torchvision_sequential_head": lambda heads: behind_dropout(heads.head),
+        "torchvision_nested_head": lambda heads: torch.nn.Sequential(OrderedDict(head=behind_dropout(heads.head))),
+    }
+    for name, change in changes.items():
+        model = randomized(torchvision.models.VisionTransformer(**arguments), name)
+        path = golden.folder(name) / "model.pth"
+        torch.save(model.state_dict(), path)
+        outputs = RUN["torchvision"](path, arguments, np.load(golden.root / "inputs.npy"))
+        model.heads = change(model.heads)
+        torch.save(model.state_dict(), path)
+        golden.add("torchvision", path, arguments, f"its heads are {', '.join(model.heads.state_dict())}", outputs)
+
+
+def make_channels(golden: Golden) -> None:
+    """A patch projection of 3 channels, "weight" (D, 3, P, Q), and what timm makes of it for each other number."""
+    from timm.models import adapt_input_conv
+
+    weight = torch.from_numpy(draw(seeded("timm_channels"), "weight", (8, 3, 4, 4)))
+    adapted = {str(n): adapt_input_conv(n, weight).numpy() for n in (1, 2, 4, 5, 9)}
+    np.savez(golden.root / "timm_channels.npz", weight=weight.numpy(), **adapted)
+
+
+def make_transformers(golden: Golden) -> None:
+    """Folders of transformers' other vision models; of ViTMAE and ViT-MSN, whose trunks are ViTs, what they compute."""
+    import transformers
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    sizes |= {"intermediate_size": 12, "hidden_act": "gelu"}
+    for name in ("DeiT", "Beit", "Dinov2", "Dinov2WithRegisters", "ViTMSN"):
+        config = getattr(transformers, f"{name}Config")(**sizes, mlp_ratio=1.5, num_labels=3)
+        case = f"transformers_{config.model_type}"
+        model = randomized(getattr(transformers, f"{name}ForImageClassification")(config).eval(), case)
+        model.save_pretrained(golden.folder(case))
+        if name != "ViTMSN":
+            golden.refuse("pt", golden.root / case, {}, type(model).__name__, "model_type says so")
+            continue
+        with torch.no_grad():
+            logits = model(torch.from_numpy(np.load(golden.root / "inputs.npy"))).logits.numpy()
+        golden.add("pt", golden.root / case, {}, "a ViT by its own model_type", {"logits": logits})
+    config = transformers.ViTMAEConfig(**sizes, mask_ratio=0.0, decoder_hidden_size=8, decoder_num_hidden_layers=1)
+    model = randomized(transformers.ViTMAEModel(config).eval(), "transformers_vit_mae")
+    model.save_pretrained(golden.folder("transformers_vit_mae"))
+    with torch.no_grad():
+        in_order = torch.arange(16.0).expand(2, -1)
+        hidden = model(torch.from_numpy(np.load(golden.root / "inputs.npy")), noise=in_order).last_hidden_state.numpy()
+    note = "a ViT by its own model_type, without pooler and decoder"
+    golden.add("pt", golden.root / "transformers_vit_mae", {}, note, {"last_hidden_state": hidden})
 
 
 def make_timm_refusals(golden: Golden) -> None:
@@ -485,8 +597,7 @@ def make_timm_refusals(golden: Golden) -> None:
 
 
 def make_torchvision(golden: Golden) -> None:
-    arguments = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 12}
-    arguments["num_classes"], one = 3, {"num_layers": 1}
+    arguments, one = TORCHVISION, {"num_layers": 1}
     variants: dict[str, tuple[dict[str, Any], str]] = {
         "torchvision": ({}, "mlp.0 and mlp.3, as the library saves"),
         "torchvision_published": (
@@ -640,8 +751,8 @@ def make_vit_tf(golden: Golden) -> None:
 def make(out: Path) -> None:
     golden = Golden(out)
     for fill in (
-        make_timm, make_wrapped, make_dino, make_timm_refusals, make_torchvision,
-        make_google, make_google_refusals, make_keras_hub, make_vit_tf,
+        make_timm, make_wrapped, make_dino, make_trainings, make_heads, make_channels, make_transformers,
+        make_timm_refusals, make_torchvision, make_google, make_google_refusals, make_keras_hub, make_vit_tf,
     ):  # fmt: skip
         fill(golden)
     (out / "cases.json").write_text(json.dumps(golden.cases, indent=1) + "\n")

@@ -1,0 +1,32 @@
+"""The patch projection for pictures of another number of channels, as `timm.models.adapt_input_conv` makes it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vit_core.safetensors_file import Array, Tensor
+
+PROJECTION = "embeddings.patch_embeddings.projection.weight"
+ADAPTABLE = (1, 3)  # channels of a projection that another can be made of
+
+
+def with_channels(weight: Tensor, channels: int) -> Tensor:
+    """The projection (D, C, P, Q) for `channels`: summed for 1, else repeated in turn and rescaled by C / channels.
+
+    For 1 or a multiple of C, a picture whose channels are alike gives what it gave before. Raises ValueError unless C
+    is 1 or 3.
+    """
+    width, stored, height, length = weight.shape
+    if stored not in ADAPTABLE:
+        raise ValueError(
+            f"{weight.source or 'the patch projection'} takes {stored} channels, expected 1 or 3 to make one of "
+            f"{channels} of it."
+        )
+
+    def adapt(array: Array) -> Array:
+        wide = array.astype(np.float32)
+        repeated = wide[:, np.arange(channels) % stored] * np.float32(stored / channels)
+        adapted: Array = wide.sum(1, keepdims=True) if channels == 1 else repeated
+        return adapted.astype(array.dtype)
+
+    return weight.changed(("channels", f"{stored} to {channels}"), adapt, shape=(width, channels, height, length))
