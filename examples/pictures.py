@@ -75,6 +75,8 @@ def read_split(
     held_out = next((folders[name] for name in _HELD_OUT if name in folders), None)
     if train is None or not folders.keys() <= {*_TRAINING, *_HELD_OUT}:
         return read_pictures(source, classes, skip_bad).split(share, seed)
+    if aside := [str(path) for path in folders.values() if path not in (train, held_out)]:
+        print(f"Left aside: {', '.join(aside)}.")
     training = read_pictures(train, classes, skip_bad)
     if held_out is None:
         return training.split(share, seed)

@@ -327,6 +327,16 @@ def test_folders_of_a_split_are_no_classes(tmp_path: Path, train: str, held_out:
     assert {path.parts[-3] for path in validation.paths} == {held_out} and len(validation.paths) == 2
 
 
+def test_a_third_folder_is_left_aside_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need("torch")
+    root = split_folder(tmp_path / "data", "train", "val")
+    split_folder(root.parent / "other", "train", "test")
+    (root.parent / "other" / "test").rename(root / "test")
+    _, validation = import_module("pictures").read_split(root, None, 0.5, 0)
+    assert {path.parts[-3] for path in validation.paths} == {"val"}
+    assert f"Left aside: {root / 'test'}." in capsys.readouterr().out
+
+
 def test_folders_that_are_no_split(tmp_path: Path) -> None:
     need("torch")
     read_split = import_module("pictures").read_split
