@@ -94,7 +94,11 @@ def test_an_interrupted_run_keeps_what_it_measured(number: signal.Signals, tmp_p
     pytest.importorskip("torch")
     out = tmp_path / "results.json"
     started = subprocess.Popen(
-        [*COMMAND, "--framework", "torch", "--out", out], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        [*COMMAND, "--framework", "torch", "--out", out],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a suite in the background ignores
     )
     while not out.exists():
         assert started.poll() is None

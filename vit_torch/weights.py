@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as _anywhere
 
 from conversion.reading import read
 from vit_core import calls
@@ -327,10 +327,11 @@ def shapes(*inputs: Tensor | None) -> dict[str, tuple[int, ...] | None]:
 def hooked(*modules: nn.Module) -> bool:
     """Whether there is a forward or backward hook on one of these modules, or on all modules that there are.
 
-    What PyTorch itself hooks there, to shard or prune a module for example, does not count.
+    What PyTorch itself hooks there, to shard a module or to count its operations for example, does not count.
     """
-    hooks = (hook for module in modules for kind in _HOOKS for hook in getattr(module, kind).values())
-    return _has_any_global_hook() or any(not str(hook.__module__).startswith("torch.") for hook in hooks)
+    found = [getattr(module, kind) for module in modules for kind in _HOOKS]
+    found += [getattr(_anywhere, f"_global{kind}") for kind in _HOOKS]
+    return any(not str(hook.__module__).startswith("torch.") for hooks in found for hook in hooks.values())
 
 
 def _accept_new_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
