@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,11 @@ def peak():
     with open("/proc/self/status") as status:
         return int(status.read().split("VmHWM:")[1].split()[0])
 """
+
+
+def interruptible() -> None:
+    """For a child before it begins, so that Ctrl-C ends it: a suite that runs in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Command:

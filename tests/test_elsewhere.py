@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from command import interruptible
 from conftest import CHECKPOINTS
 
 from conversion.containers.keras_h5 import read_keras_h5, write_keras_h5
@@ -164,7 +165,8 @@ def test_a_program_that_can_not_start_python_asks_itself(monkeypatch: pytest.Mon
 def test_ctrl_c_ends_both(tmp_path: Path) -> None:
     code = "from test_elsewhere import elsewhere, loops, GOOD; elsewhere(loops, GOOD)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE) as first:
+    begin = {"env": environment, "stderr": subprocess.PIPE, "preexec_fn": interruptible}
+    with subprocess.Popen([sys.executable, "-c", code], **begin) as first:
         while not (second := psutil.Process(first.pid).children()):
             time.sleep(0.01)
         first.send_signal(signal.SIGINT)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tolerances
 from closeness import assert_close
-from command import HANGS, process
+from command import HANGS, interruptible, process
 
 from vit_core.config import ViTConfig
 
@@ -98,7 +98,7 @@ def test_an_interrupted_run_keeps_what_it_measured(number: signal.Signals, tmp_p
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a suite in the background ignores
+        preexec_fn=interruptible,
     )
     while not out.exists():
         assert started.poll() is None
