@@ -300,7 +300,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         if added := [name for name in variables if name not in table]:
             raise ValueError(
                 f"Checkpoints of a ViT can't hold {len(added)} variables of layers that were quantised or added: "
-                f"{', '.join(added[:8])}. Save the model before it is quantised, or as a whole by model.save()."
+                f"{', '.join(added[:8])}. Save the model before it is quantised, or as a whole by model.save(); the "
+                "kernel of a layer of int8 was kernel / kernel_scale."
             )
         for name, spec in table.items():
             variable = variables[name]

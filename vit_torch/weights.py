@@ -282,7 +282,8 @@ def stored_tensor(name: str, tensor: Any) -> StoredTensor:
     if not of_torch or tensor.is_quantized:
         raise ValueError(
             f"{name} is {type(tensor).__name__}, of a quantised layer or another kind of module, which checkpoints do "
-            "not hold: save the model before it is quantised, and quantise it again when it is loaded."
+            "not hold: save the model before it is quantised, and quantise it again when it is loaded; or put layers "
+            "of floats in their places, whose weights are tensor.dequantize()."
         )
     dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
     return StoredTensor(tuple(tensor.shape), dtype, partial(to_numpy, tensor), name)
