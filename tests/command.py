@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -20,9 +21,14 @@ def peak():
 """
 
 
-def interruptible() -> None:
-    """For a child before it begins, so that Ctrl-C ends it: a suite that runs in the background has it ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Children that begin in the block are ended by Ctrl-C: a suite that runs in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Command:

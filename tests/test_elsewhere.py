@@ -165,12 +165,12 @@ def test_a_program_that_can_not_start_python_asks_itself(monkeypatch: pytest.Mon
 def test_ctrl_c_ends_both(tmp_path: Path) -> None:
     code = "from test_elsewhere import elsewhere, loops, GOOD; elsewhere(loops, GOOD)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    begin = {"env": environment, "stderr": subprocess.PIPE, "preexec_fn": interruptible}
-    with subprocess.Popen([sys.executable, "-c", code], **begin) as first:
-        while not (second := psutil.Process(first.pid).children()):
-            time.sleep(0.01)
-        first.send_signal(signal.SIGINT)
-        assert b"KeyboardInterrupt" in first.communicate(timeout=120)[1]
+    with interruptible():
+        first = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
+    while not (second := psutil.Process(first.pid).children()):
+        time.sleep(0.01)
+    first.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in first.communicate(timeout=120)[1]
     assert first.returncode == -signal.SIGINT
     assert not second[0].is_running() or second[0].status() == psutil.STATUS_ZOMBIE
 

@@ -93,13 +93,9 @@ def test_everything_runs(framework: str, tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_what_it_measured(number: signal.Signals, tmp_path: Path) -> None:
     pytest.importorskip("torch")
     out = tmp_path / "results.json"
-    started = subprocess.Popen(
-        [*COMMAND, "--framework", "torch", "--out", out],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        preexec_fn=interruptible,
-    )
+    command = [*COMMAND, "--framework", "torch", "--out", out]
+    with interruptible():
+        started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not out.exists():
         assert started.poll() is None
         time.sleep(0.01)
