@@ -75,9 +75,6 @@ class Model(PretrainedModel):
     def to_tensors(self) -> dict[str, Tensor]:
         return dict(self._tensors)
 
-    @staticmethod
-    def _check_attention(name: str | None) -> None: ...
-
     def specs(self) -> dict[str, Any]:
         return specs(self.config, PARTS[self.architecture])
 

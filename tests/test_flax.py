@@ -314,6 +314,11 @@ def test_interceptors_and_what_is_sown_see_all_tokens() -> None:
         expected = apply({"params": model.params}, pixels()).logits
     last = "vit/encoder/layer/1"
     assert {found[name].shape[1] for name in (last, f"{last}/output/dense", "vit/layernorm")} == {17}
+    model(pixels())  # compiled: an interceptor that comes later sees the wrapper's calls all the same
+    found.clear()
+    with nn.intercept_methods(record):
+        model(pixels())
+    assert found[last].shape[1] == 17
 
     program = jax.make_jaxpr(lambda: Sown().apply({"params": {"model": model.params}}, pixels(), mutable=["other"]))
     assert "2,1,24" not in str(program())  # the MLP of the CLS token alone

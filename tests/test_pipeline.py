@@ -265,6 +265,11 @@ def test_keywords_of_transformers_pipeline() -> None:
         tokenizer=None, num_workers=2, trust_remote_code=False, model_kwargs={"dtype": "float64"},
     )  # fmt: skip
     assert (found.backend, str(found.model.dtype), found.image_processor) == ("torch", "torch.float64", processor)
+    for given in ({"backend": "torch", "framework": "tf"}, {"image_processor": "a", "feature_extractor": "b"}):
+        with pytest.raises(ValueError, match="is the older name of"):
+            pipeline(model=str(DIGITS), **given)
+    with pytest.raises(TypeError, match="tokenizer"):
+        pipeline(model=str(DIGITS), tokenizer="a")
     with pytest.raises(TypeError, match=r"pipeline\(\) takes no load_in_8bit"):
         pipeline(model=str(DIGITS), model_kwargs={"load_in_8bit": True})
 

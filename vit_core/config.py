@@ -50,7 +50,7 @@ _MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of n
 _RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
 
 
-_ASKED = {"_commit_hash": None, "is_encoder_decoder": False, "name_or_path": "", "_name_or_path": ""}
+_ASKED = {"_commit_hash": None, "is_encoder_decoder": False}
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -338,8 +338,8 @@ class ViTConfig:
 
         With `return_unused_kwargs=True`: the tuple (config, overrides that are no field of it).
         """
-        overrides = understood(overrides, "from_pretrained")
-        source, token = Path(pretrained_model_name_or_path), overrides.pop("token", token)
+        overrides = understood({**overrides, "token": token}, "from_pretrained")
+        source, token = Path(pretrained_model_name_or_path), overrides.pop("token")
 
         def read() -> tuple[Path, dict[str, Any]]:
             if source.is_file():

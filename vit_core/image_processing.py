@@ -199,8 +199,8 @@ class ViTImageProcessor:
         use_fast is accepted from callers of transformers; there is but one processor. Raises FileNotFoundError,
         ValueError for a file that is no processor's, TypeError for an override that is no argument.
         """
-        overrides = understood(overrides, "from_pretrained")
-        token = overrides.pop("token", token)
+        overrides = understood({**overrides, "token": token}, "from_pretrained")
+        token = overrides.pop("token")
 
         def path() -> Path:
             if Path(pretrained_model_name_or_path).is_file():

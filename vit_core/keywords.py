@@ -39,8 +39,8 @@ def understood(given: Mapping[str, Any], caller: str) -> dict[str, Any]:
     Raises TypeError, with what to do instead, for those that ask for what this package does not do.
     """
     left = {name: value for name, value in given.items() if name not in _ANYWAY}
-    if (token := left.pop("use_auth_token", None)) is not None:
-        left.setdefault("token", token)
+    if (token := left.pop("use_auth_token", None)) is not None and left.get("token") is None:
+        left["token"] = token
     for name in left.keys() & _INSTEAD:
         if left.pop(name):
             raise TypeError(f"{caller}() takes no {name}: {_INSTEAD[name]}.")

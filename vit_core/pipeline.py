@@ -249,10 +249,12 @@ def pipeline(
         raise ValueError(f"task must be {TASK!r}, got {task!r}.")
     more = options.pop("model_kwargs", None) or {}
     options = understood({**options, **more}, "pipeline")
-    options = {name: value for name, value in options.items() if name not in ("tokenizer", "num_workers")}
-    if framework := options.pop("framework", None):
-        backend = backend or {"pt": "torch"}.get(framework, framework)
-    image_processor = options.pop("feature_extractor", None) or image_processor
+    options.pop("num_workers", None)  # threads prepare pictures, as many as there are cores
+    if options.get("tokenizer", 0) is None:
+        del options["tokenizer"]
+    framework, extractor = options.pop("framework", None), options.pop("feature_extractor", None)
+    backend = _one("backend", backend, "framework", "torch" if framework == "pt" else framework)
+    image_processor = _one("image_processor", image_processor, "feature_extractor", extractor)
     device, *others = device if isinstance(device, list | tuple) and device else [device]
     if model is None or isinstance(model, str | os.PathLike):
         name = DIGITS if model is None else model
@@ -276,6 +278,13 @@ def pipeline(
         timeout=timeout,
         replicas=[replica(loaded, each) for each in others],
     )
+
+
+def _one(name: str, value: Any, older: str, other: Any) -> Any:
+    """The value given by a name or by its older one. Raises ValueError where the two say otherwise."""
+    if value is not None and other is not None and value != other:
+        raise ValueError(f"{older}={other!r} is the older name of {name}, which is {value!r}: pass one of them.")
+    return other if value is None else value
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import json
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import signature
@@ -49,6 +49,7 @@ class PretrainedModel(ABC):
     architecture: ClassVar[str]  # the PyTorch name of the model class, a key of PARTS
     file_format: ClassVar[str]  # the format of the framework's own names and older file: pt, tf or flax
     weights_keyword: ClassVar[str] = ""  # of `save_pretrained`, in which a caller may hand weights over
+    _choose: ClassVar[Callable[..., Any]]  # the implementation of attention of a name; ValueError where there is none
     config: ViTConfig
     preprocessor: dict[str, Any] | None = None  # the document that the model was loaded beside
     name_or_path: str = ""  # what it was loaded from
@@ -77,6 +78,15 @@ class PretrainedModel(ABC):
         cls, config: ViTConfig, tensors: Mapping[str, Tensor], seed: int | None, **model_kwargs: Any
     ) -> Self:
         """A model in `config.dtype` of these tensors; what is missing among them is initialised."""
+
+    @classmethod
+    def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
+        """A new model of a configuration."""
+        made: Any = cls
+        model: Self = made(config, **kwargs)
+        return model
+
+    _from_config = from_config
 
     @staticmethod
     def _placed(device: Any) -> AbstractContextManager[Any]:
@@ -116,14 +126,9 @@ class PretrainedModel(ABC):
 
     def set_attn_implementation(self, attn_implementation: str | None) -> None:
         """Compute attention in another way, as `config.attn_implementation` does at first. Raises ValueError."""
-        self._check_attention(attn_implementation)
+        self._choose(attn_implementation, output_attentions=False)
         self.config.attn_implementation = attn_implementation
         self._forget_compiled()
-
-    @staticmethod
-    @abstractmethod
-    def _check_attention(name: str | None) -> None:
-        """Raise ValueError for an implementation of attention that the framework does not have."""
 
     def _forget_compiled(self) -> None:
         """Nothing, or to compile anew what was compiled with another configuration."""
@@ -187,12 +192,12 @@ class PretrainedModel(ABC):
         With `output_loading_info=True`: the tuple (model, LoadReport). Raises OSError for what can't be found or
         fetched, ValueError for what is damaged or does not fit, TypeError for a keyword that is not known.
         """
-        overrides = understood({"token": token, **overrides} if token is not None else overrides, "from_pretrained")
+        overrides = understood({**overrides, "token": token}, "from_pretrained")
         options: dict[str, Any] = {
             "cache_dir": cache_dir,
             "force_download": force_download,
             "local_files_only": local_files_only,
-            "token": overrides.pop("token", None),
+            "token": overrides.pop("token"),
             "revision": revision,
         }
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]

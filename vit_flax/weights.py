@@ -56,7 +56,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     file_format = "flax"
     weights_keyword = "params"
-    _read = staticmethod(read)
+    _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
     module_class: ClassVar[Any]
 
@@ -80,7 +80,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         **model_kwargs: Any,
     ) -> None:
         config.validate()
-        self._check_attention(config.attn_implementation)
+        choose(config.attn_implementation, output_attentions=False)
         if data_format not in CHANNELS_AXIS:
             raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
         self.config = config
@@ -139,7 +139,8 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         if labels is not None and not isinstance(labels, jax.core.Tracer):  # values are visible
             calls.check_label_values(np.asarray(labels), config)
         tokens = {"tokens": inputs.pop("tokens")} if "tokens" in inputs else {}  # no array: a program for each number
-        output = self._apply(
+        apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted
+        output = apply(
             self.params if params is None else params,
             {"pixel_values": pixel_values, **inputs},
             dropout_rng,
@@ -197,21 +198,10 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         return {native_name(s, FLAX, prefixed): s for s in specs(self.config, self.parts).values()}
 
     @classmethod
-    def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
-        """A new model of a configuration."""
-        return cls(config, **kwargs)
-
-    _from_config = from_config
-
-    @classmethod
     def _arguments(cls) -> set[str]:
         return super()._arguments() | (
             {"add_pooling_layer", "use_mask_token"} & {f.name for f in fields(cls.module_class)}
         )
-
-    @staticmethod
-    def _check_attention(name: str | None) -> None:
-        choose(name, output_attentions=False)
 
     def _forget_compiled(self) -> None:
         self._use(self.module.clone(config=self.config.copy()))

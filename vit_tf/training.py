@@ -119,7 +119,8 @@ class Training(keras.Model):
             item = dataset[int(number)]
             return tuple(np.asarray(item[spec.name], spec.dtype.as_numpy_dtype) for spec in specs)
 
-        first = {name: np.asarray(dataset[0][name]) for name in ("pixel_values", "labels") if name in dataset[0]}
+        item = dataset[0]
+        first = {name: np.asarray(item[name]) for name in ("pixel_values", "labels") if name in item}
         floats = keras.config.floatx()  # what Python's numbers become
         specs = [tf.TensorSpec(a.shape, floats if a.dtype == "float64" else a.dtype, n) for n, a in first.items()]
 

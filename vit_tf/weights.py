@@ -134,7 +134,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     """
 
     file_format = "tf"
-    _read = staticmethod(read)
+    _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
     main_output_name: ClassVar[str]
 
@@ -150,7 +150,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         trainable: bool = True,
     ) -> None:
         config.validate()
-        self._check_attention(config.attn_implementation)
+        choose(config.attn_implementation, output_attentions=False)
         if data_format not in CHANNELS_AXIS:
             raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
@@ -170,8 +170,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
             self.build_parts()
 
     def build_parts(self) -> None:
-        """Make the layers."""
-        raise NotImplementedError
+        """Make the layers; of a class of one's own as well."""
+        raise NotImplementedError(f"{type(self).__name__} must make its layers in a method build_parts().")
 
     # ---- calling ---------------------------------------------------------------------------------------------
 
@@ -246,10 +246,6 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     def get_input_embeddings(self) -> keras.layers.Layer:
         """The patch embeddings."""
         return self._trunk().embeddings.patch_embeddings
-
-    @staticmethod
-    def _check_attention(name: str | None) -> None:
-        choose(name, output_attentions=False)
 
     def _forget_compiled(self) -> None:
         self._trunk()._function = self._function = None

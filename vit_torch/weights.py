@@ -50,7 +50,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
     file_format = "pt"
     weights_keyword = "state_dict"
-    _read = staticmethod(read)
+    _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _no_split_modules = ("ViTEmbeddings", "ViTLayer")  # for accelerate's maps of devices
@@ -64,7 +64,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         """`parts` are those of the table beside the trunk; by default, of a user's own class, those of its `vit`."""
         super().__init__()
         config.validate()
-        self._check_attention(config.attn_implementation)
+        choose(config.attn_implementation, output_attentions=False)
         self.config = config
         self.num_labels = config.num_labels
         self._parts = parts
@@ -207,13 +207,6 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    @classmethod
-    def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
-        """A new model of a configuration."""
-        return cls(config, **kwargs)
-
-    _from_config = from_config
-
     def can_generate(self) -> bool:
         """False: it is no language model."""
         return False
@@ -267,10 +260,6 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         return any(encoder.checkpointing is not None for encoder in self._encoders())
 
     activation_checkpointing_disable = gradient_checkpointing_disable
-
-    @staticmethod
-    def _check_attention(name: str | None) -> None:
-        choose(name, output_attentions=False)
 
     def _encoders(self) -> list[Any]:
         return [module for module in self.modules() if hasattr(module, "checkpointing")]

@@ -192,7 +192,7 @@ KERAS_HUB = Family(
     },
     prepare=_prepare,
     files=_files,
-    beside=(TASK, "task.json", "preprocessor.json"),
+    beside=(TASK, "task.json", "preprocessor.json", "metadata.json", "image_converter.json"),
     read_side=_read_side,
     write_side=_write_side,
 )

@@ -46,7 +46,7 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
     """The exit code of a command; its errors and warnings are one line each on the standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is shown as \\xe9, and is no error
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is shown as \xe9, and is no error
             stream.reconfigure(errors="backslashreplace")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line says what failed, without those of every retry
     with warnings.catch_warnings():
