@@ -28,7 +28,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vit_core.files import write_atomically
+from vit_core.files.disk import write_atomically
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

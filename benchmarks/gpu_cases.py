@@ -30,10 +30,10 @@ from PIL import Image
 from tolerances import rounding
 
 from benchmarks.harness import forward_flops, interleaved, ratio, seconds_of
-from vit_core.backends import run
+from vit_core.app.backends import run
+from vit_core.app.pipeline import pipeline
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
-from vit_core.pipeline import pipeline
+from vit_core.pictures.processing import ViTImageProcessor
 
 # Dense bfloat16 TFLOP/s by the vendors' datasheets; the first name that is a word of the card's name counts.
 PEAKS = {

@@ -19,7 +19,7 @@ import numpy as np
 import transformers
 from PIL import Image
 
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 
 def interleaved(rounds: int, **calls: Callable[[], Any]) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Any ViT checkpoint into any other, without loss and without any framework.
 
-`containers` knows files: bytes <-> named, lazily read arrays. `formats` knows families: those names <-> canonical ones.
+How files are read, and what their names stand for, is `vit_core.files` and `vit_core.formats`; here they are written.
 """
 
 from importlib import import_module
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from conversion.converting import convert
-    from conversion.reading import read
     from conversion.targets import TARGETS
+    from vit_core.formats.reading import read
 
 __all__ = ["TARGETS", "convert", "read"]
 
-_ROOMS = {"TARGETS": "targets", "convert": "converting", "read": "reading"}
+_ROOMS = {"TARGETS": "conversion.targets", "convert": "conversion.converting", "read": "vit_core.formats.reading"}
 
 
 def __getattr__(name: str) -> Any:
-    """Each is imported when it is asked for: a backend, which only reads, starts without the rest."""
+    """Each is imported when it is asked for, so that the command starts without the rest."""
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(_ROOMS[name]), name)

@@ -24,9 +24,9 @@ from rich.text import Text
 from conversion.converting import convert
 from conversion.report import Entry, Report, Verification
 from conversion.targets import TARGETS
-from vit_core.backends import BACKENDS, is_installed
-from vit_core.cli.common import AsJson, complain, console, execute, import_quietly, one_line, print_json
-from vit_core.cli.inspect import by, config_facts, ranges, size_in_bytes
+from vit_core.app.backends import BACKENDS, is_installed
+from vit_core.app.cli.common import AsJson, complain, console, execute, import_quietly, one_line, print_json
+from vit_core.app.cli.inspect import by, config_facts, ranges, size_in_bytes
 from vit_core.config import ViTConfig
 from vit_core.loading import COMPUTE_DTYPES
 from vit_core.position import KERNELS

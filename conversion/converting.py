@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_128_hexdigest
 
-from conversion.formats import FAMILIES
 from conversion.plan import Plan, cast, plan, with_qkv_biases
-from conversion.reading import StrPath, read
 from conversion.report import Entry, Report
-from conversion.rules import describe
-from conversion.side import interpolation, json_beside, one_name
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
-from vit_core.checkpoint import Checkpoint, Container, as_native, split, write_native
 from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME
-from vit_core.files import write_atomically
-from vit_core.safetensors_file import Array, Tensor, contiguous
-from vit_core.saving import find, listing, replacing_files
+from vit_core.files.disk import write_atomically
+from vit_core.files.safetensors import Array, Tensor, contiguous
+from vit_core.files.saving import find, listing, replacing_files
+from vit_core.formats import FAMILIES
+from vit_core.formats.huggingface import Checkpoint, Container, as_native, split, write_native
+from vit_core.formats.reading import StrPath, read
+from vit_core.formats.rules import describe
+from vit_core.formats.side import interpolation, json_beside, one_name
 
 # What config.json must say alike of the weights of several formats in one folder.
 _IDENTITY = ("model_type", "architecture", "class_name", "hidden_size", "num_hidden_layers", "image_size", "id2label")

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from conversion.settle import architecture_of, parts_of
-from conversion.side import stated
 from vit_core.channels import PROJECTION, with_channels
-from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig, pair
-from vit_core.documents import blaming
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.files.documents import blaming
+from vit_core.files.safetensors import Tensor
+from vit_core.formats.huggingface import Checkpoint
+from vit_core.formats.settle import architecture_of, parts_of
+from vit_core.formats.side import stated
 from vit_core.initialization import draw
-from vit_core.loading import COMPUTE_DTYPES, POSITIONS, is_absent_bias
-from vit_core.params import Spec, specs
+from vit_core.loading import COMPUTE_DTYPES, is_absent_bias
+from vit_core.params import POSITIONS, Spec, specs
+from vit_core.pictures.processing import ViTImageProcessor
 from vit_core.position import resize_matrix, resize_position_embeddings
-from vit_core.safetensors_file import Tensor
 from vit_core.validation import dtype_name, keeps
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from conversion.family import Family
-from conversion.formats import FAMILIES
-from vit_core.checkpoint import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS, TF_H5, Container
+from vit_core.formats import FAMILIES
+from vit_core.formats.format import Family
+from vit_core.formats.huggingface import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS, TF_H5, Container
 
 
 @dataclass(frozen=True)

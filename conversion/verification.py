@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from conversion.plan import Plan
-from conversion.reading import read
 from conversion.report import Difference, Verification
-from vit_core.backends import BACKENDS, import_backend, is_installed, run
-from vit_core.checkpoint import Checkpoint
+from vit_core.app.backends import BACKENDS, import_backend, is_installed, run
 from vit_core.config import ViTConfig, pair
-from vit_core.safetensors_file import Tensor
+from vit_core.files.safetensors import Tensor
+from vit_core.formats.huggingface import Checkpoint
+from vit_core.formats.reading import read
 
 # Of the largest value of an output: float32 by rounding alone; the others by what a cast of all weights changes.
 _TOLERANCES = {"float64": 1e-5, "float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}

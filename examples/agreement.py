@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from vit_core.backends import BACKENDS
+from vit_core.app.backends import BACKENDS
 from vit_core.config import ViTConfig
 
 matplotlib.use("Agg")

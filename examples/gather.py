@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 # The engines, by a file that is in every whole checkpoint of theirs.
 ENGINES = {".metadata": "torch_engine", "_CHECKPOINT_METADATA": "jax_engine"}

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from digits import Split, load_split
 
-from vit_core.backends import DIGITS
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.app.backends import DIGITS
+from vit_core.pictures.processing import ViTImageProcessor
 from vit_flax import FlaxViTForImageClassification, ViTConfig
 
 Batch = tuple[np.ndarray, np.ndarray, jax.Array]  # pixels (B, C, H, W), labels (B,), a key for each picture (B,)

@@ -23,11 +23,11 @@ from PIL import Image
 from rich.progress import track
 from sklearn.model_selection import train_test_split
 
-from vit_core.cli.common import SUFFIXES
+from vit_core.app.cli.common import SUFFIXES
+from vit_core.app.pipeline import find_processor
 from vit_core.config import ViTConfig, pair
-from vit_core.image_processing import ViTImageProcessor, load_image
-from vit_core.images import as_rgb
-from vit_core.pipeline import find_processor
+from vit_core.pictures.images import as_rgb
+from vit_core.pictures.processing import ViTImageProcessor, load_image
 
 Batch = tuple[np.ndarray, np.ndarray]  # pixels (B, C, H, W) and what belongs to them (B, ...)
 AHEAD = 2  # batches that are read while the model is busy

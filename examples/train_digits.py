@@ -16,7 +16,7 @@ from digits import Split, load_split
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 from vit_torch import ViTConfig, ViTForImageClassification
 
 CARD = """---

@@ -17,8 +17,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from vit_core.backends import DIGITS
-from vit_core.files import write_atomically
+from vit_core.app.backends import DIGITS
+from vit_core.files.disk import write_atomically
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

@@ -303,14 +303,14 @@ MUTANTS = (
     ),
     Mutant(
         "core: maps of msgpack in the order of the model",
-        "vit_core/msgpack_file.py",
+        "vit_core/files/msgpack.py",
         "for name in sorted(node):",
         "for name in node:",
         ("tests/test_msgpack.py", "test_flax_writes_the_same"),
     ),
     Mutant(
         "core: the entry comes before what it names",
-        "vit_core/saving.py",
+        "vit_core/files/saving.py",
         "        _move(saved, folder, {name for name in names if _OWN.fullmatch(name)} - entries)\n"
         "        _move(saved, folder, entries)",
         "        _move(saved, folder, entries)\n"
@@ -319,14 +319,14 @@ MUTANTS = (
     ),
     Mutant(
         "core: files that were replaced while they were read are taken",
-        "vit_core/saving.py",
+        "vit_core/files/saving.py",
         "            if _state(path) == before:\n                return result",
         "            return result",
         ("tests/test_saving.py", "test_a_save_at_any_moment_of_a_read"),
     ),
     Mutant(
         "core: an old entry is taken away before the new one is there",
-        "vit_core/saving.py",
+        "vit_core/files/saving.py",
         "        _move(stage, folder, entries)\n        _take_away(folder, gone, stage)",
         "        _take_away(folder, gone, stage)\n        _move(stage, folder, entries)",
         ("tests/test_saving.py", "test_a_kill_at_any_step and same"),
@@ -375,14 +375,14 @@ MUTANTS = (
     ),
     Mutant(
         "conversion: order of queries and keys in timm's array",
-        "conversion/formats/timm.py",
+        "vit_core/formats/timm.py",
         'module("blocks.{}.attn.qkv", QUERY, KEY, VALUE)',
         'module("blocks.{}.attn.qkv", KEY, QUERY, VALUE)',
         ("tests/test_conversion.py", "test_outputs_are_those_of_the_library_that_wrote_it and torch and timm"),
     ),
     Mutant(
         "conversion: one norm for the other in google's files",
-        "conversion/formats/google.py",
+        "vit_core/formats/google.py",
         '_norm(_BLOCK + "LayerNorm_0", LAYER + "layernorm_before")',
         '_norm(_BLOCK + "LayerNorm_0", LAYER + "layernorm_after")',
         ("tests/test_conversion.py", "test_outputs_are_those_of_the_library_that_wrote_it and torch"),

@@ -14,11 +14,11 @@ from typing import Any, Self
 import numpy as np
 
 from conversion import read
-from vit_core import files
 from vit_core.config import ViTConfig
+from vit_core.files import disk as files
+from vit_core.files.safetensors import Tensor
 from vit_core.params import PARTS, specs
 from vit_core.pretrained import PretrainedModel
-from vit_core.safetensors_file import Tensor
 
 SHARDED = 1000  # bytes: three shards of the model below
 SIZES = {

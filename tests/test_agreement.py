@@ -14,8 +14,8 @@ from closeness import assert_close
 from hypothesis import Phase, given, settings
 
 from vit_core.config import ViTConfig
+from vit_core.files.safetensors import Tensor
 from vit_core.params import PARTS, specs
-from vit_core.safetensors_file import Tensor
 
 pytest.importorskip("torch")  # what the others are compared with
 LOSSES = ("single_label_classification", "multi_label_classification", "regression")

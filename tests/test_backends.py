@@ -12,11 +12,11 @@ import tolerances
 from closeness import assert_close
 from test_digits import DIGITS
 
-from vit_core.attention_maps import rollout
-from vit_core.backends import backend_of
-from vit_core.cli import main
+from vit_core.app.attention_maps import rollout
+from vit_core.app.backends import backend_of
+from vit_core.app.cli import main
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 PICTURES = sorted((DIGITS / "pictures").glob("*.png"))
 CONFIG = ViTConfig.from_pretrained(DIGITS)

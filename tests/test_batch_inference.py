@@ -19,10 +19,10 @@ import pytest
 from command import Command, process
 from PIL import Image
 
-from vit_core.backends import DIGITS
-from vit_core.cli import main, results
-from vit_core.cli.results import Journal
-from vit_core.pipeline import ImageClassificationPipeline, pipeline
+from vit_core.app.backends import DIGITS
+from vit_core.app.cli import main, results
+from vit_core.app.cli.results import Journal
+from vit_core.app.pipeline import ImageClassificationPipeline, pipeline
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 PICTURES = sorted((DIGITS / "pictures").iterdir())
@@ -195,8 +195,8 @@ def test_results_in_a_file(vit: Command, folder: Path, suffix: str) -> None:
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from vit_core.cli import main
-from vit_core.pipeline import ImageClassificationPipeline
+from vit_core.app.cli import main
+from vit_core.app.pipeline import ImageClassificationPipeline
 
 prepared = ImageClassificationPipeline.preprocess
 
@@ -275,7 +275,7 @@ def test_two_runs_do_not_write_one_file(vit: Command, tmp_path: Path) -> None:
     out = tmp_path / "results.csv"
     arguments = ("classify", DIGITS / "pictures", "--out", out)
     with Journal(out, {}, 3):
-        code = "import sys; from vit_core.cli import main; sys.exit(main(sys.argv[1:]))"
+        code = "import sys; from vit_core.app.cli import main; sys.exit(main(sys.argv[1:]))"
         other = process(sys.executable, "-c", code, *arguments)
     words = f"vit: Another run is writing {out}.part: wait until it has ended, or write elsewhere.\n"
     assert (other.returncode, other.stdout, other.stderr) == (2, "", words)
@@ -380,7 +380,7 @@ def test_a_run_that_does_nothing_leaves_nothing(vit: Command, tmp_path: Path, mo
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vit_core.cli.classify._run", full)
+    monkeypatch.setattr("vit_core.app.cli.classify._run", full)
     assert "No space left" in vit.refused("classify", PICTURES[0], "--out", tmp_path / "results.csv")
     assert list(tmp_path.iterdir()) == []
 

@@ -11,12 +11,12 @@ from conftest import CHECKPOINTS, GOLDEN
 from xxhash import xxh3_128_hexdigest
 
 import conversion
-from vit_core.checkpoint import find_weights, read_checkpoint
-from vit_core.cli import main
+from vit_core.app.cli import main
+from vit_core.files.pytorch import read_pytorch_bin
+from vit_core.files.safetensors import raw_bytes
+from vit_core.formats.huggingface import find_weights, read_checkpoint
 from vit_core.loading import fit
 from vit_core.params import PARTS
-from vit_core.pytorch_file import read_pytorch_bin
-from vit_core.safetensors_file import raw_bytes
 
 SOURCES = {
     "vit.npz": GOLDEN / "families" / "google_linen" / "model.npz",

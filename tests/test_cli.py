@@ -19,10 +19,10 @@ from command import Command, process
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from vit_core.attention_maps import cls_to_patches, rollout
-from vit_core.backends import DIGITS
-from vit_core.cli import main
-from vit_core.cli.common import pictures
+from vit_core.app.attention_maps import cls_to_patches, rollout
+from vit_core.app.backends import DIGITS
+from vit_core.app.cli import main
+from vit_core.app.cli.common import pictures
 from vit_core.config import ViTConfig
 from vit_core.params import PARTS, count
 
@@ -53,7 +53,7 @@ def test_the_console_script() -> None:
 
 def test_help_and_inspect_import_no_framework() -> None:
     code = (
-        "import sys; from vit_core.cli import main\n"
+        "import sys; from vit_core.app.cli import main\n"
         f"codes = [main([]), main(['--help']), main(['attend', '--help']), main(['inspect', {str(DIGITS)!r}])]\n"
         "print(codes, sorted({'torch', 'tensorflow', 'jax', 'flax', 'keras'} & set(sys.modules)), file=sys.stderr)"
     )
@@ -84,7 +84,7 @@ def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vit_core.cli.classify.pipeline", interrupted)
+    monkeypatch.setattr("vit_core.app.cli.classify.pipeline", interrupted)
     vit("classify", NINE)
     assert (vit.code, vit.out, vit.err) == (130, "", "")
 
@@ -121,7 +121,7 @@ def test_bad_input_is_one_line(vit: Command, arguments: list[Any], message: str)
 
 
 def test_a_missing_framework_is_one_line() -> None:
-    code = "import sys; sys.modules['torch'] = None; from vit_core.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; sys.modules['torch'] = None; from vit_core.app.cli import main; sys.exit(main(sys.argv[1:]))"
     result = process(sys.executable, "-c", code, "classify", NINE, "--backend", "torch")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("vit: The backend torch is not installed (")
@@ -389,7 +389,7 @@ def test_attend_shows_what_a_centre_crop_leaves(vit: Command, tmp_path: Path, mo
         seen.append(picture)
         return picture
 
-    monkeypatch.setattr("vit_core.cli.attend.draw", spy)
+    monkeypatch.setattr("vit_core.app.cli.attend.draw", spy)
     vit("attend", tmp_path / "wide.png", "--out", tmp_path / "out.png", "--model", tmp_path)
     assert (vit.code, vit.err) == (0, "")
     assert seen[0].size == (48, 48)

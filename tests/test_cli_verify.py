@@ -16,9 +16,9 @@ import pytest
 from conftest import CHECKPOINTS, GOLDEN
 from safetensors.numpy import load_file, save_file
 
-from vit_core.backends import BACKENDS, DIGITS, import_backend
-from vit_core.cli import main
-from vit_core.cli.verify import Difference
+from vit_core.app.backends import BACKENDS, DIGITS, import_backend
+from vit_core.app.cli import main
+from vit_core.app.cli.verify import Difference
 
 CLS, MIM, ONE_CHANNEL = (CHECKPOINTS / name / "pt_safetensors" for name in ("cls", "mim", "tiny_1_channel"))
 PICTURES = sorted((DIGITS / "pictures").iterdir())
@@ -98,7 +98,7 @@ def test_golden_checkpoints(verify: Run, model: Path, architecture: str, dtype: 
 @needs_all
 def test_float32_is_not_tf32(verify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX and TensorFlow are told so while they compute, and only then."""
-    jax, tf, module = map(import_module, ("jax", "tensorflow", "vit_core.cli.verify"))
+    jax, tf, module = map(import_module, ("jax", "tensorflow", "vit_core.app.cli.verify"))
     genuine, seen = module._outputs, []
 
     def told() -> tuple[str | None, bool]:

@@ -24,13 +24,13 @@ from xxhash import xxh3_128_hexdigest
 
 from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
-from vit_core.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from vit_core.app.pipeline import find_processor
 from vit_core.config import pair
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.files.safetensors import Tensor, read_safetensors, write_safetensors
+from vit_core.formats.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from vit_core.params import PARTS, specs
-from vit_core.pipeline import find_processor
+from vit_core.pictures.processing import ViTImageProcessor
 from vit_core.position import resize_position_embeddings
-from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
 
 FAMILIES = GOLDEN / "families"
 CASES = json.loads((FAMILIES / "cases.json").read_text())

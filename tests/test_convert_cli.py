@@ -25,7 +25,7 @@ from xxhash import xxh3_128_hexdigest
 from conversion import TARGETS, read
 from conversion.cli import app, main
 from conversion.verification import read as read_again
-from vit_core.backends import BACKENDS
+from vit_core.app.backends import BACKENDS
 from vit_core.config import ViTConfig
 from vit_core.params import DIALECTS, native_name, specs
 from vit_core.position import resize_position_embeddings

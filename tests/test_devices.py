@@ -17,11 +17,11 @@ from command import Command
 from conftest import CHECKPOINTS
 from test_models import TINY
 
-from vit_core.backends import DIGITS
-from vit_core.cli import main
+from vit_core.app.backends import DIGITS
+from vit_core.app.cli import main
+from vit_core.app.pipeline import pipeline
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
-from vit_core.pipeline import pipeline
+from vit_core.pictures.processing import ViTImageProcessor
 
 torch = pytest.importorskip("torch")
 vit_torch = pytest.importorskip("vit_torch")

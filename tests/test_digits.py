@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "vit_core" / "assets" / "digits"

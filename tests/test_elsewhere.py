@@ -17,11 +17,11 @@ import pytest
 from command import interruptible
 from conftest import CHECKPOINTS
 
-from conversion.containers.keras_h5 import read_keras_h5, write_keras_h5
-from vit_core import elsewhere as module
-from vit_core.elsewhere import elsewhere
-from vit_core.h5_file import read_h5
-from vit_core.safetensors_file import Tensor
+from vit_core.files import elsewhere as module
+from vit_core.files.elsewhere import elsewhere
+from vit_core.files.hdf5 import read_h5
+from vit_core.files.keras_hdf5 import read_keras_h5, write_keras_h5
+from vit_core.files.safetensors import Tensor
 
 GOOD = CHECKPOINTS / "cls" / "tf_h5" / "tf_model.h5"
 limited = pytest.mark.skipif(sys.platform != "linux", reason="the system has no such limits")
@@ -74,7 +74,7 @@ def damaged(path: Path, *changes: tuple[int, bytes], source: Path = GOOD) -> Pat
 def patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[module._Process]:
     """A process that waits for questions however long a test takes."""
     monkeypatch.setattr(module, "_process", module._Process())
-    waiting = module._START.replace("; serve", "; import vit_core.elsewhere as e; e._IDLE = 3600; serve")
+    waiting = module._START.replace("; serve", "; import vit_core.files.elsewhere as e; e._IDLE = 3600; serve")
     monkeypatch.setattr(module, "_START", waiting)
     yield module._process
     module._process.end()
@@ -120,8 +120,8 @@ def test_threads_get_their_own_answers(tmp_path: Path) -> None:
 def test_a_forked_process_has_its_own(tmp_path: Path) -> None:
     code = (
         "import os; from pathlib import Path; from test_elsewhere import elsewhere, process, GOOD\n"
-        "import vit_core.elsewhere as e\n"
-        "e._START = e._START.replace('; serve', '; import vit_core.elsewhere as e; e._IDLE = 3600; serve')\n"
+        "import vit_core.files.elsewhere as e\n"
+        "e._START = e._START.replace('; serve', '; import vit_core.files.elsewhere as e; e._IDLE = 3600; serve')\n"
         "mine = elsewhere(process, GOOD)\n"
         "child = os.fork()\n"
         "if not child: os._exit(elsewhere(process, GOOD) == mine)\n"

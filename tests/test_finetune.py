@@ -20,11 +20,11 @@ from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF
 from trainings import losses, need, run, table, write_digits
 
 import conversion
-from vit_core.backends import DIGITS
+from vit_core.app.backends import DIGITS
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
 from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
+from vit_core.pictures.processing import ViTImageProcessor
 
 FLAGS = ("--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing")
 SAME_RATE = 1e-6  # relative to the highest

@@ -13,7 +13,7 @@ import pytest
 from test_readme import run_blocks
 from trainings import EXAMPLES, FRAMEWORKS, ROOT, need
 
-from vit_core.cli import main
+from vit_core.app.cli import main
 
 
 def commands(document: str) -> list[str]:

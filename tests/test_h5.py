@@ -20,12 +20,12 @@ from conftest import CHECKPOINTS
 from hub_server import HubServer, Repo, client_environment
 from test_models import TINY
 
-from vit_core.checkpoint import TF_H5, find_weights, read_checkpoint, readable_names, write_checkpoint
-from vit_core.cli import main
+from vit_core.app.cli import main
 from vit_core.config import ViTConfig
-from vit_core.h5_file import read_h5, write_h5
+from vit_core.files.hdf5 import read_h5, write_h5
+from vit_core.files.safetensors import Tensor
+from vit_core.formats.huggingface import TF_H5, find_weights, read_checkpoint, readable_names, write_checkpoint
 from vit_core.params import ALL_PARTS, PARTS, Spec, specs
-from vit_core.safetensors_file import Tensor
 
 FOLDERS = sorted(CHECKPOINTS.glob("*/tf_h5*"))
 FILES = sorted(CHECKPOINTS.glob("*/tf_h5*/*.h5"))
@@ -497,9 +497,9 @@ def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
 NO_FRAMEWORK = """
 import sys
 from pathlib import Path
-import vit_core.checkpoint, vit_core.pretrained
+import vit_core.formats.huggingface, vit_core.pretrained
 assert "h5py" not in sys.modules
-found = vit_core.checkpoint.read_checkpoint(Path(sys.argv[1]))
+found = vit_core.formats.huggingface.read_checkpoint(Path(sys.argv[1]))
 assert sum(tensor.read().size for tensor in found.tensors.values()) > 0
 print(sorted({"torch", "tensorflow", "jax", "flax", "keras", "tf_keras"} & set(sys.modules)))
 """
@@ -516,8 +516,8 @@ MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from vit_core.h5_file import read_h5, write_h5
-from vit_core.safetensors_file import Tensor
+from vit_core.files.hdf5 import read_h5, write_h5
+from vit_core.files.safetensors import Tensor
 
 def save(count):
     lazy = Tensor((1 << 21,), np.dtype("float32"), lambda: np.ones(1 << 21, np.float32))
@@ -545,8 +545,8 @@ DISK_FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from vit_core.h5_file import write_h5
-from vit_core.safetensors_file import Tensor
+from vit_core.files.hdf5 import write_h5
+from vit_core.files.safetensors import Tensor
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:

@@ -1,4 +1,4 @@
-"""vit_core.hub against the real huggingface_hub client and a hub served on 127.0.0.1 (`hub_server.py`).
+"""vit_core.files.hub against the real huggingface_hub client and a hub served on 127.0.0.1 (`hub_server.py`).
 
 The client reads its environment at import, so each test runs it in a process of its own, one process for as many calls
 as can share it. Waiting between the client's retries is cut out there; nothing else about the client is changed.
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 from hub_server import HubServer, Repo, Request, client_environment
 
-from vit_core import hub as vit_hub
+from vit_core.files import hub as vit_hub
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "ckpt" / "cls"
@@ -25,7 +25,7 @@ WEIGHTS = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 DRIVER = """
 import json, sys, time
 time.sleep = lambda seconds: None
-from vit_core import hub
+from vit_core.files import hub
 for name, args, options in json.loads(sys.argv[1]):
     if name == "limit_file_size":
         import resource
@@ -83,7 +83,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def client(server: HubServer, tmp_path: Path) -> Callable[..., list[Answer]]:
-    """Runs calls of vit_core.hub in a fresh process that knows this server only; keywords are its environment."""
+    """Runs calls of vit_core.files.hub in a fresh process that knows this server only; keywords are its environment."""
 
     def run(*calls: tuple[Any, ...], **env: str) -> list[Answer]:
         done = subprocess.run(
@@ -471,7 +471,7 @@ def test_a_local_folder_wins_and_needs_no_client(tmp_path):
     (tmp_path / "org" / "sub").symlink_to(GOLDEN / "pt_safetensors_sharded")
     script = """
 import sys
-from vit_core import hub
+from vit_core.files import hub
 weights = hub.resolve("org/sub", ["model.safetensors", "model.safetensors.index.json"], token=True, revision="x")
 assert hub.resolve("org", ["model.safetensors.index.json"], subfolder="sub") == weights
 assert hub.cached_file("org/sub", "config.json") == weights.with_name("config.json")

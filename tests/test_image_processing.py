@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vit_core.image_processing import (
+from vit_core.pictures.images import FORMATS
+from vit_core.pictures.processing import (
     AutoImageProcessor,
     BatchFeature,
     ViTFeatureExtractor,
@@ -25,7 +26,6 @@ from vit_core.image_processing import (
     ViTImageProcessorFast,
     load_image,
 )
-from vit_core.images import FORMATS
 
 GOLDEN = Path(__file__).parent / "golden" / "processor"
 CASES: list[dict[str, Any]] = json.loads((GOLDEN / "cases.json").read_text())["cases"]
@@ -357,7 +357,7 @@ def test_a_missing_framework_names_the_extra(
 
 def test_importing_and_using_it_imports_no_framework() -> None:
     code = (
-        "import sys, numpy; from vit_core.image_processing import ViTImageProcessor as P; "
+        "import sys, numpy; from vit_core.pictures.processing import ViTImageProcessor as P; "
         "P()(numpy.zeros((4, 5, 3), 'uint8'), return_tensors='np'); "
         "print([m for m in ('torch', 'tensorflow', 'jax', 'transformers') if m in sys.modules])"
     )

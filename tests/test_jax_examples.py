@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from test_digits import REQUIRED_ACCURACY, ROOT, held_out  # noqa: F401  # a fixture
 from tolerances import SAME_LOSS
 
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 for name in ("jax", "flax", "optax", "orbax.checkpoint", "sklearn"):
     pytest.importorskip(name)

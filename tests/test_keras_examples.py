@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 from test_digits import REQUIRED_ACCURACY, ROOT, held_out  # noqa: F401  # a fixture
 
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 for name in ("tensorflow", "keras", "sklearn", "matplotlib"):
     pytest.importorskip(name)

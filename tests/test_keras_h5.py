@@ -13,8 +13,8 @@ import pytest
 from conftest import CHECKPOINTS
 from test_h5 import bits, structure
 
-from conversion.containers.keras_h5 import is_keras_h5, read_keras_h5, write_keras_h5
-from vit_core.safetensors_file import Tensor
+from vit_core.files.keras_hdf5 import is_keras_h5, read_keras_h5, write_keras_h5
+from vit_core.files.safetensors import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
 DTYPES = (

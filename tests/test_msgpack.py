@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from conftest import CHECKPOINTS
 
-from vit_core import msgpack_file
-from vit_core.checkpoint import find_weights, read_checkpoint
-from vit_core.msgpack_file import read_msgpack, write_msgpack
-from vit_core.safetensors_file import Tensor
+from vit_core.files import msgpack as msgpack_file
+from vit_core.files.msgpack import read_msgpack, write_msgpack
+from vit_core.files.safetensors import Tensor
+from vit_core.formats.huggingface import find_weights, read_checkpoint
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 FOLDERS = sorted(CHECKPOINTS.glob("*/flax_msgpack*"))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from conftest import CHECKPOINTS
 
-from vit_core.backends import DIGITS
+from vit_core.app.backends import DIGITS
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 CLS = CHECKPOINTS / "cls" / "pt_safetensors"
 MODELS = {

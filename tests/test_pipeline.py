@@ -20,11 +20,11 @@ from closeness import assert_close
 from PIL import Image
 from tolerances import SAME_FUNCTION_FLOAT64, UNIT_ROUNDOFF
 
-from vit_core import backends
-from vit_core.backends import DIGITS, backend_of, first_installed, import_backend, run
+from vit_core.app import backends
+from vit_core.app.backends import DIGITS, backend_of, first_installed, import_backend, run
+from vit_core.app.pipeline import default_function, pipeline, read_image
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
-from vit_core.pipeline import default_function, pipeline, read_image
+from vit_core.pictures.processing import ViTImageProcessor
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 PICTURES = sorted((DIGITS / "pictures").iterdir())

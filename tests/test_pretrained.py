@@ -197,9 +197,9 @@ def test_unknown_arguments(backend: Any) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_biases_of_zeros_are_no_biases(backend: Any, tmp_path: Path, value: float) -> None:
-    from vit_core.checkpoint import read_checkpoint, write_checkpoint
+    from vit_core.files.safetensors import Tensor
+    from vit_core.formats.huggingface import read_checkpoint, write_checkpoint
     from vit_core.params import PARTS, specs
-    from vit_core.safetensors_file import Tensor
 
     folder = CHECKPOINTS / "cls_no_qkv_bias" / "pt_safetensors"
     config = ViTConfig.from_pretrained(folder)
@@ -215,8 +215,8 @@ def test_biases_of_zeros_are_no_biases(backend: Any, tmp_path: Path, value: floa
 
 
 def test_weights_that_are_no_floats(backend: Any, tmp_path: Path) -> None:
-    from vit_core.checkpoint import read_checkpoint
-    from vit_core.safetensors_file import read_safetensors, write_safetensors
+    from vit_core.files.safetensors import read_safetensors, write_safetensors
+    from vit_core.formats.huggingface import read_checkpoint
 
     shutil.copytree(CLS, tmp_path, dirs_exist_ok=True)
     tensors, metadata = read_safetensors(CLS / "model.safetensors")

@@ -26,9 +26,9 @@ from conftest import CHECKPOINTS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vit_core.checkpoint import find_weights, read_checkpoint
-from vit_core.pytorch_file import read_pytorch_bin, read_state_dicts, write_pytorch_bin
-from vit_core.safetensors_file import Tensor, read_safetensors
+from vit_core.files.pytorch import read_pytorch_bin, read_state_dicts, write_pytorch_bin
+from vit_core.files.safetensors import Tensor, read_safetensors
+from vit_core.formats.huggingface import find_weights, read_checkpoint
 
 torch = pytest.importorskip("torch")
 
@@ -481,7 +481,7 @@ def test_no_global_is_imported(tmp_path: Path) -> None:
     code = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})
 from pathlib import Path
-from vit_core.pytorch_file import read_pytorch_bin
+from vit_core.files.pytorch import read_pytorch_bin
 print(read_pytorch_bin(Path({str(path)!r})).left_out)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -734,7 +734,7 @@ def test_any_opcodes(tmp_path: Path, pieces: list[bytes]) -> None:
 READ_ONE = """
 import sys
 from pathlib import Path
-from vit_core.pytorch_file import read_pytorch_bin
+from vit_core.files.pytorch import read_pytorch_bin
 before = peak()
 tensor = read_pytorch_bin(Path(sys.argv[1]))["layer.3"]
 array = tensor.read()
@@ -756,7 +756,7 @@ def test_reading_one_tensor_of_a_big_file_costs_one_tensor(tmp_path: Path, layou
 
 
 def test_the_package_loads_no_framework() -> None:
-    code = "import conversion.containers, sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
+    code = "import vit_core.files.pytorch, sys; print(' '.join({n.partition('.')[0] for n in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not set(done.stdout.split()) & {"torch", "tensorflow", "keras", "jax", "flax", "h5py", "requests"}
 
@@ -767,7 +767,7 @@ def test_the_package_loads_no_framework() -> None:
 @pytest.mark.parametrize("large", [1 << 30, 0])
 def test_what_is_written_torch_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int) -> None:
     """Also with every entry written as one beyond a gibibyte is."""
-    monkeypatch.setattr("vit_core.pytorch_file._LARGE", large)
+    monkeypatch.setattr("vit_core.files.pytorch._LARGE", large)
     arrays: dict[str, Any] = {}
     for dtype in DTYPES:
         whole = np.arange(-12, 12).reshape(2, 3, 4).astype(getattr(ml_dtypes, dtype, dtype))

@@ -38,12 +38,12 @@ from saves import (
 )  # fmt: skip
 
 from conversion import convert, read
-from conversion.formats import FAMILIES
-from vit_core import saving
-from vit_core.checkpoint import CONTAINERS, find_weights, read_checkpoint
 from vit_core.config import ViTConfig
-from vit_core.documents import read_json_object
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.files import saving
+from vit_core.files.documents import read_json_object
+from vit_core.formats import FAMILIES
+from vit_core.formats.huggingface import CONTAINERS, find_weights, read_checkpoint
+from vit_core.pictures.processing import ViTImageProcessor
 
 TESTS = Path(__file__).parent
 STEPS = range(1000)  # more than any save takes
@@ -178,7 +178,7 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch
         return os.write(descriptor, data)
 
     descriptor = os.open("/dev/full", os.O_WRONLY)
-    monkeypatch.setattr("vit_core.files._Writer.write", full)
+    monkeypatch.setattr("vit_core.files.disk._Writer.write", full)
     for saved, name in ((Model.of(NEW), "model.safetensors"), (ViTImageProcessor(), "preprocessor_config.json")):
         with pytest.raises(OSError, match="No space left on device") as caught:
             saved.save_pretrained(tmp_path / "model")

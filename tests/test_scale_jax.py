@@ -15,9 +15,9 @@ from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
 from trainings import command, finish, free_port, losses, need, start, table, write_digits
 
-from vit_core.backends import DIGITS
+from vit_core.app.backends import DIGITS
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 FLAGS = {"epochs": 3, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2, "rate": 5e-3}
 

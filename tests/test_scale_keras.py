@@ -28,9 +28,9 @@ from trainings import (
     write_digits,
 )
 
-from vit_core.backends import DIGITS
+from vit_core.app.backends import DIGITS
 from vit_core.config import ViTConfig
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 FLAGS: tuple[Any, ...] = ("--epochs", 3, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 TWO_DEVICES = f"""

@@ -19,9 +19,9 @@ from tolerances import both_rounded
 from conversion import convert, read
 from conversion.cli import main
 from vit_core.channels import with_channels
-from vit_core.checkpoint import Checkpoint
-from vit_core.image_processing import ViTImageProcessor
-from vit_core.safetensors_file import Tensor, read_safetensors, write_safetensors
+from vit_core.files.safetensors import Tensor, read_safetensors, write_safetensors
+from vit_core.formats.huggingface import Checkpoint
+from vit_core.pictures.processing import ViTImageProcessor
 
 torch = pytest.importorskip("torch")
 vit_torch = pytest.importorskip("vit_torch")

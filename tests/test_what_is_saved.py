@@ -13,9 +13,9 @@ from conftest import CHECKPOINTS
 from safetensors.numpy import load_file
 
 from conversion import read
-from vit_core.backends import DIGITS
+from vit_core.app.backends import DIGITS
 from vit_core.config import ViTConfig, pair
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 CLS = CHECKPOINTS / "cls" / "pt_safetensors"
 CLASSIFIER = "ViTForImageClassification"

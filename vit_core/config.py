@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vit_core.documents import blaming, json_text, read_json_object, refuse_attributes
-from vit_core.files import write_atomically
+from vit_core.files.disk import write_atomically
+from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
+from vit_core.files.saving import save_document, settled
 from vit_core.keywords import understood
-from vit_core.saving import save_document, settled
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
 COMPUTE_AS_VIT = ("vit", "vit_mae", "vit_msn")  # model types of transformers whose trunk is a ViT
@@ -344,7 +344,7 @@ class ViTConfig:
         def read() -> tuple[Path, dict[str, Any]]:
             if source.is_file():
                 return source, read_json_object(source)
-            from vit_core import hub
+            from vit_core.files import hub
 
             path = hub.cached_file(
                 pretrained_model_name_or_path,
@@ -369,7 +369,7 @@ class ViTConfig:
 
         `hub_options` are those of `push_to_hub`. Raises TypeError for others, and for any without an upload.
         """
-        from vit_core import hub
+        from vit_core.files import hub
 
         hub.check_options(hub_options, push_to_hub)
         save_document(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
@@ -378,7 +378,7 @@ class ViTConfig:
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
         """Upload `config.json` to a hub repository, made when it is not there; returns the address of the commit."""
-        from vit_core import hub
+        from vit_core.files import hub
 
         return hub.push(self.save_pretrained, repo_id, **hub_options)
 

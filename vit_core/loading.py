@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vit_core.channels import PROJECTION, with_channels
-from vit_core.checkpoint import Checkpoint
 from vit_core.config import ViTConfig
-from vit_core.params import HEADS, TORCH, Spec, native_name, specs
+from vit_core.files.safetensors import Tensor, raw_bytes
+from vit_core.formats.huggingface import Checkpoint
+from vit_core.params import HEADS, POSITIONS, TORCH, Spec, native_name, specs
 from vit_core.position import resize_position_embeddings
-from vit_core.safetensors_file import Tensor, raw_bytes
 from vit_core.validation import dtype_name
 
 COMPUTE_DTYPES = ("float32", "float64", "bfloat16", "float16")
-POSITIONS = "embeddings.position_embeddings"
 
 
 @dataclass

@@ -33,6 +33,7 @@ class Row:
 
 
 LAYER = "encoder.layer.{}."
+POSITIONS = "embeddings.position_embeddings"
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
 OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
 TABLE = (

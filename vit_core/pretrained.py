@@ -16,8 +16,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from vit_core import hub
-from vit_core.checkpoint import (
+from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig, pair
+from vit_core.files import hub
+from vit_core.files.disk import write_atomically
+from vit_core.files.safetensors import Tensor
+from vit_core.files.saving import find, replacing_files
+from vit_core.formats.huggingface import (
     CONTAINERS,
     OWN_CONTAINERS,
     SAFETENSORS,
@@ -27,14 +31,10 @@ from vit_core.checkpoint import (
     check_container,
     write_native,
 )
-from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig, pair
-from vit_core.files import write_atomically
 from vit_core.keywords import one_device, understood
 from vit_core.loading import LoadReport, fit, resolve_dtype
 from vit_core.parameter_groups import ParameterGroup, parameter_groups
 from vit_core.params import ALL_PARTS, HEADS, PARTS, PREFIX, Spec, specs
-from vit_core.safetensors_file import Tensor
-from vit_core.saving import find, replacing_files
 from vit_core.validation import dtype_name, keeps
 
 StrPath = str | Path

@@ -16,13 +16,13 @@ from flax.linen.module import _global_interceptor_stack
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from conversion.reading import read
 from vit_core import calls
 from vit_core.config import ViTConfig
+from vit_core.files.safetensors import Tensor, own
+from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, draw
 from vit_core.params import FLAX, HEADS, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
-from vit_core.safetensors_file import Tensor, own
 from vit_flax.attention import choose
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format

@@ -10,9 +10,14 @@ if keras.config.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow before Keras is first imported, or use vit_torch or vit_flax."
     )
 
+from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import ViTConfig
-from vit_core.image_processing import AutoImageProcessor, ViTFeatureExtractor, ViTImageProcessor, ViTImageProcessorFast
-from vit_core.pipeline import pipeline as _pipeline
+from vit_core.pictures.processing import (
+    AutoImageProcessor,
+    ViTFeatureExtractor,
+    ViTImageProcessor,
+    ViTImageProcessorFast,
+)
 from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 from vit_tf.outputs import (
     BaseModelOutput,

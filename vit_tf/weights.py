@@ -14,14 +14,14 @@ import tensorflow as tf
 from keras import layers, ops
 from tensorflow import Tensor
 
-from conversion.reading import read
 from vit_core import calls
 from vit_core.config import ViTConfig
+from vit_core.files.safetensors import Tensor as StoredTensor
+from vit_core.files.safetensors import own
+from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, draw
 from vit_core.params import HEADS, PREFIX, TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
-from vit_core.safetensors_file import Tensor as StoredTensor
-from vit_core.safetensors_file import own
 from vit_tf.attention import choose
 from vit_tf.layers import Dense, LayerNorm
 from vit_tf.training import Training

@@ -2,9 +2,14 @@
 
 from functools import partial
 
+from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import ViTConfig
-from vit_core.image_processing import AutoImageProcessor, ViTFeatureExtractor, ViTImageProcessor, ViTImageProcessorFast
-from vit_core.pipeline import pipeline as _pipeline
+from vit_core.pictures.processing import (
+    AutoImageProcessor,
+    ViTFeatureExtractor,
+    ViTImageProcessor,
+    ViTImageProcessorFast,
+)
 from vit_torch.modeling import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from vit_torch.outputs import (
     BaseModelOutput,

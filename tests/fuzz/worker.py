@@ -25,9 +25,9 @@ from PIL import Image
 from regressions import regression
 
 import conversion
-from vit_core.cli import main
-from vit_core.cli.inspect import summarise
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.app.cli import main
+from vit_core.app.cli.inspect import summarise
+from vit_core.pictures.processing import ViTImageProcessor
 
 _SLACK = 64 << 20  # bytes of memory that reading may take beyond the size of its files
 _SPACE = 2 << 30  # bytes of address space beyond what the process begins with
@@ -60,7 +60,9 @@ class Watch:
         path, flags = (arguments[0], arguments[2]) if event == "open" else (0, 0)
         if flags & _WRITES and not isinstance(path, int) and path != os.devnull:
             self.acts.append(f"open {path!r} to write")
-        elif event.startswith(_ACTS) and not (event == "subprocess.Popen" and "vit_core.elsewhere" in str(arguments)):
+        elif event.startswith(_ACTS) and not (
+            event == "subprocess.Popen" and "vit_core.files.elsewhere" in str(arguments)
+        ):
             self.acts.append(f"{event} {arguments!r}"[:200])
 
 

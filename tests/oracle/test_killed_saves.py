@@ -16,7 +16,7 @@ import transformers
 from saves import NEW, OLD, SAVES, TARGETS, Model, deaths, loaded
 
 from conversion import convert, read
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 KINDS = list(itertools.product(SAVES, SAVES))
 # Forks a process that saves without end, in turn the one model and the other, in every kind, and kills it.

@@ -13,7 +13,7 @@ import transformers
 from hypothesis import given
 from PIL import Image
 
-from vit_core.image_processing import ViTImageProcessor
+from vit_core.pictures.processing import ViTImageProcessor
 
 EDGES = st.integers(1, 40)
 PER_CHANNEL = st.floats(0.01, 2) | st.lists(st.floats(0.01, 2), min_size=3, max_size=3)

@@ -1,1 +1,0 @@
-"""The files that the core does not know: bytes <-> named, lazily read arrays."""

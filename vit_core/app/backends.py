@@ -1,0 +1,124 @@
+"""The three backends by name, each imported when it is asked for, and the model that comes with the package.
+
+All that the core knows of a framework's tensors stands here, in `run` and `place`: NumPy in, NumPy out.
+"""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIGITS = Path(__file__).parents[1] / "assets" / "digits"  # a small trained classifier, and pictures to try it on
+
+# By name, which is also that of the extra: the package, and the framework it is written in.
+BACKENDS = {"torch": ("vit_torch", "torch"), "tf": ("vit_tf", "tensorflow"), "flax": ("vit_flax", "flax")}
+
+
+def is_installed(name: str) -> bool:
+    """Whether a backend's package and its framework are there."""
+    return all(find_spec(module) is not None for module in BACKENDS[name])
+
+
+def first_installed() -> str:
+    """The first backend that is there. Raises ImportError when none is."""
+    for name in BACKENDS:
+        if is_installed(name):
+            return name
+    raise ImportError('No backend is installed: pip install "vit-trio[torch]", or with [tf] or [flax]')
+
+
+def import_backend(name: str) -> Any:
+    """The package of a backend. Raises ImportError that says what to install, ValueError for another name."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}.")
+    try:
+        return import_module(BACKENDS[name][0])
+    except ImportError as error:
+        raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
+
+
+def open_checkpoint(source: str | os.PathLike[str], **options: Any) -> Any:
+    """The `Checkpoint` that `conversion.read` makes of a file, a folder or a hub id of any format."""
+    return import_module("conversion").read(source, **options)
+
+
+def backend_of(model: Any) -> str:
+    """The name of the backend that a model's class, or a base of it, comes from. Raises TypeError for others."""
+    packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    for name, (package, _) in BACKENDS.items():
+        if package in packages:
+            return name
+    raise TypeError(f"model must be a name, a path or a model of this package, got a {type(model).__name__}.")
+
+
+def run(model: Any, pixel_values: NDArray[Any], **options: Any) -> dict[str, Any]:
+    """What the model gives for pixels (B, C, H, W), by name: float64 arrays, or tuples of them."""
+
+    def array(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(array, value))
+        value = value.cpu().double() if hasattr(value, "cpu") and hasattr(value, "double") else value
+        return np.asarray(value).astype(np.float64)
+
+    if backend_of(model) != "torch":
+        return {name: array(value) for name, value in model(pixel_values, return_dict=True, **options).items()}
+    torch = import_module("torch")
+    with torch.inference_mode():
+        given = {"pixel_values": pixel_values, **options}
+        tensors = {
+            name: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
+            for name, value in given.items()
+        }
+        output = model(return_dict=True, **tensors)
+        return {name: array(value) for name, value in output.items()}
+
+
+def place(model: Any, device: Any) -> None:
+    """Put a torch model on a device: a torch device, its name, or a number, n for "cuda:n" and -1 for the CPU.
+
+    Raises ValueError for a device that is not there, and for any when the model is another framework's.
+    """
+    backend = backend_of(model)
+    if backend != "torch":
+        raise ValueError(
+            f"device={device!r} is for the backend torch; {backend} takes the first accelerator that it sees: choose "
+            "that with CUDA_VISIBLE_DEVICES."
+        )
+    model.to(torch_device(device))
+
+
+def torch_device(device: Any) -> Any:
+    """The torch device of a name, a number, n for "cuda:n" and -1 for the CPU, or itself.
+
+    Raises ValueError for one that this machine does not have, or that holds no numbers.
+    """
+    torch, name = import_module("torch"), device
+    if isinstance(device, int):
+        name = "cpu" if device < 0 else f"cuda:{device}"
+    try:
+        found = torch.empty(0, device=name).device
+        if found.type == "meta":
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device={name!r} can't be used ({reason}): pass one that this machine has.") from error
+    return found
+
+
+def replica(model: Any, device: Any) -> Any:
+    """A copy of a torch model on a device that `place` takes. Raises ValueError as that does."""
+    copied = deepcopy(model)
+    place(copied, device)
+    return copied
+
+
+def accelerator(backend: str) -> str | None:
+    """The device a backend's models do not find by themselves: CUDA, under torch, where there is any."""
+    return "cuda" if backend == "torch" and import_module("torch").cuda.is_available() else None

@@ -1,0 +1,178 @@
+"""What the commands share: options, the pictures that arguments stand for, printing, and what becomes of errors."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from vit_core.app.backends import BACKENDS, DIGITS, first_installed, import_backend
+from vit_core.pictures.images import SUFFIXES
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="PATH_OR_ID", help="Folder or hub id.", show_default="the digits model")
+]
+Backend = Annotated[
+    str | None,
+    typer.Option("--backend", metavar="|".join(BACKENDS), help="Framework.", show_default="the first installed"),
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main", metavar="NAME")
+]
+Processor = Annotated[
+    str | None,
+    typer.Option(
+        "--image-processor", metavar="PATH_OR_ID", help="How pictures are prepared.", show_default="the model's own"
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+DEFAULT_MODEL = str(DIGITS)
+
+# Whatever is wrong with a command line: the root of typer's usage errors, which has moved between its versions.
+_UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def execute(command: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
+    """The exit code of a command; its errors and warnings are one line each on the standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is shown as \xe9, and is no error
+            stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line says what failed, without those of every retry
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_: complain(f"warning: {message}", program)
+        try:
+            code = command(arguments or ["--help"], prog_name=program, standalone_mode=False)
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read the output has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except typer.Abort:
+            return 130
+        except _UsageError as error:
+            complain(error.format_message(), program)
+            return 2
+        except (OSError, ValueError, ImportError) as error:
+            complain(str(error), program)
+            return 2
+        except MemoryError as error:
+            complain(f"there is not enough memory for that ({error}): ask for less at a time.", program)
+            return 2
+    return code or 0
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to read: how it is named in reports, and its path, address or bytes."""
+
+    name: str
+    source: Any
+
+
+def pictures(arguments: list[str]) -> list[Picture]:
+    """The pictures that files, folders, patterns, addresses and `-` stand for. Raises ValueError for an empty folder.
+
+    A path that is not there stands for itself, to be reported as every unreadable file is.
+    """
+    return [picture for argument in arguments for picture in _expanded(argument)]
+
+
+def _expanded(argument: str) -> Iterator[Picture]:
+    if argument == "-":
+        yield Picture("-", _stdin())
+    elif argument.startswith(("http://", "https://")) or os.path.isfile(argument):
+        yield Picture(argument, argument)
+    elif os.path.isdir(argument):
+        yield from _in_folders([argument], f"The folder {argument}")
+    elif matches := sorted(glob.glob(argument, recursive=True)):
+        files = [Picture(match, match) for match in matches if not os.path.isdir(match)]
+        folders = [match for match in matches if os.path.isdir(match)]
+        within = () if files and "**" in argument else _in_folders(folders, argument, bool(files))
+        yield from (*files, *within)
+    else:
+        yield Picture(argument, argument)
+
+
+def _in_folders(folders: list[str], name: str, empty: bool = False) -> list[Picture]:
+    """The pictures in folders. Raises ValueError that names them where there are none, unless they may be empty."""
+    found = sorted({path for each in folders for path in _walk(each) if path.suffix.lower() in SUFFIXES})
+    if not found and not empty:
+        raise ValueError(f"{name} holds no pictures: expected files in {', '.join(SUFFIXES)}.")
+    return [Picture(str(path), path) for path in found]
+
+
+def _walk(folder: str) -> Iterator[Path]:
+    """Every file under a folder, hidden ones and those in hidden folders aside."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(parent, name) for name in files if not name.startswith("."))
+        yield from (path for path in paths if path.is_file() or path.is_symlink())  # a pipe would never end
+
+
+def _stdin() -> bytes:
+    if sys.stdin.isatty():
+        raise ValueError("`-` reads a picture from the standard input, which is a terminal: pipe one in.")
+    return sys.stdin.buffer.read()
+
+
+def import_quietly(backend: str | None) -> None:
+    """Import a backend, by default the first installed; TensorFlow prints lines then that no setting of it stops."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # for what it prints later
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        import_backend(backend or first_installed())
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def check_out(out: Path, example: str, suffixes: Collection[str]) -> None:
+    """Raise ValueError for an --out that no file can be written to, or whose suffix is none of those known."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / example}.")
+    if not out.parent.is_dir():
+        raise ValueError(f"--out {out}: there is no folder {out.parent}: make it first, or write elsewhere.")
+    if out.suffix.lower() not in suffixes:
+        raise ValueError(f"--out {out} must end in one of {', '.join(suffixes)}.")
+
+
+def console() -> Console:
+    """The standard output, for tables, which are not squeezed where it is no terminal."""
+    squeezed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return _Console(highlight=False, width=None if squeezed else 160)
+
+
+class _Console(Console):
+    """A console that leaves a closed pipe to the command, which takes it for the reader's having seen enough."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def one_line(text: object) -> str:
+    """Text for a terminal or a table: in one line, and what can't be printed, escape codes included, as `\\ufffd`."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(text).split()))
+
+
+def complain(message: str, program: str = "vit") -> None:
+    """One line on the standard error."""
+    print(f"{program}: {one_line(message)}", file=sys.stderr)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON document on the standard output. Raises ValueError for numbers that JSON does not have."""
+    print(json.dumps(document, indent=2, allow_nan=False))

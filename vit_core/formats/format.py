@@ -1,0 +1,102 @@
+"""What a format is: a table of rules, what it can't express, and what the files beside its weights say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vit_core.config import ViTConfig
+from vit_core.files.safetensors import Tensor
+from vit_core.formats.huggingface import Container
+from vit_core.formats.prefixes import Under, find_prefix
+from vit_core.formats.rules import Rule
+from vit_core.params import LAYER
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass
+class Side:
+    """What the files beside the weights say: fields of a ViTConfig, of a preprocessor_config.json, and remarks."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of checkpoints: names and layouts of its arrays, and the functions that a table can't state."""
+
+    name: str
+    title: str
+    container: Container  # that is written; `container.stem` and `.suffix` make the file's name
+    rules: tuple[Rule, ...]
+    hidden_act: str = "gelu"
+    fixed_act: bool = True  # whether its code computes `hidden_act` whatever the configuration says
+    layer_norm_eps: float = 1e-6
+    states_eps: bool = False  # whether its configuration says another eps
+    states_resample: bool = False  # whether its documents name the filter that pictures are resized with
+    states_labels: bool = False  # whether its documents hold the names of the labels
+    has_qkv_bias: bool = True  # whether its models always have biases of queries, keys and values
+    refused: tuple[tuple[str, str], ...] = ()  # (pattern of a name, why no ViT of this package has it)
+    left_out: tuple[tuple[str, str], ...] = ()  # (pattern of a name, what it is): no part of the model
+    absent: Mapping[str, str] = field(default_factory=dict)  # canonical parts it can't hold, and why
+    prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors  # other spellings to those of the rules
+    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors  # the inverse, for writing
+    files: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None = None  # of several weights files
+    beside: tuple[str, ...] = ()  # files of a folder of weights that not every model has: none may outlive its model
+    read_side: Callable[[Path], Side] = lambda path: Side()
+    write_side: Callable[[ViTConfig, str, dict[str, Any] | None], dict[str, Any]] = lambda config, arch, processor: {}
+    """JSON documents by file name, of a configuration, the model's architecture and its preprocessor."""
+
+    def match(self, tensors: Tensors) -> tuple[dict[str, tuple[Rule, str]], dict[str, str]]:
+        """The rule and the layer of every name that has one, and what is left out, with the reason."""
+        found: dict[str, tuple[Rule, str]] = {}
+        left: dict[str, str] = {}
+        for name in tensors:
+            rule = next(((r, layer) for r in self.rules if (layer := r.layer_of(name)) is not None), None)
+            if rule is not None:
+                found[name] = rule
+            elif reason := first_match(self.left_out, name):
+                left[name] = reason
+        return found, left
+
+    def find(self, tensors: dict[str, Tensor], prefix: str | None = None) -> Under:
+        """The tensors that stand under this family's names, in the spelling of its rules, and those that do not."""
+        known = {name: tensor for name, tensor in tensors.items() if not first_match(self.left_out, name)}
+        once = [name for rule in self.rules for name in (rule.native, *rule.also) if "{" not in name]
+        found = find_prefix(known, once, self.prepare, lambda inside: len(self.match(inside)[0]), prefix)
+        return replace(found, outside=found.outside | {n: t for n, t in tensors.items() if n not in known})
+
+    def to_native(self, tensors: Tensors, config: ViTConfig) -> dict[str, Tensor]:
+        """Canonical tensors as a file of this family has them. Raises ValueError for what has no place in it."""
+        layers = {match[1] for name in tensors if (match := _LAYER.match(name))}
+        native: dict[str, Tensor] = {}
+        placed: set[str] = set()
+        for rule in self.rules:
+            for layer in sorted(layers, key=int) if "{}" in rule.canonical[0] else [""]:
+                tensor = rule.to_native(tensors, layer, config.num_attention_heads)
+                if tensor is not None:
+                    native[rule.name(layer)] = tensor
+                    placed.update(name.replace("{}", layer) for name in rule.canonical)
+        lost = [name for name in tensors if name not in placed or name.startswith(tuple(self.absent))]
+        if lost:
+            reasons = sorted({why for name in lost for part, why in self.absent.items() if name.startswith(part)})
+            raise ValueError(
+                f"{self.title} has no place for {', '.join(lost[:8])}: "
+                + ("; ".join(reasons) or "choose another format")
+                + "."
+            )
+        return self.finish(native)
+
+
+_LAYER = re.compile(re.escape(LAYER).replace(r"\{\}", "([0-9]+)"))
+
+
+def first_match(patterns: tuple[tuple[str, str], ...], name: str) -> str | None:
+    """The reason that stands beside the first pattern that a name matches."""
+    return next((reason for pattern, reason in patterns if re.search(pattern, name)), None)

@@ -1,0 +1,225 @@
+"""From the arrays of another family to a whole ViT: what has to be computed, the configuration, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isqrt
+from typing import Any
+
+import numpy as np
+
+from vit_core.config import ViTConfig
+from vit_core.files.documents import blaming
+from vit_core.files.safetensors import Array, Tensor, in_turn
+from vit_core.formats.format import Family, Side
+from vit_core.formats.huggingface import Checkpoint, check_layers
+from vit_core.formats.rules import ATTENTION_SCALE, MLP_SCALE, POOLED_NORM, QUERY
+from vit_core.params import ALL_PARTS, HEADS, LAYER, OF_LAYER, PARTS, POSITIONS, specs
+
+_PROJECTION = "embeddings.patch_embeddings.projection"
+_ATTENTION, _FIRST, _SECOND = (
+    LAYER + name for name in ("attention.output.dense", "intermediate.dense", "output.dense")
+)
+_SCALES = {ATTENTION_SCALE: _ATTENTION, MLP_SCALE: _SECOND}
+
+
+def settle(opened: Checkpoint, family: Family, side: Side, heads: int | None, *, head: str, fold: bool) -> Checkpoint:
+    """The checkpoint with every tensor of a ViT and its configuration.
+
+    Raises ValueError, with the reason, for what is no ViT.
+    """
+    drop_head = head == "drop" or (head == "fresh" and _has_odd_head(opened.tensors))
+    if drop_head and head == "fresh":
+        opened = opened.without([*HEADS, "pooler"])
+    tensors, notes = dict(opened.tensors), list(opened.notes)
+    if "embeddings.cls_token" not in tensors:
+        raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({family.title}).")
+    if drop_head:
+        tensors = {name: t for name, t in tensors.items() if not name.startswith(("classifier.", "decoder."))}
+    tensors = _scaled(opened, tensors, fold, notes)
+    tensors = _final_norm(opened, tensors, drop_head, notes)
+    if _has_odd_head(tensors):
+        raise ValueError(
+            f"{opened.path} has a head on top of a pooler (pre_logits), which no ViT class has: pass head='drop' for "
+            "the model below it."
+        )
+    if POSITIONS not in tensors or f"{_PROJECTION}.weight" not in tensors:
+        raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {family.title} has.")
+    config = opened.config or _config(opened, family, side, tensors, heads, notes)
+    check_layers(opened.path, config, tensors)
+    tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config.num_patches, notes)
+    _add_zero_biases(tensors, config, notes)
+    parts = parts_of(tensors)
+    missing = sorted(set(specs(config, parts)) - set(tensors))
+    if missing:
+        raise ValueError(f"{opened.path} lacks {', '.join(missing[:8])}, which every ViT of {family.title} has.")
+    architecture = architecture_of(parts)
+    if opened.config is None:
+        config = config.copy(architectures=[architecture])
+        notes += [*side.notes, _computes(config, family)]
+    return replace(opened, tensors=tensors, config=config, notes=tuple(notes))
+
+
+def _has_odd_head(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the head is one that no ViT class has: on top of a pooler, or on the mean of the patches."""
+    on_pooler = {"pooler.dense.weight", "classifier.weight"} <= tensors.keys()
+    return on_pooler or any(name.startswith(POOLED_NORM) for name in tensors)
+
+
+def parts_of(tensors: Mapping[str, Tensor]) -> frozenset[str]:
+    """The optional parts of a model that its tensors, by canonical name, belong to."""
+    return frozenset(part for part in ALL_PARTS if any(part in name.split(".")[:2] for name in tensors))
+
+
+def architecture_of(parts: frozenset[str]) -> str:
+    """The model class that has these parts."""
+    heads = parts & set(HEADS)
+    return next((name for name, own in PARTS.items() if heads and heads <= own), "ViTModel")
+
+
+def _computes(config: ViTConfig, family: Family) -> str:
+    values = f"layer_norm_eps is {config.layer_norm_eps:g} and hidden_act {config.hidden_act!r}"
+    return f"{values}, as {family.title} computes"
+
+
+# ---- what has to be computed -------------------------------------------------------------------------------------
+
+
+def _scaled(opened: Checkpoint, tensors: dict[str, Tensor], fold: bool, notes: list[str]) -> dict[str, Tensor]:
+    """Layer scales multiplied into the layers before them, where that was asked for."""
+    layers = {name: match for name in tensors if (match := OF_LAYER.match(name))}
+    scales = {
+        name: _SCALES[scale].format(layer[1]) for name, layer in layers.items()
+        if (scale := LAYER + name[layer.end() :]) in _SCALES
+    }  # fmt: skip
+    if scales and not fold:
+        shown = tensors[min(scales)].source
+        raise ValueError(
+            f"{opened.path} has layer scales ({shown} ...), which ViT has not: pass fold_layer_scale=True "
+            "to multiply them into the layers before them, which rounds."
+        )
+    for scale, module in scales.items():
+        gamma = tensors.pop(scale)
+        before = {name: t for leaf in ("weight", "bias") if (t := tensors.get(name := f"{module}.{leaf}")) is not None}
+        if not before or any(tensor.shape[:1] != gamma.shape for tensor in before.values()):
+            shapes = ", ".join(str(tensor.shape) for tensor in before.values()) or "nothing"
+            raise ValueError(
+                f"{opened.path} has the layer scale {gamma.source!r} of shape {gamma.shape}, which does not fit what "
+                f"is before it ({shapes})."
+            )
+        tensors |= {name: _folded(tensor, gamma) for name, tensor in before.items()}
+    if scales:
+        notes.append(f"{len(scales)} layer scales are folded into weights and biases, rounded to their dtypes")
+    return tensors
+
+
+def _folded(tensor: Tensor, gamma: Tensor) -> Tensor:
+    def fold(array: Array) -> Array:
+        factors = gamma.read().astype(np.float64).reshape(-1, *[1] * (array.ndim - 1))
+        return (array.astype(np.float64) * factors).astype(array.dtype)
+
+    folded = tensor.changed(("times", gamma.source), fold)
+    return replace(folded, verify=in_turn((tensor.verify, gamma.verify)))
+
+
+def _final_norm(opened: Checkpoint, tensors: dict[str, Tensor], drop_head: bool, notes: list[str]) -> dict[str, Tensor]:
+    """The norm of a head on the mean of the patches is the final norm of a model without that head."""
+    pooled = {name: t for name, t in tensors.items() if name.startswith(POOLED_NORM)}
+    if not pooled:
+        return tensors
+    if not drop_head:
+        shown = next(iter(pooled.values())).source
+        raise ValueError(
+            f"{opened.path} has a head on the mean of the patches ({shown}), where ViT's is on the class token: pass "
+            "head='drop' for the model below it."
+        )
+    notes.append("the norm of the mean of the patches became the final norm, of every token")
+    return {("layernorm" + n.removeprefix(POOLED_NORM) if n in pooled else n): t for n, t in tensors.items()}
+
+
+def _with_class_row(positions: Tensor, patches: int, notes: list[str]) -> Tensor:
+    """Position embeddings with a row for the class token: zeros where the family gives it none."""
+    batch, rows, width = positions.shape
+    if rows != patches:
+        return positions
+    notes.append("the class token has no position of its own: row 0 of the position embeddings is zeros")
+
+    def below_zeros(array: Array) -> Array:
+        return np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
+
+    return positions.changed(("below a row of", "zeros"), below_zeros, shape=(batch, rows + 1, width))
+
+
+def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> None:
+    """Biases that a model was built without, as zeros."""
+    layers = range(config.num_hidden_layers)
+    modules = [_PROJECTION, *(m.format(i) for m in (_ATTENTION, _FIRST, _SECOND) for i in layers)]
+    lacking = [m for m in modules if f"{m}.weight" in tensors and f"{m}.bias" not in tensors]
+    for name in lacking:
+        weight = tensors[f"{name}.weight"]
+        tensors[f"{name}.bias"] = replace(
+            Tensor.of(np.zeros(weight.shape[0], weight.dtype)), source="(zeros)", changes=(("zeros", weight.shape[0]),)
+        )
+    if lacking:
+        notes.append(f"zeros stand for the biases that the model was built without ({lacking[0]}.bias ...)")
+
+
+# ---- the configuration -------------------------------------------------------------------------------------------
+
+
+def _config(
+    opened: Checkpoint, family: Family, side: Side, tensors: dict[str, Tensor], heads: int | None, notes: list[str]
+) -> ViTConfig:
+    """What the shapes say of a model, and what the files beside it say of the rest."""
+    width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape
+    norms = [name for name in tensors if name.endswith("layernorm_before.weight")]
+    values: dict[str, Any] = {
+        "hidden_size": width,
+        "num_channels": channels,
+        "patch_size": _one_or_two(patch),
+        "num_hidden_layers": len(norms),
+        "qkv_bias": f"{QUERY.format(0)}.bias" in tensors,
+        "layer_norm_eps": family.layer_norm_eps,
+        "hidden_act": family.hidden_act,
+        **side.config,
+    }
+    if (first := tensors.get(f"{_FIRST.format(0)}.weight")) is not None:
+        values["intermediate_size"] = first.shape[0]
+    if values.get("image_size") is None:
+        values["image_size"] = _image_size(opened, tensors[POSITIONS].shape[1], patch)
+    values["num_attention_heads"] = heads or values.get("num_attention_heads") or _guessed_heads(opened, width, notes)
+    if (head := tensors.get("classifier.weight")) is not None and len(values.get("id2label", ())) != head.shape[0]:
+        values.pop("id2label", None)
+        values["num_labels"] = head.shape[0]
+    if (pooler := tensors.get("pooler.dense.weight")) is not None and pooler.shape[0] != width:
+        values["pooler_output_size"] = pooler.shape[0]
+    decoder = tensors.get("decoder.0.weight")
+    values["encoder_stride"] = isqrt(decoder.shape[0] // channels) if decoder is not None else _one_or_two(patch)
+    with blaming(f"{opened.path}, with the documents beside it"):
+        return ViTConfig(**values)
+
+
+def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
+    return sizes[0] if sizes[0] == sizes[1] else (sizes[0], sizes[1])
+
+
+def _image_size(opened: Checkpoint, rows: int, patch: list[int]) -> int | tuple[int, int]:
+    """The size of the pictures, where the patches are a square: with a row of the class token or without."""
+    side = next((isqrt(n) for n in (rows - 1, rows) if n > 0 and isqrt(n) ** 2 == n), None)
+    if side is None:
+        raise ValueError(
+            f"{opened.path} has {rows} position embeddings, no square of patches, and does not say what size its "
+            "pictures have: pass stored_image_size=(height, width)."
+        )
+    return _one_or_two([side * patch[0], side * patch[1]])
+
+
+def _guessed_heads(opened: Checkpoint, width: int, notes: list[str]) -> int:
+    if width % 64:
+        raise ValueError(
+            f"{opened.path} does not say how many heads it has, and its width {width} is no multiple of 64, the usual "
+            "width of a head: pass num_attention_heads=."
+        )
+    notes.append(f"num_attention_heads is {width // 64}, for heads of the usual width 64: the file does not say")
+    return width // 64

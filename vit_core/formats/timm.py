@@ -1,0 +1,167 @@
+"""timm's VisionTransformer, and DeiT and DINO, which have its names: query, key and value are one array.
+
+Agrees with timm 1.0.31 (`timm/models/vision_transformer.py`): LayerNorm eps 1e-6, exact GELU.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from vit_core.config import VARIANTS, ViTConfig, pair
+from vit_core.formats.format import Family, Side, Tensors
+from vit_core.formats.heads import renamed_head
+from vit_core.formats.huggingface import SAFETENSORS
+from vit_core.formats.rules import (
+    ATTENTION_SCALE,
+    KEY,
+    MLP_SCALE,
+    POOLED_NORM,
+    QUERY,
+    VALUE,
+    module,
+    raw,
+    table,
+)
+from vit_core.formats.side import json_beside, labels, one_name, preprocessor, statistics
+from vit_core.params import LAYER, POSITIONS
+
+_RULES = table(
+    raw("cls_token", "embeddings.cls_token"),
+    raw("pos_embed", POSITIONS),
+    module("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    module("blocks.{}.norm1", LAYER + "layernorm_before"),
+    module("blocks.{}.attn.qkv", QUERY, KEY, VALUE),
+    module("blocks.{}.attn.proj", LAYER + "attention.output.dense"),
+    module("blocks.{}.norm2", LAYER + "layernorm_after"),
+    module("blocks.{}.mlp.fc1", LAYER + "intermediate.dense"),
+    module("blocks.{}.mlp.fc2", LAYER + "output.dense"),
+    module("norm", "layernorm"),
+    raw("blocks.{}.ls1.gamma", ATTENTION_SCALE),
+    raw("blocks.{}.ls2.gamma", MLP_SCALE),
+    module("fc_norm", POOLED_NORM),
+    module("pre_logits.fc", "pooler.dense"),
+    module("head", "classifier"),
+)
+_REFUSED = (
+    (r"^(dist_token|head_dist\.)", "a distillation token: DeiT's own class has it, ViT does not"),
+    (r"^reg_token$", "register tokens, which ViT does not have"),
+    (r"\.(q_norm|k_norm)\.", "normalised queries and keys (qk_norm), which ViT does not have"),
+    (r"^norm_pre\.", "a norm before the first layer (pre_norm, as in CLIP), which ViT does not have"),
+    (r"\.(attn|mlp)\.norm\.", "a norm within attention or MLP, which ViT does not have"),
+    (r"^attn_pool\.", "attention pooling (global_pool='map', as in SigLIP), which ViT does not have"),
+    (r"\.rope\b|^rope", "rotary position embeddings, which ViT does not have"),
+    (r"\.(w12|w3|fc1_g|fc1_x)\.", "a gated MLP, which ViT does not have"),
+)
+_LEFT_OUT = (
+    (r"(^|\.)head\.(mlp|last_layer)\.", "the projection head of DINO's training"),
+    (r"^(module\.)?linear\.", "a linear probe on several layers"),
+)
+_OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
+_CONFIG, _ACTIVATIONS = "config.json", {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
+_NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
+
+
+def _prepare(tensors: Tensors) -> Tensors:
+    """DeiT-3's own name of the layer scale becomes timm's, and that of a head put in the place of timm's."""
+    tensors = renamed_head(tensors, "head", "head")
+    return {_OLD_SCALES.sub(r"\1.ls\2.gamma", name): tensor for name, tensor in tensors.items()}
+
+
+def _read_side(path: Path) -> Side:
+    stored = json_beside(path, _CONFIG)
+    if "architecture" not in stored:
+        return Side(notes=["no timm config.json beside the weights: the preprocessing of the pictures is not known"])
+    arguments, pretrained = stored.object("model_args"), stored.object("pretrained_cfg") or stored
+    config = _of_architecture(stored.text("architecture", ""))
+    names = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
+    config |= {ours: arguments.integer(theirs) for theirs, ours in names.items() if theirs in arguments}
+    size = arguments.lengths("img_size") or _without_channels(pretrained.lengths("input_size", [3]))
+    config["image_size"] = size[0] if isinstance(size, list) and size[0] == size[1] else size
+    activation = arguments.text("act_layer", "gelu")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
+    config["hidden_act"] = _ACTIVATIONS[activation]
+    side = Side(config | labels(stored.texts("label_names")))
+    mean, std = pretrained.numbers("mean"), pretrained.numbers("std")
+    side.processor = preprocessor(size, mean, std, pretrained.text("interpolation", "bicubic"))
+    crop, mode = pretrained.number("crop_pct"), pretrained.text("crop_mode", "center")
+    if crop and (crop < 1 or mode != "squash"):
+        side.notes.append(f"timm crops pictures ({mode}, crop_pct {crop}); the preprocessor resizes the whole picture")
+    return side
+
+
+def _without_channels(size: int | list[int] | None) -> int | list[int] | None:
+    return size[1:] if isinstance(size, list) else size
+
+
+def _of_architecture(name: str) -> dict[str, Any]:
+    """The number of heads that timm's name of an architecture stands for, where it is a known one."""
+    match = re.match(r"(?:vit|deit3?)_(tiny|small|base|large|huge|giant|gigantic)_patch", name)
+    if not match:
+        return {}
+    letter = next(letter for letter, word in _NAMES.items() if word == match[1])
+    return {"num_attention_heads": VARIANTS[letter][3]}
+
+
+def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
+    """timm's config.json: the base architecture with every argument that makes it this model."""
+    headed = architecture == "ViTForImageClassification"
+    activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == one_name(config.hidden_act)), None)
+    if activation is None:
+        raise ValueError(f"timm's configuration can't name hidden_act={config.hidden_act!r}: pass another hidden_act.")
+    arguments: dict[str, Any] = {
+        "img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads,
+        "mlp_ratio": _ratio(config.intermediate_size, config.hidden_size), "qkv_bias": config.qkv_bias,
+    }  # fmt: skip
+    if activation != "gelu":
+        arguments["act_layer"] = activation
+    mean, std, interpolation = statistics(processor, config.num_channels)
+    height, width = pair(config.image_size)
+    return {
+        _CONFIG: {
+            "architecture": "vit_base_patch16_224",
+            "num_classes": config.num_labels if headed else 0,
+            "num_features": config.hidden_size,
+            "global_pool": "token",
+            "model_args": arguments,
+            **({"label_names": [config.id2label[i] for i in range(config.num_labels)]} if headed else {}),
+            "pretrained_cfg": {
+                "input_size": [config.num_channels, height, width], "fixed_input_size": True,
+                "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
+                "num_classes": config.num_labels if headed else 0, "pool_size": None,
+                "first_conv": "patch_embed.proj", "classifier": "head",
+            },
+        }
+    }  # fmt: skip
+
+
+def _ratio(intermediate: int, hidden: int) -> float:
+    """The ratio from which timm, which rounds the product down, finds the width of the MLP again."""
+    ratio = intermediate / hidden
+    return ratio if int(hidden * ratio) == intermediate else math.nextafter(ratio, math.inf)
+
+
+TIMM = Family(
+    "timm",
+    "timm's VisionTransformer (DeiT, DINO)",
+    SAFETENSORS,
+    _RULES,
+    fixed_act=False,
+    states_resample=True,
+    states_labels=True,
+    has_qkv_bias=False,
+    refused=_REFUSED,
+    left_out=_LEFT_OUT,
+    absent={
+        "embeddings.mask_token": "pass head='drop'",
+        "decoder": "pass head='drop'",
+        "pooler": "timm has had no pooler (pre_logits) since 0.6: pass pooler='drop'",
+    },
+    prepare=_prepare,
+    read_side=_read_side,
+    write_side=_write_side,
+)

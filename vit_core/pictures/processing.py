@@ -1,0 +1,359 @@
+"""ViTImageProcessor: pictures in, `pixel_values` out, with NumPy and Pillow only.
+
+Agrees bit for bit with the slow `ViTImageProcessor` of transformers 4.57.6, and with its `DeiTImageProcessor` where a
+centre crop is asked for. `vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic.
+The file format is that of `preprocessor_config.json` in Hugging Face repositories.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image
+
+from vit_core.config import PREPROCESSOR_NAME
+from vit_core.files.disk import write_atomically
+from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
+from vit_core.files.saving import save_document, settled
+from vit_core.keywords import understood
+from vit_core.pictures.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image
+from vit_core.pictures.steps import Steps, size_dict
+
+__all__ = [
+    "AutoImageProcessor",
+    "BatchFeature",
+    "ViTFeatureExtractor",
+    "ViTImageProcessor",
+    "ViTImageProcessorFast",
+    "load_image",
+]
+
+_TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
+
+# return_tensors: the module, its function that takes a NumPy array, and the extra that installs it
+_FRAMEWORKS = {
+    "np": ("numpy", "asarray", ""),
+    "pt": ("torch", "from_numpy", "torch"),
+    "tf": ("tensorflow", "constant", "tf"),
+    "jax": ("jax.numpy", "asarray", "flax"),
+}
+
+
+class BatchFeature(dict[str, Any]):
+    """What a processor returns: a dict whose keys are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"There is no {name!r} here, only {sorted(self)}.") from None
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move torch tensors to a device and cast the floating ones to a dtype, in place. Returns self."""
+        for name, value in self.items():
+            if not hasattr(value, "is_floating_point"):
+                raise TypeError(f'{name} is a {type(value).__name__}: `.to` needs return_tensors="pt".')
+            if value.is_floating_point():
+                self[name] = value.to(*args, **kwargs)
+            else:
+                places = [arg for arg in args if not isinstance(arg, type(value.dtype))]
+                self[name] = value.to(*places, **{**kwargs, "dtype": value.dtype})
+        return self
+
+
+class ViTImageProcessor:
+    """Prepares images for a ViT: RGB, resize, centre crop, rescale, normalise, each of them optional.
+
+    size: an int (square), (height, width), or a dict with height and width, or with shortest_edge (keeps the ratio).
+    resample: a `PIL.Image.Resampling` or its number.
+    image_mean, image_std: one number, or one a channel; 0.5 if None.
+    do_convert_rgb: convert PIL images and files that are not RGB, else they are refused; arrays stay as they are.
+    Every other keyword is kept as an attribute and saved. Raises ValueError for a value that can't be.
+    """
+
+    is_fast = False  # what transformers calls those that run in torchvision
+
+    model_input_names = ("pixel_values",)
+
+    def __init__(
+        self,
+        /,  # "self" may be a key of a file
+        do_resize: bool = True,
+        size: Any = None,
+        resample: int = Image.Resampling.BILINEAR,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: Any = None,
+        image_std: Any = None,
+        do_convert_rgb: bool | None = None,
+        do_center_crop: bool | None = None,
+        crop_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self.do_resize = do_resize
+        self.size = size_dict("size", 224 if size is None else size)
+        self.resample = resample
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean = [0.5, 0.5, 0.5] if image_mean is None else image_mean
+        self.image_std = [0.5, 0.5, 0.5] if image_std is None else image_std
+        self.do_convert_rgb = do_convert_rgb
+        self.do_center_crop = do_center_crop
+        self.crop_size = None if crop_size is None else size_dict("crop_size", crop_size)
+        Steps.checked(vars(self))
+        refuse_attributes(type(self), kwargs)
+        for name, value in kwargs.items():
+            if name not in _TYPE_KEYS:
+                setattr(self, name, value)
+
+    def preprocess(
+        self,
+        images: Any,
+        do_resize: bool | None = None,
+        size: Any = None,
+        resample: int | None = None,
+        do_rescale: bool | None = None,
+        rescale_factor: float | None = None,
+        do_normalize: bool | None = None,
+        image_mean: Any = None,
+        image_std: Any = None,
+        return_tensors: str | None = None,
+        data_format: str | None = FIRST,
+        input_data_format: str | None = None,
+        do_convert_rgb: bool | None = None,
+        do_center_crop: bool | None = None,
+        crop_size: Any = None,
+        device: Any = None,
+        num_workers: int | None = None,
+    ) -> BatchFeature:
+        """Images as `pixel_values`: (B, C, H, W) float32, or a list of B arrays (C, H, W) if return_tensors is None.
+
+        images: a PIL image, path, bytes, file object, array or tensor of any framework, a batch, or lists of these.
+        Whole numbers count as 0..255, other floats as 0..1. What is None below is as the processor was made.
+
+        return_tensors: "np", "pt", "tf" or "jax". device: where torch tensors go.
+        data_format: "channels_first", "channels_last", or None for the input's own.
+        input_data_format: the same for arrays, or "none" for (H, W); None infers it from the first image.
+        num_workers: threads for a batch, one a core if None; the result does not depend on it.
+
+        Without resizing, an array that is not uint8 keeps its dtype where neither rescaling nor normalising changes it.
+        Raises ValueError for bad images (with the index in a batch), values and arguments, FileNotFoundError for a
+        path, ImportError for a missing framework.
+        """
+        given = {
+            "do_resize": do_resize, "size": size, "resample": resample,
+            "do_center_crop": do_center_crop, "crop_size": crop_size,
+            "do_rescale": do_rescale, "rescale_factor": rescale_factor,
+            "do_normalize": do_normalize, "image_mean": image_mean, "image_std": image_std,
+            "do_convert_rgb": do_convert_rgb,
+        }  # fmt: skip
+        steps = Steps.checked({name: getattr(self, name) if it is None else it for name, it in given.items()})
+        data_format = _choice("data_format", data_format, (FIRST, LAST, None))
+        layout = _choice("input_data_format", input_data_format, (FIRST, LAST, NONE, None))
+        convert = _converter(return_tensors)
+
+        flat = flatten(images, ndim=2 if layout == NONE else 3)
+        if not flat:
+            raise ValueError("There are no images: pass at least one.")
+        first = flat[0]
+        if layout is None:
+            layout = infer_layout(first.shape) if isinstance(first, np.ndarray) else LAST
+        if steps.scale is not None and isinstance(first, np.ndarray) and is_scaled(first):
+            warnings.warn(
+                "The image is rescaled although its values lie in [0, 1], as if it had been rescaled before: "
+                "set do_rescale=False if so.",
+                UserWarning,
+                stacklevel=2,
+            )
+        batch = BatchFeature(pixel_values=convert(_run(steps, flat, layout, data_format, num_workers)))
+        return batch if device is None else batch.to(device)
+
+    __call__ = preprocess
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        subfolder: str = "",
+        use_fast: bool | None = None,
+        **overrides: Any,
+    ) -> Self:
+        """The processor of a folder, a JSON file or a hub repository, with arguments of `__init__` set anew.
+
+        use_fast is accepted from callers of transformers; there is but one processor. Raises FileNotFoundError,
+        ValueError for a file that is no processor's, TypeError for an override that is no argument.
+        """
+        overrides = understood({**overrides, "token": token}, "from_pretrained")
+        token = overrides.pop("token")
+
+        def path() -> Path:
+            if Path(pretrained_model_name_or_path).is_file():
+                return Path(pretrained_model_name_or_path)
+            from vit_core.files import hub
+
+            return hub.cached_file(
+                pretrained_model_name_or_path,
+                PREPROCESSOR_NAME,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+                revision=revision,
+                subfolder=subfolder,
+            )
+
+        processor = settled(Path(pretrained_model_name_or_path) / subfolder, lambda: cls.from_json_file(path()))
+        unknown = sorted(set(overrides) - set(vars(processor)))
+        if unknown:
+            raise TypeError(f"{unknown} are no arguments of {cls.__name__}, which are {sorted(vars(processor))}.")
+        return cls.from_dict({**processor.to_dict(), **overrides}) if overrides else processor
+
+    @classmethod
+    def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
+        """The processor in a `preprocessor_config.json`, old or new. Raises OSError, or ValueError naming the file."""
+        values = read_json_object(Path(path))
+        with blaming(path):
+            return cls.from_dict(values)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+        """The processor with these arguments, as `to_dict` or a file gives them. Warns if they are another kind's."""
+        kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), "ViT")
+        if not str(kind).startswith(("ViT", "DeiT")):
+            warnings.warn(
+                f"A {kind} may prepare images in another way than {cls.__name__} does: check that its steps are these.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return cls(**{**copy.deepcopy(dict(values)), **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every attribute, and the class that transformers is to read them with (its ViT processor never crops)."""
+        kind = "DeiTImageProcessor" if self.do_center_crop else "ViTImageProcessor"
+        return {**copy.deepcopy(vars(self)), "image_processor_type": kind}
+
+    def to_json_string(self) -> str:
+        """`to_dict` as JSON, keys sorted, with a newline at the end."""
+        return json_text(self.to_dict(), "This processor", lambda array: array.tolist())
+
+    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_json_string`, wholly or not at all."""
+        write_atomically(Path(path), self.to_json_string().encode())
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        safe_serialization: bool | None = None,
+        **hub_options: Any,
+    ) -> list[str]:
+        """Write preprocessor_config.json into a folder, made if need be. Returns the paths written.
+
+        With `push_to_hub=True` the folder is then uploaded, with the options of `push_to_hub`. Raises TypeError for
+        others, and for any without an upload; `safe_serialization` is accepted from transformers' pipelines.
+        """
+        from vit_core.files import hub
+
+        hub.check_options(hub_options, push_to_hub)
+        path = Path(save_directory) / PREPROCESSOR_NAME
+        save_document(path, self.to_json_string().encode())
+        if push_to_hub:
+            hub.upload(path.parent, repo_id or path.parent.resolve().name, **hub_options)
+        return [str(path)]
+
+    def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
+        """Upload the processor to a hub repository, made when it is not there; returns the address of the commit."""
+        from vit_core.files import hub
+
+        return hub.push(self.save_pretrained, repo_id, **hub_options)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ViTImageProcessor) and self.to_json_string() == other.to_json_string()
+
+    __hash__ = None  # type: ignore[assignment]  # it is mutable
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string().rstrip()}"
+
+
+ViTImageProcessorFast = ViTFeatureExtractor = AutoImageProcessor = ViTImageProcessor
+
+
+def _run(
+    steps: Steps, images: list[Any], layout: str, data_format: str | None, num_workers: int | None
+) -> Array | list[Array]:
+    """The images preprocessed, in order: in one buffer (B, ...) where their size allows it, else a list."""
+    room = steps.room(len(images), data_format)
+
+    def one(index: int) -> Array:
+        image = images[index]
+        try:
+            image = image if isinstance(image, np.ndarray | Image.Image) else load_image(image)
+            return steps.apply(image, layout, data_format, None if room is None else room[index])
+        except ValueError as error:
+            if len(images) == 1:
+                raise
+            raise ValueError(f"images[{index}] of {len(images)}: {error}") from error
+
+    workers = min(len(images), num_workers or _cores())
+    if workers == 1:
+        results = list(map(one, range(len(images))))
+    else:  # Pillow and NumPy release the lock where they compute
+        with ThreadPoolExecutor(workers) as pool:
+            results = list(pool.map(one, range(len(images))))
+    return room if room is not None and all(result.base is room for result in results) else results
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _converter(return_tensors: Any) -> Callable[[Array | list[Array]], Any]:
+    """The function that makes what `return_tensors` names. Raises ValueError, or ImportError that names the extra."""
+    kind = _choice("return_tensors", return_tensors, (*_FRAMEWORKS, None))
+    if kind is None:
+        return list
+    module, function, extra = _FRAMEWORKS[kind]
+    try:
+        convert = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        needs = module.partition(".")[0]
+        raise ImportError(
+            f'return_tensors="{kind}" needs {needs}, which is not there: pip install "vit-trio[{extra}]"'
+        ) from error
+    return lambda results: convert(_stacked(results))
+
+
+def _stacked(results: Array | list[Array]) -> Array:
+    """The images as one batch. Raises ValueError if they differ in shape."""
+    shapes = sorted({result.shape for result in results})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"Unable to create tensor of images of different shapes {shapes}: "
+            "resize them to one size (do_resize=True and a size with height and width), or set return_tensors=None."
+        )
+    return results if isinstance(results, np.ndarray) else np.stack(results)
+
+
+def _choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> Any:
+    value = getattr(value, "value", value)  # an enum's, as transformers has them
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    return value
