@@ -25,7 +25,7 @@ import numpy as np
 from vit_core import ViTConfig
 from vit_core.formats.huggingface import write_checkpoint
 from vit_core.params import specs
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True)
 config = ViTConfig.variant(sys.argv[2], num_labels=1000, architectures=["ViTForImageClassification"])

@@ -17,10 +17,10 @@ from xxhash import xxh3_128_hexdigest
 from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.report import Entry, Report
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
-from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files.disk import write_atomically
-from vit_core.files.safetensors import Array, Tensor, contiguous
+from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files.saving import find, listing, replacing_files
+from vit_core.files.tensor import Array, Tensor, contiguous
 from vit_core.formats import FAMILIES
 from vit_core.formats.huggingface import Checkpoint, Container, as_native, split, write_native
 from vit_core.formats.reading import StrPath, read

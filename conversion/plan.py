@@ -10,7 +10,7 @@ import numpy as np
 from vit_core.channels import PROJECTION, with_channels
 from vit_core.config import ViTConfig, pair
 from vit_core.files.documents import blaming
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.formats.settle import architecture_of, parts_of
 from vit_core.formats.side import stated

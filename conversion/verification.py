@@ -12,7 +12,7 @@ from conversion.plan import Plan
 from conversion.report import Difference, Verification
 from vit_core.app.backends import BACKENDS, import_backend, is_installed, run
 from vit_core.config import ViTConfig, pair
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.formats.reading import read
 

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from digits import Split, load_split
 
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_core.pictures.processing import ViTImageProcessor
 from vit_flax import FlaxViTForImageClassification, ViTConfig
 

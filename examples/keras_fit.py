@@ -18,7 +18,7 @@ from keras import layers, ops
 from keras_common import VERBOSE, callbacks, plot, schedule
 from sklearn.model_selection import train_test_split
 
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_tf import TFViTForImageClassification, ViTConfig, ViTImageProcessor
 
 Data = tuple[np.ndarray, np.ndarray]  # pixels (n, H, W, C), classes as one-hot rows (n, 10)

@@ -14,9 +14,9 @@ import ray
 import typer
 from ray.data import ActorPoolStrategy
 
-from vit_core.app.backends import DIGITS
 from vit_core.app.cli.common import SUFFIXES
 from vit_core.app.pipeline import pipeline
+from vit_core.assets import DIGITS
 
 BATCHES = 8  # an actor gets at once: it prepares the next while its model is at work
 SCHEMA = pa.schema({"file": pa.string(), "label": pa.string(), "score": pa.float64(), "error": pa.string()})

@@ -17,7 +17,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_core.files.disk import write_atomically
 
 matplotlib.use("Agg")

@@ -16,7 +16,7 @@ import numpy as np
 from conversion import read
 from vit_core.config import ViTConfig
 from vit_core.files import disk as files
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.params import PARTS, specs
 from vit_core.pretrained import PretrainedModel
 

@@ -14,7 +14,7 @@ from closeness import assert_close
 from hypothesis import Phase, given, settings
 
 from vit_core.config import ViTConfig
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.params import PARTS, specs
 
 pytest.importorskip("torch")  # what the others are compared with

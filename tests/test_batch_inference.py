@@ -19,10 +19,10 @@ import pytest
 from command import Command, process
 from PIL import Image
 
-from vit_core.app.backends import DIGITS
 from vit_core.app.cli import main, results
 from vit_core.app.cli.results import Journal
 from vit_core.app.pipeline import ImageClassificationPipeline, pipeline
+from vit_core.assets import DIGITS
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 PICTURES = sorted((DIGITS / "pictures").iterdir())

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vit_core.config import ViTConfig
-from vit_core.files.safetensors import Tensor, read_safetensors, write_safetensors
+from vit_core.files.safetensors import read_safetensors, write_safetensors
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import find_weights, read_checkpoint, write_checkpoint
 from vit_core.params import PARTS, specs
 

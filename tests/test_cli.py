@@ -20,9 +20,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from vit_core.app.attention_maps import cls_to_patches, rollout
-from vit_core.app.backends import DIGITS
 from vit_core.app.cli import main
 from vit_core.app.cli.common import pictures
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.params import PARTS, count
 

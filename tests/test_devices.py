@@ -17,9 +17,9 @@ from command import Command
 from conftest import CHECKPOINTS
 from test_models import TINY
 
-from vit_core.app.backends import DIGITS
 from vit_core.app.cli import main
 from vit_core.app.pipeline import pipeline
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 

@@ -17,7 +17,8 @@ from vit_core.config import ViTConfig
 from vit_core.files.documents import Document, parse_json_object, read_json_object
 from vit_core.files.keras_hdf5 import read_keras_h5, write_keras_h5
 from vit_core.files.npz import read_npz, write_npz
-from vit_core.files.safetensors import Tensor, read_safetensors, write_safetensors
+from vit_core.files.safetensors import read_safetensors, write_safetensors
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import CONTAINERS, Container, find_weights, read_checkpoint, read_named
 from vit_core.params import rank_of
 from vit_core.pictures.processing import ViTImageProcessor

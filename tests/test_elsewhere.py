@@ -21,7 +21,7 @@ from vit_core.files import elsewhere as module
 from vit_core.files.elsewhere import elsewhere
 from vit_core.files.hdf5 import read_h5
 from vit_core.files.keras_hdf5 import read_keras_h5, write_keras_h5
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 
 GOOD = CHECKPOINTS / "cls" / "tf_h5" / "tf_model.h5"
 limited = pytest.mark.skipif(sys.platform != "linux", reason="the system has no such limits")

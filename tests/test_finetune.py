@@ -20,7 +20,7 @@ from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF
 from trainings import losses, need, run, table, write_digits
 
 import conversion
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs

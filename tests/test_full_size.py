@@ -21,7 +21,7 @@ from backends import BACKENDS
 from closeness import assert_within, relative_error
 
 from vit_core.config import ViTConfig
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.initialization import draw
 from vit_core.params import PARTS, specs
 from vit_core.pictures.processing import ViTImageProcessor

@@ -23,7 +23,7 @@ from test_models import TINY
 from vit_core.app.cli import main
 from vit_core.config import ViTConfig
 from vit_core.files.hdf5 import read_h5, write_h5
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import TF_H5, find_weights, read_checkpoint, readable_names, write_checkpoint
 from vit_core.params import ALL_PARTS, PARTS, Spec, specs
 
@@ -517,7 +517,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from vit_core.files.hdf5 import read_h5, write_h5
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 
 def save(count):
     lazy = Tensor((1 << 21,), np.dtype("float32"), lambda: np.ones(1 << 21, np.float32))
@@ -546,7 +546,7 @@ import resource, signal, sys
 from pathlib import Path
 import numpy as np
 from vit_core.files.hdf5 import write_h5
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 try:

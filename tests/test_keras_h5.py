@@ -14,7 +14,7 @@ from conftest import CHECKPOINTS
 from test_h5 import bits, structure
 
 from vit_core.files.keras_hdf5 import is_keras_h5, read_keras_h5, write_keras_h5
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
 DTYPES = (

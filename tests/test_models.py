@@ -137,7 +137,7 @@ def test_output_shapes(backend: Any, cls: str, image: Any, patch: Any) -> None:
 )
 def test_interpolation_of_any_grid(backend: Any, image: Any, patch: Any, target: tuple[int, int]) -> None:
     """Equal to the same model whose position embeddings the core has resized."""
-    from vit_core.files.safetensors import Tensor
+    from vit_core.files.tensor import Tensor
     from vit_core.position import resize_position_embeddings
 
     config = ViTConfig(**{**TINY, "image_size": image, "patch_size": patch})
@@ -185,7 +185,7 @@ def test_pixel_shuffle_puts_channels_first(backend: Any) -> None:
     arrays = backend.parameters(model)
     arrays["decoder.0.weight"] = np.zeros_like(arrays["decoder.0.weight"])
     arrays["decoder.0.bias"] = np.arange(48, dtype=np.float32)
-    from vit_core.files.safetensors import Tensor
+    from vit_core.files.tensor import Tensor
 
     model = type(model).from_tensors(config, {n: Tensor.of(a) for n, a in arrays.items()}, seed=None)
     reconstruction = backend.call(model, pixel_values=pixels(config)).reconstruction
@@ -233,7 +233,7 @@ def test_head_mask_silences_heads(backend: Any, attention: str) -> None:
     for layer, factors in enumerate(mask):
         name = f"encoder.layer.{layer}.attention.attention.value.weight"
         arrays[name] = arrays[name] * np.repeat(factors, 4)[:, None]
-    from vit_core.files.safetensors import Tensor
+    from vit_core.files.tensor import Tensor
 
     silenced = type(model).from_tensors(config, {n: Tensor.of(a) for n, a in arrays.items()}, seed=None)
     x = pixels(config, dtype="float64")

@@ -17,7 +17,7 @@ from conftest import CHECKPOINTS
 
 from vit_core.files import msgpack as msgpack_file
 from vit_core.files.msgpack import read_msgpack, write_msgpack
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import find_weights, read_checkpoint
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")

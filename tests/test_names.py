@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import CHECKPOINTS
 
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from vit_core.files import npz
 from vit_core.files.npz import read_npz, write_npz
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint32", "uint8", "bool")
 FUZZ = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -21,8 +21,9 @@ from PIL import Image
 from tolerances import SAME_FUNCTION_FLOAT64, UNIT_ROUNDOFF
 
 from vit_core.app import backends
-from vit_core.app.backends import DIGITS, backend_of, first_installed, import_backend, run
+from vit_core.app.backends import backend_of, first_installed, import_backend, run
 from vit_core.app.pipeline import default_function, pipeline, read_image
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 

@@ -197,7 +197,7 @@ def test_unknown_arguments(backend: Any) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_biases_of_zeros_are_no_biases(backend: Any, tmp_path: Path, value: float) -> None:
-    from vit_core.files.safetensors import Tensor
+    from vit_core.files.tensor import Tensor
     from vit_core.formats.huggingface import read_checkpoint, write_checkpoint
     from vit_core.params import PARTS, specs
 

@@ -27,7 +27,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vit_core.files.pytorch import read_pytorch_bin, read_state_dicts, write_pytorch_bin
-from vit_core.files.safetensors import Tensor, read_safetensors
+from vit_core.files.safetensors import read_safetensors
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import find_weights, read_checkpoint
 
 torch = pytest.importorskip("torch")

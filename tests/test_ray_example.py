@@ -11,8 +11,8 @@ from sys import executable
 import pytest
 from command import process
 
-from vit_core.app.backends import DIGITS
 from vit_core.app.pipeline import pipeline
+from vit_core.assets import DIGITS
 
 for name in ("ray", "pandas", "pyarrow", "torch"):
     pytest.importorskip(name)

@@ -17,7 +17,7 @@ from reference import forward
 
 from vit_core import calls
 from vit_core.config import ViTConfig
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.params import PARTS, specs
 
 RESULTS = {  # fields of an output, by the reference's name of what they hold

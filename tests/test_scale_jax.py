@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
 from trainings import command, finish, free_port, losses, need, start, table, write_digits
 
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 

@@ -28,7 +28,7 @@ from trainings import (
     write_digits,
 )
 
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 

@@ -19,7 +19,8 @@ from tolerances import both_rounded
 from conversion import convert, read
 from conversion.cli import main
 from vit_core.channels import with_channels
-from vit_core.files.safetensors import Tensor, read_safetensors, write_safetensors
+from vit_core.files.safetensors import read_safetensors, write_safetensors
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.pictures.processing import ViTImageProcessor
 

@@ -13,7 +13,7 @@ from conftest import CHECKPOINTS
 from safetensors.numpy import load_file
 
 from conversion import read
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig, pair
 from vit_core.pictures.processing import ViTImageProcessor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vit_core.files.safetensors import Array, Tensor
+from vit_core.files.tensor import Array, Tensor
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
 ADAPTABLE = (1, 3)  # channels of a projection that another can be made of

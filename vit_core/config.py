@@ -16,12 +16,12 @@ from typing import Any
 
 from vit_core.files.disk import write_atomically
 from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
+from vit_core.files.names import CONFIG_NAME
 from vit_core.files.saving import save_document, settled
 from vit_core.keywords import understood
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
 COMPUTE_AS_VIT = ("vit", "vit_mae", "vit_msn")  # model types of transformers whose trunk is a ViT
-CONFIG_NAME, PREPROCESSOR_NAME = "config.json", "preprocessor_config.json"
 
 # Width D, depth L, mlp F, heads h of the named variants (ViT paper, table 1; Ti, S: Touvron et al. 2021, DeiT,
 # table 1; g, G: Zhai et al. 2022, "Scaling Vision Transformers", table 2).

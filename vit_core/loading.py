@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_core.channels import PROJECTION, with_channels
 from vit_core.config import ViTConfig
-from vit_core.files.safetensors import Tensor, raw_bytes
+from vit_core.files.tensor import Tensor, raw_bytes
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.params import HEADS, POSITIONS, TORCH, Spec, native_name, specs
 from vit_core.position import resize_position_embeddings

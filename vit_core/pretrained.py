@@ -16,11 +16,12 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from vit_core.config import CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig, pair
+from vit_core.config import ViTConfig, pair
 from vit_core.files import hub
 from vit_core.files.disk import write_atomically
-from vit_core.files.safetensors import Tensor
+from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_MODEL, PRESET_TASK_MODEL
 from vit_core.files.saving import find, replacing_files
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import (
     CONTAINERS,
     OWN_CONTAINERS,
@@ -38,7 +39,6 @@ from vit_core.params import ALL_PARTS, HEADS, PARTS, PREFIX, Spec, specs
 from vit_core.validation import dtype_name, keeps
 
 StrPath = str | Path
-_PRESET = ("model.weights.h5", "task.weights.h5")
 # Options of `conversion.read` that a caller may give.
 _READING = ("filename", "key", "prefix", "stored_image_size", "fold_layer_scale", "ignore_unknown")
 
@@ -366,7 +366,7 @@ def _weights_patterns(variant: str | None) -> tuple[str, ...]:
 
 def _check_folder(folder: Path) -> None:
     """Raise ValueError for a folder of another library, whose files would no longer belong together."""
-    if there := [name for name in _PRESET if (folder / name).exists()]:
+    if there := [name for name in (PRESET_MODEL, PRESET_TASK_MODEL) if (folder / name).exists()]:
         raise ValueError(
             f"{folder} holds {' and '.join(there)}, the weights of a keras-hub preset, and its other files: save to "
             "another folder, or remove them."

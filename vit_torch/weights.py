@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _anywhere
 
 from vit_core import calls
-from vit_core.app.backends import accelerator, torch_device
 from vit_core.config import ViTConfig
-from vit_core.files.safetensors import Tensor as StoredTensor
+from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, draw
 from vit_core.loading import LoadReport
 from vit_core.params import ALL_PARTS, PARTS, PREFIX, TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
 from vit_torch.attention import choose
+from vit_torch.devices import accelerator, torch_device
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -115,7 +115,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     def _placed(device: Any) -> Any:
         if device is None:
             return nullcontext()
-        return torch_device((accelerator("torch") or "cpu") if device == "auto" else device)
+        return torch_device((accelerator() or "cpu") if device == "auto" else device)
 
     @classmethod
     def from_tensors(

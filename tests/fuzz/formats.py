@@ -26,7 +26,8 @@ from vit_core.files.keras_hdf5 import read_keras_h5, write_keras_h5
 from vit_core.files.msgpack import read_msgpack, write_msgpack
 from vit_core.files.npz import read_npz, write_npz
 from vit_core.files.pytorch import read_pytorch_bin, write_pytorch_bin
-from vit_core.files.safetensors import Tensor, read_safetensors, write_safetensors
+from vit_core.files.safetensors import read_safetensors, write_safetensors
+from vit_core.files.tensor import Tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".npz", ".h5", ".msgpack")

@@ -20,7 +20,7 @@ from oracle_tolerances import OUTPUT_FLOAT64 as SAME
 from torch import nn
 
 import vit_torch
-from vit_core.app.backends import DIGITS
+from vit_core.assets import DIGITS
 
 SMALL = {
     "hidden_size": 32,

@@ -73,7 +73,7 @@ assert 0 <= found["eval_right"] <= 1 and np.isfinite(found["eval_loss"])
 assert trainer.predict(rows).predictions.shape == (8, 3)
 processor = ViTImageProcessor(size={"height": 12, "width": 12})
 classify = transformers.pipeline("image-classification", model=model, image_processor=processor)
-path = str(next(iter(sorted((__import__("vit_core.app.backends").backends.DIGITS / "pictures").iterdir()))))
+path = str(next(iter(sorted((__import__("vit_core.assets").assets.DIGITS / "pictures").iterdir()))))
 ours = vit_torch.pipeline(model=model, image_processor=processor)
 for one, other in zip(classify(path, top_k=3), ours(path, top_k=3)):
     assert one["label"] == other["label"] and abs(one["score"] - other["score"]) < 1e-5, (one, other)

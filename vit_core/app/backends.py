@@ -1,21 +1,17 @@
-"""The three backends by name, each imported when it is asked for, and the model that comes with the package.
+"""The three backends by name, each imported when it is asked for.
 
 All that the core knows of a framework's tensors stands here, in `run` and `place`: NumPy in, NumPy out.
 """
 
 from __future__ import annotations
 
-import os
 from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-DIGITS = Path(__file__).parents[1] / "assets" / "digits"  # a small trained classifier, and pictures to try it on
 
 # By name, which is also that of the extra: the package, and the framework it is written in.
 BACKENDS = {"torch": ("vit_torch", "torch"), "tf": ("vit_tf", "tensorflow"), "flax": ("vit_flax", "flax")}
@@ -42,11 +38,6 @@ def import_backend(name: str) -> Any:
         return import_module(BACKENDS[name][0])
     except ImportError as error:
         raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
-
-
-def open_checkpoint(source: str | os.PathLike[str], **options: Any) -> Any:
-    """The `Checkpoint` that `conversion.read` makes of a file, a folder or a hub id of any format."""
-    return import_module("conversion").read(source, **options)
 
 
 def backend_of(model: Any) -> str:
@@ -91,25 +82,7 @@ def place(model: Any, device: Any) -> None:
             f"device={device!r} is for the backend torch; {backend} takes the first accelerator that it sees: choose "
             "that with CUDA_VISIBLE_DEVICES."
         )
-    model.to(torch_device(device))
-
-
-def torch_device(device: Any) -> Any:
-    """The torch device of a name, a number, n for "cuda:n" and -1 for the CPU, or itself.
-
-    Raises ValueError for one that this machine does not have, or that holds no numbers.
-    """
-    torch, name = import_module("torch"), device
-    if isinstance(device, int):
-        name = "cpu" if device < 0 else f"cuda:{device}"
-    try:
-        found = torch.empty(0, device=name).device
-        if found.type == "meta":
-            raise RuntimeError("it holds no numbers")
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device={name!r} can't be used ({reason}): pass one that this machine has.") from error
-    return found
+    model.to(_torch_devices().torch_device(device))
 
 
 def replica(model: Any, device: Any) -> Any:
@@ -121,4 +94,8 @@ def replica(model: Any, device: Any) -> Any:
 
 def accelerator(backend: str) -> str | None:
     """The device a backend's models do not find by themselves: CUDA, under torch, where there is any."""
-    return "cuda" if backend == "torch" and import_module("torch").cuda.is_available() else None
+    return _torch_devices().accelerator() if backend == "torch" else None
+
+
+def _torch_devices() -> Any:
+    return import_module("vit_torch.devices")

@@ -31,17 +31,17 @@ from PIL import Image, ImageOps
 
 from vit_core import calls
 from vit_core.app.backends import (
-    DIGITS,
     accelerator,
     backend_of,
     first_installed,
     import_backend,
-    open_checkpoint,
     place,
     replica,
     run,
 )
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig, pair
+from vit_core.formats.reading import read
 from vit_core.keywords import understood
 from vit_core.loading import LoadReport
 from vit_core.pictures.images import LAST, as_bytes, as_rgb
@@ -341,7 +341,7 @@ def find_processor(
             except FileNotFoundError:
                 pass
         heads = config.num_attention_heads  # which the files of some families do not state
-        if stored := open_checkpoint(name, num_attention_heads=heads, head="drop", config=config, **options).processor:
+        if stored := read(name, num_attention_heads=heads, head="drop", config=config, **options).processor:
             height, width = pair(config.image_size)
             return ViTImageProcessor.from_dict({**stored, "size": {"height": height, "width": width}})
     return _default_processor("The model" if name is None else str(name), config)

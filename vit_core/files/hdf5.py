@@ -22,7 +22,7 @@ import numpy as np
 
 from vit_core.files.disk import atomic_file, is_at, refuse_stand_in, same_file
 from vit_core.files.elsewhere import elsewhere
-from vit_core.files.safetensors import Array, Tensor, mapped_tensor
+from vit_core.files.tensor import Array, Tensor, mapped_tensor
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # no number of HDF5: Keras 3 stores two bytes and says so in an attribute
 _DTYPES = (

@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
-from vit_core.config import PREPROCESSOR_NAME
 from vit_core.files.disk import check_shard_names
 from vit_core.files.documents import read_json_object
+from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files.saving import find
 
 StrPath = str | os.PathLike[str]
@@ -71,7 +71,7 @@ def resolve(
     """
     options = _Options(cache_dir, force_download, local_files_only, token, revision, subfolder.strip("/"))
     source = _source(name_or_path, options)
-    for filename in ("config.json", *optional):
+    for filename in (CONFIG_NAME, *optional):
         source.find(filename)
     found = (source.find(filename) for filename in filenames)
     weights = next((path for path in found if path is not None), None) or source.fail(_either(filenames))
@@ -260,7 +260,7 @@ def _source(name_or_path: StrPath, options: _Options) -> _Folder | _Repo:
 def _near(path: Path) -> Path | None:
     """The folder of a model whose name is most like that of one that is not there, if there is one."""
     with suppress(OSError):
-        models = [each.name for each in path.parent.iterdir() if (each / "config.json").is_file()]
+        models = [each.name for each in path.parent.iterdir() if (each / CONFIG_NAME).is_file()]
         return next((path.parent / name for name in get_close_matches(path.name, models, 1, _LIKE)), None)
     return None
 

@@ -15,9 +15,9 @@ import h5py
 from vit_core.files.disk import refuse_stand_in
 from vit_core.files.elsewhere import elsewhere
 from vit_core.files.hdf5 import Described, atomic_h5, describe, described_tensors, member, opened_h5, write_dataset
-from vit_core.files.safetensors import Tensor
+from vit_core.files.names import KERAS_WEIGHTS
+from vit_core.files.tensor import Tensor
 
-_KIND = ".weights.h5"
 _OPTIMIZER = "optimizer"  # the top-level group of what a model does not need
 _MAX_PATH = 1024  # characters, which bounds the depth as well
 
@@ -48,7 +48,7 @@ def read_keras_h5(path: Path) -> dict[str, Tensor]:
 
 def arrays_in(path: str) -> list[Described]:
     """What a `.weights.h5` holds, for `described_tensors`."""
-    return describe(path, _KIND, _datasets)
+    return describe(path, KERAS_WEIGHTS, _datasets)
 
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -77,7 +77,7 @@ def write_keras_h5(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str
     {"layers/dense/vars": "predictions"}; Keras writes such a group for a layer without variables, too. Raises
     ValueError for a dtype that is no number's, OSError when the disk is full.
     """
-    with atomic_h5(path, _KIND, tensors) as file:
+    with atomic_h5(path, KERAS_WEIGHTS, tensors) as file:
         for group, name in (names or {}).items():
             file.require_group(group).attrs["name"] = name
         for name, tensor in tensors.items():

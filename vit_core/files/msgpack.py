@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 
 from vit_core.files.disk import atomic_file, refuse_stand_in
-from vit_core.files.safetensors import Array, Tensor, in_turn, mapped_tensor, raw_bytes
+from vit_core.files.tensor import Array, Tensor, in_turn, mapped_tensor, raw_bytes
 
 _ARRAY, _SCALAR = 1, 3  # extension types; 2, a complex number, is no weight
 _CHUNKED = "__msgpack_chunked_array__"

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from vit_core.files.disk import atomic_file, refuse_stand_in
-from vit_core.files.safetensors import Array, Tensor, mapped_tensor, raw_bytes, release_pages
+from vit_core.files.tensor import Array, Tensor, mapped_tensor, raw_bytes, release_pages
 from vit_core.files.zip import check_entry, zip_entries
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

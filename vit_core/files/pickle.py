@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 
 DTYPES: dict[str, npt.DTypeLike] = {
     "DoubleStorage": np.float64,

@@ -25,8 +25,9 @@ from typing import IO, Any
 import numpy as np
 
 from vit_core.files.disk import atomic_file, refuse_stand_in
+from vit_core.files.names import PRESET_MODEL
 from vit_core.files.pickle import CODES, Opaque, Storage, Unpickler, Unsafe, View, pickled
-from vit_core.files.safetensors import Array, Tensor, raw_bytes, release_pages
+from vit_core.files.tensor import Array, Tensor, raw_bytes, release_pages
 from vit_core.files.zip import check_entry, zip_entries
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # what the older layout begins with
@@ -209,7 +210,7 @@ def _read_zip(file: IO[bytes], mapped: mmap.mmap) -> tuple[Any, bool]:
     """The tree of a zip archive, its storages placed, and whether they are big-endian."""
     entries = _entries(file, mapped)
     roots = [name.partition("/")[0] for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
-    if "model.weights.h5" in entries:
+    if PRESET_MODEL in entries:
         raise ValueError("it is a .keras archive: load it with Keras, and save the model by save_pretrained()")
     if len(roots) != 1:
         raise ValueError(f"it is a zip archive with {len(roots)} data.pkl, torch.save writes one")

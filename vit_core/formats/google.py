@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Family, Side, Tensors
 from vit_core.formats.huggingface import Container
 from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Heads, Rule, Step, module, raw, table

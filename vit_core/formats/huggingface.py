@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vit_core.config import CONFIG_NAME, ViTConfig
+from vit_core.config import ViTConfig
 from vit_core.files.disk import check_shard_names, check_stays, write_atomically
 from vit_core.files.documents import read_json_object
-from vit_core.files.safetensors import Tensor, read_safetensors, write_safetensors
+from vit_core.files.names import CONFIG_NAME
+from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.saving import beside, find
+from vit_core.files.tensor import Tensor
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
 
 # The component that TensorFlow's full variable names begin with; only its HDF5 files and shard indices spell it out.

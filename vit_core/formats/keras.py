@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vit_core.files.safetensors import Tensor
+from vit_core.files.names import KERAS_WEIGHTS
+from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Family, Tensors
 from vit_core.formats.huggingface import Container
 from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Rule, Step, module, raw, table
@@ -24,7 +25,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) 
     write_keras_h5(path, tensors)
 
 
-KERAS_H5 = Container("model", ".weights.h5", "keras", _read, _write)
+KERAS_H5 = Container("model", KERAS_WEIGHTS, "keras", _read, _write)
 
 _BLOCK = "encoder/layer/vi_t_layer{_}/"
 _TRUNK = "layers/tf_vi_t_model/"  # before the names of everything but the heads, in models that have one

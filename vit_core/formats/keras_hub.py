@@ -10,7 +10,16 @@ from typing import Any
 
 from vit_core.config import ViTConfig, pair
 from vit_core.files.documents import Document
-from vit_core.files.safetensors import Tensor
+from vit_core.files.names import (
+    CONFIG_NAME,
+    PRESET_BESIDE,
+    PRESET_CONVERTER,
+    PRESET_METADATA,
+    PRESET_PREPROCESSOR,
+    PRESET_TASK,
+    PRESET_TASK_MODEL,
+)
+from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Family, Side, Tensors
 from vit_core.formats.keras import KERAS_H5
 from vit_core.formats.rules import (
@@ -34,7 +43,6 @@ _EMBEDDING, _ENCODER = "layers/vi_t_patching_and_embedding/", "layers/vi_t_encod
 _BLOCK = _ENCODER + "encoder_layers/vi_t_encoder_block{_}/"
 _BACKBONE = "layers/vi_t_backbone/"  # before the names of the backbone in the file of a whole classifier
 _HEAD, _BELOW_HEAD = "layers/dense/", "layers/pre_logits/"
-TASK = "task.weights.h5"
 
 
 def _variables(native: str, canonical: str, *weight: Step, bias: tuple[Step, ...] = ()) -> tuple[Rule, ...]:
@@ -77,7 +85,7 @@ def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """A preset's files: the backbone's, and the head's where there is one."""
     head = {name: tensor for name, tensor in native.items() if name.startswith(_HEAD)}
     trunk = {name: tensor for name, tensor in native.items() if name not in head}
-    return {KERAS_H5.names()[0]: trunk} | ({TASK: head} if head else {})
+    return {KERAS_H5.names()[0]: trunk} | ({PRESET_TASK_MODEL: head} if head else {})
 
 
 # ---- the preset's documents --------------------------------------------------------------------------------------
@@ -93,8 +101,8 @@ _FIELDS = {
 
 
 def _read_side(path: Path) -> Side:
-    backbone = json_beside(path, "config.json").object("config")
-    task = json_beside(path, "task.json").object("config")
+    backbone = json_beside(path, CONFIG_NAME).object("config")
+    task = json_beside(path, PRESET_TASK).object("config")
     if task.text("pooling", "token") != "token":
         raise ValueError(
             f"{path} is a classifier on the mean of the patches (pooling={task['pooling']!r} in task.json), where "
@@ -105,7 +113,7 @@ def _read_side(path: Path) -> Side:
     if isinstance(shape, list):
         *size, channels = shape
         side.config["image_size"] = size[0] if size[0] == size[1] else tuple(size)
-    if converter := json_beside(path, "image_converter.json").object("config"):
+    if converter := json_beside(path, PRESET_CONVERTER).object("config"):
         side.processor = _processor(converter, size, channels)
         if side.processor is None:
             side.notes.append(
@@ -140,24 +148,24 @@ def _processor(converter: Document, size: list[int] | None, channels: int) -> di
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
     backbone = _object("vit_backbone", "ViTBackbone", _backbone(config))
     converter = _object("vit_image_converter", "ViTImageConverter", _converter(config, processor))
-    documents = {"config.json": backbone, "image_converter.json": converter}
+    documents = {CONFIG_NAME: backbone, PRESET_CONVERTER: converter}
     tasks = []
     if architecture == "ViTForImageClassification":
-        values = {"image_converter": converter, "config_file": "preprocessor.json"}
-        documents["preprocessor.json"] = _object(
+        values = {"image_converter": converter, "config_file": PRESET_PREPROCESSOR}
+        documents[PRESET_PREPROCESSOR] = _object(
             "vit_image_classifier_preprocessor", "ViTImageClassifierPreprocessor", values
         )
-        documents["task.json"] = _object(
+        documents[PRESET_TASK] = _object(
             "vit_image_classifier",
             "ViTImageClassifier",
             {
-                "backbone": backbone, "preprocessor": documents["preprocessor.json"], "num_classes": config.num_labels,
+                "backbone": backbone, "preprocessor": documents[PRESET_PREPROCESSOR], "num_classes": config.num_labels,
                 "pooling": "token", "intermediate_dim": None, "activation": None, "dropout": 0.0,
             },
         )  # fmt: skip
         tasks = ["ImageClassifier"]
     versions = {"keras_version": "3.15.1", "keras_hub_version": "0.32.0"}  # whose documents these are
-    return {**documents, "metadata.json": {**versions, "tasks": tasks}}
+    return {**documents, PRESET_METADATA: {**versions, "tasks": tasks}}
 
 
 def _backbone(config: ViTConfig) -> dict[str, Any]:
@@ -205,7 +213,7 @@ KERAS_HUB = Family(
     },
     prepare=_prepare,
     files=_files,
-    beside=(TASK, "task.json", "preprocessor.json", "metadata.json", "image_converter.json"),
+    beside=PRESET_BESIDE,
     read_side=_read_side,
     write_side=_write_side,
 )

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from vit_core.files.safetensors import Tensor
+from vit_core.files.tensor import Tensor
 from vit_core.params import PREFIX
 
 # The words for several copies of a model in one file, the one to take first: averages before what was trained.

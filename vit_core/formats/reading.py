@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection
 from dataclasses import replace
@@ -9,11 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vit_core.config import COMPUTE_AS_VIT, CONFIG_NAME, PREPROCESSOR_NAME, ViTConfig
+from vit_core.config import COMPUTE_AS_VIT, ViTConfig
 from vit_core.files import hub
 from vit_core.files.documents import blaming
-from vit_core.files.safetensors import Tensor
+from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_BESIDE, PRESET_TASK_MODEL
 from vit_core.files.saving import beside, find, listing, settled
+from vit_core.files.tensor import Tensor
 from vit_core.formats import FAMILIES
 from vit_core.formats.detect import container_of
 from vit_core.formats.format import Family, Side, Tensors, first_match
@@ -29,18 +31,16 @@ from vit_core.formats.huggingface import (
     recognise,
 )
 from vit_core.formats.keras import KERAS_H5
-from vit_core.formats.keras_hub import TASK
 from vit_core.formats.prefixes import Under, copy_rank, find_prefix, seen, unwrapped, unwrapped_name
 from vit_core.formats.rules import Heads
 from vit_core.formats.settle import settle
 from vit_core.formats.side import json_beside
 from vit_core.params import DIALECTS, TABLE
 
-StrPath = str | Path
+StrPath = str | os.PathLike[str]
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".ckpt", ".pth.tar", ".pyth")
 _FLAX_CHECKPOINT = re.compile(r"checkpoint_\d+")  # as flax.training.checkpoints names them
 _ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
-_PRESET = ("metadata.json", "task.json", "task.weights.h5", "preprocessor.json", "image_converter.json")
 _BOOKKEEPING = (
     (r"(^|\.)n_averaged$", "how many models were averaged"),
     (r"^(opt_state|optimizer)[./]", "the optimizer's state"),
@@ -175,7 +175,7 @@ def _locate(
         wanted += _only_weights(path / options.get("subfolder", ""), wanted)
     found = hub.resolve(source, wanted, **options)
     if found.name == KERAS_H5.names()[0] and not path.is_dir():
-        hub.resolve(source, [found.name], optional=_PRESET, **options)
+        hub.resolve(source, [found.name], optional=PRESET_BESIDE, **options)
     return found
 
 
@@ -205,7 +205,7 @@ def _open(path: Path, key: str | None, ignore_unknown: bool) -> tuple[Named, lis
     """The tensors of a file; of the state dicts in it, those of the model."""
     if path.suffix == ".json" or container_of(path) is not PYTORCH_BIN:
         named = read_named(path, container_of)
-        head = beside(path, TASK)  # a preset of keras-hub has the head in a file of its own
+        head = beside(path, PRESET_TASK_MODEL)  # a preset of keras-hub has the head in a file of its own
         if path.name == KERAS_H5.names()[0] and head.is_file():
             tensors = {**read_named(head, container_of).tensors, **named.tensors}
             named = replace(named, tensors=tensors, shards=(path, head))

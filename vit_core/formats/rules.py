@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vit_core.files.safetensors import Tensor, in_turn
+from vit_core.files.tensor import Tensor, in_turn
 from vit_core.params import LAYER, NUMBER, rank_of
 
 QUERY, KEY, VALUE = (LAYER + f"attention.attention.{name}" for name in ("query", "key", "value"))

@@ -11,7 +11,7 @@ import numpy as np
 
 from vit_core.config import ViTConfig
 from vit_core.files.documents import blaming
-from vit_core.files.safetensors import Array, Tensor, in_turn
+from vit_core.files.tensor import Array, Tensor, in_turn
 from vit_core.formats.format import Family, Side
 from vit_core.formats.huggingface import Checkpoint, check_layers
 from vit_core.formats.rules import ATTENTION_SCALE, MLP_SCALE, POOLED_NORM, QUERY

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import VARIANTS, ViTConfig, pair
+from vit_core.files.names import CONFIG_NAME
 from vit_core.formats.format import Family, Side, Tensors
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import SAFETENSORS
@@ -60,7 +61,7 @@ _LEFT_OUT = (
     (r"^(module\.)?linear\.", "a linear probe on several layers"),
 )
 _OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
-_CONFIG, _ACTIVATIONS = "config.json", {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
+_ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
 _NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
 
 
@@ -71,7 +72,7 @@ def _prepare(tensors: Tensors) -> Tensors:
 
 
 def _read_side(path: Path) -> Side:
-    stored = json_beside(path, _CONFIG)
+    stored = json_beside(path, CONFIG_NAME)
     if "architecture" not in stored:
         return Side(notes=["no timm config.json beside the weights: the preprocessing of the pictures is not known"])
     arguments, pretrained = stored.object("model_args"), stored.object("pretrained_cfg") or stored
@@ -122,7 +123,7 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
     mean, std, interpolation = statistics(processor, config.num_channels)
     height, width = pair(config.image_size)
     return {
-        _CONFIG: {
+        CONFIG_NAME: {
             "architecture": "vit_base_patch16_224",
             "num_classes": config.num_labels if headed else 0,
             "num_features": config.hidden_size,

@@ -19,9 +19,9 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from vit_core.config import PREPROCESSOR_NAME
 from vit_core.files.disk import write_atomically
 from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
+from vit_core.files.names import PREPROCESSOR_NAME
 from vit_core.files.saving import save_document, settled
 from vit_core.keywords import understood
 from vit_core.pictures.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image

@@ -35,7 +35,7 @@ from vit_core.app.cli.common import (
 )
 from vit_core.app.cli.results import IDENTITY, Journal, check_target
 from vit_core.app.pipeline import ImageClassificationPipeline, Predictions, Result, pipeline
-from vit_core.files.safetensors import raw_bytes
+from vit_core.files.tensor import raw_bytes
 
 Results = list[tuple[Picture, Predictions]]
 Failures = list[tuple[Picture, str]]

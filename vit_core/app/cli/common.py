@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from vit_core.app.backends import BACKENDS, DIGITS, first_installed, import_backend
+from vit_core.app.backends import BACKENDS, first_installed, import_backend
+from vit_core.assets import DIGITS
 from vit_core.pictures.images import SUFFIXES
 
 Model = Annotated[

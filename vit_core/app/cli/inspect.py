@@ -11,11 +11,12 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from vit_core.app.backends import open_checkpoint
 from vit_core.app.cli.common import AsJson, Revision, console, one_line, print_json
-from vit_core.config import CONFIG_NAME, ViTConfig
-from vit_core.files.safetensors import Tensor
+from vit_core.config import ViTConfig
+from vit_core.files.names import CONFIG_NAME
+from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
+from vit_core.formats.reading import read
 from vit_core.loading import fit
 from vit_core.params import LAYER, OF_LAYER, PARTS, TABLE
 
@@ -35,7 +36,7 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show the configuration, the parameters and the size of a checkpoint."""
-    checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
+    checkpoint: Checkpoint = read(model, revision=revision)
     config = checkpoint.config
     if check:
         for tensor in (*checkpoint.tensors.values(), *checkpoint.unknown.values()):

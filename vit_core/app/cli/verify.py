@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from vit_core.app.backends import BACKENDS, DIGITS, first_installed, import_backend, is_installed, open_checkpoint, run
+from vit_core.app.backends import BACKENDS, first_installed, import_backend, is_installed, run
 from vit_core.app.cli.common import (
     AsJson,
     Picture,
@@ -35,8 +35,12 @@ from vit_core.app.cli.common import (
     print_json,
 )
 from vit_core.app.pipeline import ImageClassificationPipeline, find_processor
-from vit_core.config import CONFIG_NAME, ViTConfig, pair
+from vit_core.assets import DIGITS
+from vit_core.config import ViTConfig, pair
+from vit_core.files.names import CONFIG_NAME
 from vit_core.formats.huggingface import Checkpoint
+from vit_core.formats.reading import read
+from vit_core.formats.settle import architecture_of, parts_of
 from vit_core.params import PARTS
 
 Array = NDArray[Any]
@@ -127,7 +131,7 @@ def verify(
     if dtype not in _TOLERANCES:
         raise ValueError(f"--dtype must be one of {', '.join(_TOLERANCES)}, got {dtype!r}.")
     allowed = _TOLERANCES[dtype] if tolerance is None else tolerance
-    checkpoint: Checkpoint = open_checkpoint(model, revision=revision)
+    checkpoint: Checkpoint = read(model, revision=revision)
     if checkpoint.config is None:
         raise FileNotFoundError(f"No {CONFIG_NAME} beside {checkpoint.path}: put the one of its model there.")
     architecture, arguments, masked = _class(checkpoint, checkpoint.config)
@@ -176,10 +180,9 @@ def _chosen(wanted: str | None) -> tuple[list[str], list[str]]:
 
 def _class(checkpoint: Checkpoint, config: ViTConfig) -> tuple[str, dict[str, bool], bool]:
     """The model class that config.json names, else the one of the stored parts; its arguments; whether masks fit it."""
-    settle = import_module("vit_core.formats.settle")
-    parts = settle.parts_of(checkpoint.tensors)
+    parts = parts_of(checkpoint.tensors)
     named = (name for name in config.architectures or () if name in PARTS)
-    architecture = next(named, None) or settle.architecture_of(parts)
+    architecture = next(named, None) or architecture_of(parts)
     if architecture == "ViTModel":
         masked = "mask_token" in parts
         return architecture, {"add_pooling_layer": "pooler" in parts, "use_mask_token": masked}, masked
