@@ -21,7 +21,7 @@ from vit_core.files.disk import write_atomically
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files.saving import find, listing, replacing_files
 from vit_core.files.tensor import Array, Tensor, contiguous
-from vit_core.formats import FAMILIES
+from vit_core.formats import FORMATS
 from vit_core.formats.huggingface import Checkpoint, Container, as_native, split, write_native
 from vit_core.formats.reading import StrPath, read
 from vit_core.formats.rules import describe
@@ -305,7 +305,7 @@ def _write(
         container.write(target, native, format, False)
         return
     # Where another model goes, so do the documents that only its format has.
-    documented = FAMILIES.values() if others else filter(None, [family])
+    documented = FORMATS.values() if others else filter(None, [family])
     beside = [pattern for each in documented for pattern in each.beside]
     with replacing_files(target, (*container.patterns(), *beside, *map(glob.escape, others))) as stage:
         if family is not None and family.files is not None:

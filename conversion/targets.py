@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vit_core.formats import FAMILIES
-from vit_core.formats.format import Family
+from vit_core.formats import FORMATS
+from vit_core.formats.format import Format
 from vit_core.formats.huggingface import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS, TF_H5, Container
 
 
@@ -17,7 +17,7 @@ class Target:
     title: str
     format: str
     containers: Mapping[str, Container]  # by name, the one that is written unless another is asked for first
-    family: Family | None = None
+    family: Format | None = None
 
     def container(self, name: str | None) -> Container:
         """The container of a name. Raises ValueError for one that this format is never in."""
@@ -31,7 +31,7 @@ class Target:
 
 def _families() -> dict[str, Target]:
     found = {}
-    for name, family in FAMILIES.items():
+    for name, family in FORMATS.items():
         containers = {family.container.suffix.rpartition(".")[2]: family.container}
         if family.container is SAFETENSORS:
             containers["bin"] = PYTORCH_BIN
@@ -39,7 +39,7 @@ def _families() -> dict[str, Target]:
     return found
 
 
-ALL_CONTAINERS = (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, *(family.container for family in FAMILIES.values()))
+ALL_CONTAINERS = (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, *(family.container for family in FORMATS.values()))
 TARGETS: dict[str, Target] = {
     "torch": Target("Hugging Face's PyTorch ViT", "pt", {"safetensors": SAFETENSORS, "bin": PYTORCH_BIN}),
     "tf": Target("Hugging Face's TensorFlow ViT", "tf", {"safetensors": SAFETENSORS, "h5": TF_H5}),

@@ -33,8 +33,8 @@ from vit_core.params import PARTS, specs
 from vit_core.pictures.processing import ViTImageProcessor
 from vit_core.position import resize_position_embeddings
 
-FAMILIES = GOLDEN / "families"
-CASES = json.loads((FAMILIES / "cases.json").read_text())
+FORMATS = GOLDEN / "families"
+CASES = json.loads((FORMATS / "cases.json").read_text())
 FOLDERS = sorted(CHECKPOINTS.glob("*/*"))
 CLS = CHECKPOINTS / "cls" / "pt_safetensors"
 ALL = [(name, container) for name, target in TARGETS.items() for container in target.containers]
@@ -107,7 +107,7 @@ def bits_of(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["expects"] == "outputs"])
 def test_every_family_to_every_format_and_back(tmp_path: Path, name: str) -> None:
-    file, given = FAMILIES / CASES[name]["file"], options(name)
+    file, given = FORMATS / CASES[name]["file"], options(name)
     given["head"] = "drop" if "pre_logits" in name else "keep"
     source = read(file, **given)
     there = bits(source)
@@ -192,16 +192,16 @@ def test_random_models_along_random_ways(tmp_path: Path, drawn: Any, way: list[t
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["expects"] == "outputs"])
 def test_outputs_are_those_of_the_library_that_wrote_it(backend: Any, name: str) -> None:
     case, given = CASES[name], options(name)
-    wanted = np.load(FAMILIES / name / "outputs.npz")
-    pixels = np.load(FAMILIES / case["inputs"])
+    wanted = np.load(FORMATS / name / "outputs.npz")
+    pixels = np.load(FORMATS / case["inputs"])
     heads = {"logits": "ViTForImageClassification", "reconstruction": "ViTForMaskedImageModeling"}
     for output in wanted.files:
         cls = heads.get(output, "ViTModel")
         if "pre_logits" in name and cls != "ViTModel":
             with pytest.raises(ValueError, match="a head on top of a pooler"):
-                backend.load(cls, FAMILIES / case["file"], **given)
+                backend.load(cls, FORMATS / case["file"], **given)
             continue
-        model = backend.load(cls, FAMILIES / case["file"], **given)
+        model = backend.load(cls, FORMATS / case["file"], **given)
         found = backend.call(model, pixel_values=pixels)[output]
         assert_close(found, wanted[output], both_rounded(model.config), output)
 
@@ -221,12 +221,12 @@ def test_what_is_no_vit_is_refused_by_name(tmp_path: Path, name: str) -> None:
     tensor = case["tensor"].rstrip("/.")
     expected = words.get(case["tensor"], tensor.split(".")[-2] if tensor.count(".") > 1 else tensor.split(".")[0])
     with pytest.raises(ValueError, match=re.escape(expected)):
-        convert(FAMILIES / case["file"], tmp_path / "new", to="torch", num_attention_heads=2)
+        convert(FORMATS / case["file"], tmp_path / "new", to="torch", num_attention_heads=2)
     assert not (tmp_path / "new").exists()
 
 
 def test_a_head_on_the_mean_is_refused_and_the_model_below_it_converts(tmp_path: Path) -> None:
-    file = FAMILIES / CASES["timm_avg"]["file"]
+    file = FORMATS / CASES["timm_avg"]["file"]
     with pytest.raises(ValueError, match=r"mean of the patches .*pass head='drop'"):
         convert(file, tmp_path / "new", to="torch", num_attention_heads=2)
     report = convert(file, tmp_path / "new", to="torch", num_attention_heads=2, head="drop")
@@ -235,7 +235,7 @@ def test_a_head_on_the_mean_is_refused_and_the_model_below_it_converts(tmp_path:
 
 
 def test_layer_scale_is_folded_on_request_alone(tmp_path: Path) -> None:
-    file = FAMILIES / CASES["timm_layer_scale"]["file"]
+    file = FORMATS / CASES["timm_layer_scale"]["file"]
     with pytest.raises(ValueError, match=r"ls1.gamma .*pass fold_layer_scale=True"):
         read(file)
     stored, _ = read_safetensors(file if file.is_file() else file / "model.safetensors")
@@ -267,7 +267,7 @@ def test_content_decides_not_the_name(tmp_path: Path) -> None:
 
 
 def test_wrappers_and_their_keys(tmp_path: Path) -> None:
-    full = FAMILIES / CASES["dino_full"]["file"]
+    full = FORMATS / CASES["dino_full"]["file"]
     assert any("took the state dict 'teacher'" in note for note in read(full, num_attention_heads=2).notes)
     student = read(full, num_attention_heads=2, key="student")
     assert bits(student) != bits(read(full, num_attention_heads=2))
@@ -277,7 +277,7 @@ def test_wrappers_and_their_keys(tmp_path: Path) -> None:
 
 def test_several_files_ask_for_a_choice(tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz"):
-        shutil.copy(FAMILIES / CASES["google"]["file"], tmp_path / name)
+        shutil.copy(FORMATS / CASES["google"]["file"], tmp_path / name)
     with pytest.raises(ValueError, match=r"several weights files, a\.npz, b\.npz: choose one with filename="):
         read(tmp_path)
     assert read(tmp_path, filename="b.npz").path.name == "b.npz"
@@ -473,7 +473,7 @@ def test_a_shard_that_is_a_link_out_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_labels_and_preprocessing_come_along(tmp_path: Path) -> None:
-    timm = FAMILIES / CASES["timm"]["file"]
+    timm = FORMATS / CASES["timm"]["file"]
     convert(timm, tmp_path / "torch", to="torch")
     config = ViTConfig.from_pretrained(tmp_path / "torch")
     assert list(config.id2label.values()) == ["cat", "dog", "owl"] and config.layer_norm_eps == 1e-6
@@ -490,12 +490,12 @@ def test_labels_and_preprocessing_come_along(tmp_path: Path) -> None:
 
 
 def test_a_difference_between_code_bases_is_reported(tmp_path: Path) -> None:
-    report = convert(FAMILIES / CASES["google"]["file"], tmp_path / "a", to="torchvision", num_attention_heads=2)
+    report = convert(FORMATS / CASES["google"]["file"], tmp_path / "a", to="torchvision", num_attention_heads=2)
     assert any("computes with hidden_act 'gelu', not 'gelu_new'" in note for note in report.notes)
     report = convert(CLS, tmp_path / "b", to="timm", layer_norm_eps=1e-12)
     assert any("computes with layer_norm_eps 1e-06, not 1e-12" in note for note in report.notes)
     with pytest.raises(ValueError, match="pass hidden_act"):
-        convert(FAMILIES / CASES["google"]["file"], tmp_path / "c", to="keras-hub", num_attention_heads=2)
+        convert(FORMATS / CASES["google"]["file"], tmp_path / "c", to="keras-hub", num_attention_heads=2)
 
 
 @pytest.mark.parametrize("to", list(TARGETS))
@@ -566,7 +566,7 @@ def test_a_pipeline_prepares_pictures_as_the_source_does(backend: Any) -> None:
     """Whatever the format; without a warning, which would fail the test."""
     picture = GOLDEN.parent.parent / "vit_core/assets/digits/pictures/2-1466.png"
     for name in ("timm", "torchvision", "google"):
-        file = FAMILIES / CASES[name]["file"]
+        file = FORMATS / CASES[name]["file"]
         model = backend.load("ViTForImageClassification", file, num_attention_heads=2)
         processor = find_processor(file, model.config)
         assert list(processor.image_mean) == read(file, num_attention_heads=2).processor["image_mean"], name

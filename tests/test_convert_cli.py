@@ -31,8 +31,8 @@ from vit_core.params import DIALECTS, native_name, specs
 from vit_core.position import resize_position_embeddings
 
 ROOT = Path(__file__).parents[1]
-CKPT, FAMILIES = ROOT / "tests" / "golden" / "ckpt", ROOT / "tests" / "golden" / "families"
-CASES = json.loads((FAMILIES / "cases.json").read_text())
+CKPT, FORMATS = ROOT / "tests" / "golden" / "ckpt", ROOT / "tests" / "golden" / "families"
+CASES = json.loads((FORMATS / "cases.json").read_text())
 MINI = CKPT / "mini" / "pt_safetensors"
 SCRIPT = Path(sys.executable).with_name("vit-convert")
 OPTIONS = {option for parameter in get_command(app).params for option in parameter.opts}
@@ -82,7 +82,7 @@ def test_to_every_format_and_back(run: Command, tmp_path: Path, to: str, contain
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["expects"] == "outputs"])
 def test_families_are_read(run: Command, tmp_path: Path, name: str) -> None:
     case = CASES[name]
-    document = run.json(FAMILIES / case["file"], tmp_path / "new", "--to", "torch", *flags_of(case))
+    document = run.json(FORMATS / case["file"], tmp_path / "new", "--to", "torch", *flags_of(case))
     assert document["source_format"] in (case["family"], "keras")  # vit_tf's files are Keras's
     assert config_of(tmp_path / "new").num_attention_heads == 2
     assert document["entries"]
@@ -90,7 +90,7 @@ def test_families_are_read(run: Command, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["expects"] == "refused"])
 def test_what_is_no_vit_is_refused_by_name(run: Command, tmp_path: Path, name: str) -> None:
-    message = run.refused(FAMILIES / CASES[name]["file"], tmp_path / "new", "--to", "torch", "--heads", 2)
+    message = run.refused(FORMATS / CASES[name]["file"], tmp_path / "new", "--to", "torch", "--heads", 2)
     assert Path(CASES[name]["file"]).parts[0] in message
     assert not (tmp_path / "new").exists()
 
@@ -171,7 +171,7 @@ def test_the_configuration_is_corrected(run: Command, tmp_path: Path) -> None:
 
 
 def test_what_a_file_does_not_say(run: Command, tmp_path: Path) -> None:
-    shutil.copy(FAMILIES / "timm_not_square" / "model.safetensors", tmp_path)
+    shutil.copy(FORMATS / "timm_not_square" / "model.safetensors", tmp_path)
     shutil.copy(tmp_path / "model.safetensors", tmp_path / "other.safetensors")
     assert "pass --stored-image-size HEIGHTxWIDTH." in run.refused(tmp_path, tmp_path / "new", "--to", "torch")
     assert "--subfolder ../.. leads out of" in run.refused(
@@ -187,7 +187,7 @@ def test_what_a_file_does_not_say(run: Command, tmp_path: Path) -> None:
 
 
 def test_key_variant_and_subfolder(run: Command, tmp_path: Path) -> None:
-    source = FAMILIES / "dino_full" / "checkpoint.pth"
+    source = FORMATS / "dino_full" / "checkpoint.pth"
     teacher = run.json(source, tmp_path / "teacher", "--to", "torch", "--heads", 2)
     student = run.json(source, tmp_path / "student", "--to", "torch", "--heads", 2, "--key", "student")
     hashes = [[entry["checksum"] for entry in document["entries"]] for document in (teacher, student)]
@@ -216,7 +216,7 @@ def test_unknown_tensors(run: Command, tmp_path: Path) -> None:
 
 
 def test_layer_scale(run: Command, tmp_path: Path) -> None:
-    source = FAMILIES / "timm_layer_scale"
+    source = FORMATS / "timm_layer_scale"
     assert "pass --fold-layer-scale" in run.refused(source, tmp_path / "new", "--to", "torch")
     assert "2 layer scales are folded" in run(source, tmp_path / "new", "--to", "torch", "--fold-layer-scale").out
 
@@ -240,8 +240,8 @@ def test_layer_scale(run: Command, tmp_path: Path) -> None:
         ([MINI, "new.h5", "--to", "torch"], "new.h5 can't be the target: expected a folder, or a file ending in"),
         ([MINI, MINI, "--to", "torch"], "would replace the source"),
         (["./nope", "new", "--to", "torch"], "The folder './nope' does not exist"),
-        ([FAMILIES / "cases.json", "new", "--to", "torch"], "cases.json"),
-        ([FAMILIES / "timm_avg" / "model.safetensors", "new", "--to", "torch"], "pass --head drop for the model below"),
+        ([FORMATS / "cases.json", "new", "--to", "torch"], "cases.json"),
+        ([FORMATS / "timm_avg" / "model.safetensors", "new", "--to", "torch"], "pass --head drop for the model below"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(
@@ -301,12 +301,12 @@ def test_layers_that_differ_are_not_folded(run: Command, tmp_path: Path) -> None
     run(tmp_path, tmp_path / "new", "--to", "timm", "--dry-run")
     headers = [line.split()[:3] for line in run.out.splitlines() if line.startswith(" blocks.")]
     assert headers == [["blocks.0-1,", "4-6,", "8-11"], ["blocks.2-3,", "7", "x"]]
-    scanned = FAMILIES / "big_vision_scan" / "model.npz"
+    scanned = FORMATS / "big_vision_scan" / "model.npz"
     assert "layer 0-1, reshape (8, 8)" in run(scanned, tmp_path / "new", "--to", "tf", "--dry-run").out
 
 
 def test_the_summary_and_the_notes(run: Command, tmp_path: Path) -> None:
-    run(FAMILIES / "timm", tmp_path, "--to", "torch", "--dtype", "float16")
+    run(FORMATS / "timm", tmp_path, "--to", "torch", "--dtype", "float16")
     assert (run.code, run.err) == (0, "")
     facts = dict(line.split(maxsplit=1) for line in run.out.splitlines() if not line.startswith("note: "))
     assert facts["source"].startswith("timm's VisionTransformer (DeiT, DINO), ")
@@ -317,12 +317,12 @@ def test_the_summary_and_the_notes(run: Command, tmp_path: Path) -> None:
     assert facts["labels"].rstrip() == "cat, dog, owl"
     notes = [line for line in run.out.splitlines() if line.startswith("note: ")]
     assert "note: layer_norm_eps is 1e-06 and hidden_act 'gelu', as timm's VisionTransformer" in notes[1]
-    run(FAMILIES / "timm", tmp_path, "--to", "torch", "--quiet")
+    run(FORMATS / "timm", tmp_path, "--to", "torch", "--quiet")
     assert (run.code, run.out, run.err) == (0, "", "")
 
 
 def test_json_has_checksums(run: Command, tmp_path: Path) -> None:
-    document = run.json(FAMILIES / "timm", tmp_path, "--to", "tf")
+    document = run.json(FORMATS / "timm", tmp_path, "--to", "tf")
     stored = load_file(tmp_path / "model.safetensors")
     assert {entry["target"] for entry in document["entries"]} == set(stored)
     for entry in document["entries"]:
@@ -358,7 +358,7 @@ def test_warnings_are_one_line(run: Command, tmp_path: Path, monkeypatch: pytest
 
 
 def test_verified_in_every_backend_that_is_installed(tmp_path: Path) -> None:
-    command = (SCRIPT, FAMILIES / "google" / "model.npz", tmp_path / "new", "--to", "timm", "--verify")
+    command = (SCRIPT, FORMATS / "google" / "model.npz", tmp_path / "new", "--to", "timm", "--verify")
     result = process(*command)
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
@@ -504,7 +504,7 @@ def test_an_interrupted_run_leaves_the_old_target(
 
 
 def test_a_hub_id(tmp_path: Path) -> None:
-    files = {path.name: path.read_bytes() for path in (FAMILIES / "timm").iterdir() if path.suffix != ".npz"}
+    files = {path.name: path.read_bytes() for path in (FORMATS / "timm").iterdir() if path.suffix != ".npz"}
     with HubServer() as server:
         server.repos["org/vit"] = Repo()
         server.repos["org/vit"].commit({"README.md": b"# Nothing yet\n"})

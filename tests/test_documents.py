@@ -23,7 +23,7 @@ from vit_core.formats.huggingface import CONTAINERS, Container, find_weights, re
 from vit_core.params import rank_of
 from vit_core.pictures.processing import ViTImageProcessor
 
-FAMILIES = GOLDEN / "families"
+FORMATS = GOLDEN / "families"
 MINI = CHECKPOINTS / "mini" / "pt_safetensors"
 
 
@@ -223,7 +223,7 @@ def test_what_pictures_become_is_bounded(name: str, size: Any) -> None:
     ],
 )
 def test_timm_documents(tmp_path: Path, path: str, value: Any, words: str) -> None:
-    folder = Path(shutil.copytree(FAMILIES / "timm", tmp_path / "timm"))
+    folder = Path(shutil.copytree(FORMATS / "timm", tmp_path / "timm"))
     edited(folder, "config.json", path, value)
     with pytest.raises(ValueError, match=words) as caught:
         conversion.read(folder)
@@ -247,7 +247,7 @@ def test_timm_documents(tmp_path: Path, path: str, value: Any, words: str) -> No
     ],
 )
 def test_keras_hub_documents(tmp_path: Path, name: str, path: str, value: Any, words: str) -> None:
-    folder = Path(shutil.copytree(FAMILIES / "keras_hub_preset", tmp_path / "preset"))
+    folder = Path(shutil.copytree(FORMATS / "keras_hub_preset", tmp_path / "preset"))
     edited(folder, name, path, value)
     with pytest.raises(ValueError, match=words) as caught:
         conversion.read(folder)
@@ -255,7 +255,7 @@ def test_keras_hub_documents(tmp_path: Path, name: str, path: str, value: Any, w
 
 
 def test_a_keras_hub_converter_without_scale_takes_pixel_values_as_they_are(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(FAMILIES / "keras_hub_preset", tmp_path / "preset"))
+    folder = Path(shutil.copytree(FORMATS / "keras_hub_preset", tmp_path / "preset"))
     edited(folder, "image_converter.json", "config.image_size", [32, 32])
     processor = conversion.read(folder).processor
     assert (processor["image_mean"], processor["image_std"]) == ([0.0] * 3, [1 / 255] * 3)
@@ -336,13 +336,13 @@ def test_arrays_of_another_rank_are_refused(tmp_path: Path, folder: str) -> None
 
 def test_arrays_of_another_rank_are_refused_in_other_families(tmp_path: Path) -> None:
     safe, npz, h5 = tmp_path / "model.safetensors", tmp_path / "model.npz", tmp_path / "model.weights.h5"
-    tensors, _ = read_safetensors(FAMILIES / "timm" / "model.safetensors")
+    tensors, _ = read_safetensors(FORMATS / "timm" / "model.safetensors")
     tensors = {name: t for name, t in tensors.items() if not name.startswith("blocks.1.")}
     refused_with_other_ranks(safe, tensors, lambda tensors: write_safetensors(safe, tensors, {}))
-    tensors = read_npz(FAMILIES / "google" / "model.npz")
+    tensors = read_npz(FORMATS / "google" / "model.npz")
     tensors = {name: t for name, t in tensors.items() if "encoderblock_1" not in name}
     refused_with_other_ranks(npz, tensors, lambda tensors: write_npz(npz, tensors))
-    tensors = dict(list(read_keras_h5(FAMILIES / "keras_hub_preset" / "model.weights.h5").items())[:6])
+    tensors = dict(list(read_keras_h5(FORMATS / "keras_hub_preset" / "model.weights.h5").items())[:6])
     refused_with_other_ranks(h5, tensors, lambda tensors: write_keras_h5(h5, tensors))
 
 
@@ -352,7 +352,7 @@ def test_ranks_are_those_of_the_table() -> None:
 
 
 def test_layer_scales_must_fit_the_layers_before_them(tmp_path: Path) -> None:
-    tensors, _ = read_safetensors(FAMILIES / "timm_layer_scale" / "model.safetensors")
+    tensors, _ = read_safetensors(FORMATS / "timm_layer_scale" / "model.safetensors")
     gamma = "blocks.0.ls1.gamma"
     for changed in ({gamma: Tensor.of(np.ones(1, np.float32))}, {"blocks.7.ls1.gamma": tensors[gamma]}):
         write_safetensors(tmp_path / "model.safetensors", tensors | changed, {})
@@ -373,7 +373,7 @@ def test_names_and_headers_that_once_broke_the_reader(tmp_path: Path, capsys: py
 
 
 def test_a_configuration_beside_weights_without_positions(tmp_path: Path) -> None:
-    tensors, _ = read_safetensors(FAMILIES / "timm" / "model.safetensors")
+    tensors, _ = read_safetensors(FORMATS / "timm" / "model.safetensors")
     write_safetensors(tmp_path / "model.safetensors", {n: t for n, t in tensors.items() if n != "pos_embed"}, {})
     shutil.copy(MINI / "config.json", tmp_path)
     with pytest.raises(ValueError, match="lacks position or patch embeddings"):

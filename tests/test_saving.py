@@ -41,7 +41,7 @@ from conversion import convert, read
 from vit_core.config import ViTConfig
 from vit_core.files import saving
 from vit_core.files.documents import read_json_object
-from vit_core.formats import FAMILIES
+from vit_core.formats import FORMATS
 from vit_core.formats.huggingface import CONTAINERS, find_weights, read_checkpoint
 from vit_core.pictures.processing import ViTImageProcessor
 
@@ -261,7 +261,7 @@ def test_a_head_does_not_outlive_its_model(tmp_path: Path) -> None:
 
 def test_every_file_of_a_save_is_known_as_one(tmp_path: Path) -> None:
     """A save that is cut short is ended for it by the next: that moves what it knows, and nothing else."""
-    containers = {*CONTAINERS, *(family.container for family in FAMILIES.values())}
+    containers = {*CONTAINERS, *(family.container for family in FORMATS.values())}
     found = {name for c in containers for v in (None, "fp16") for name in (*c.names(v), "config.json")}
     found |= {f"{c.stem}-00001-of-00002{c.suffix}" for c in CONTAINERS}
     found |= {"model.fp16-00001-of-00002.safetensors"}

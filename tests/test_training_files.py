@@ -27,13 +27,13 @@ from vit_core.pictures.processing import ViTImageProcessor
 torch = pytest.importorskip("torch")
 vit_torch = pytest.importorskip("vit_torch")
 
-FAMILIES = GOLDEN / "families"
+FORMATS = GOLDEN / "families"
 CLS = CHECKPOINTS / "cls" / "pt_safetensors"
 OTHERS = ("deit", "beit", "dinov2", "dinov2_with_registers")
 SOURCES = {
     "hugging_face": (CLS / "model.safetensors", {"config": vit_torch.ViTConfig.from_pretrained(CLS)}),
-    "timm": (FAMILIES / "timm" / "model.safetensors", {"num_attention_heads": 2}),
-    "torchvision": (FAMILIES / "torchvision" / "model.pth", {"num_attention_heads": 2}),
+    "timm": (FORMATS / "timm" / "model.safetensors", {"num_attention_heads": 2}),
+    "torchvision": (FORMATS / "torchvision" / "model.pth", {"num_attention_heads": 2}),
 }
 PREFIXES = (
     "model.", "net.", "network.", "timm_model.", "_forward_module.", "ema_model.", "base_model.model.", "backbone.",
@@ -57,7 +57,7 @@ def state_of(source: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("cls", ["ViTModel", "ViTForImageClassification"])
 def test_another_familys_folder_is_never_a_random_vit(backend: Any, name: str, cls: str) -> None:
-    folder = FAMILIES / f"transformers_{name}"
+    folder = FORMATS / f"transformers_{name}"
     wanted = json.loads((folder / "config.json").read_text())["architectures"][0]
     with pytest.raises(ValueError, match=rf"of the family '{name}' .* no ViT: load it with .*, {wanted}\."):
         backend.load(cls, folder)
@@ -156,7 +156,7 @@ def test_a_checkpoint_of_lightning(backend: Any) -> None:
     cls = getattr(backend.package, f"{backend.prefix}ViTForImageClassification")
     model, report = cls.from_pretrained(path, **options)
     assert (report.missing_keys, report.unexpected_keys) == ([], ["criterion.weight"])
-    found = backend.call(model, pixel_values=np.load(FAMILIES / "inputs.npy")).logits
+    found = backend.call(model, pixel_values=np.load(FORMATS / "inputs.npy")).logits
     wanted = np.load(path.parent / "outputs.npz")["logits"]
     assert_close(found, wanted, both_rounded(model.config), "logits")
     np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
@@ -246,8 +246,8 @@ ODD_HEADS = {
 @pytest.mark.parametrize("asked", [{"id2label": {0: "a", 1: "b"}}, {"head": "drop", "num_labels": 2}])
 @pytest.mark.parametrize("name", ODD_HEADS)
 def test_a_fresh_head_takes_the_place_of_one_that_no_vit_has(backend: Any, name: str, asked: dict[str, Any]) -> None:
-    cases = json.loads((FAMILIES / "cases.json").read_text())
-    file = FAMILIES / cases[name]["file"]
+    cases = json.loads((FORMATS / "cases.json").read_text())
+    file = FORMATS / cases[name]["file"]
     cls = getattr(backend.package, f"{backend.prefix}ViTForImageClassification")
     options = {"num_attention_heads": 2, "output_loading_info": True}
     with pytest.raises(ValueError, match="pass head='drop'"):
@@ -290,7 +290,7 @@ CONVERTERS: dict[str, dict[str, Any]] = {
 def test_the_arithmetic_of_a_keras_hub_converter(tmp_path: Path, kind: str, sized: bool) -> None:
     """As ImageConverter of keras-hub 0.32, and ViTImageConverter of 0.21.1, compute on pictures of the model's size."""
     values = CONVERTERS[kind]
-    shutil.copytree(FAMILIES / "keras_hub_preset", tmp_path / "preset")
+    shutil.copytree(FORMATS / "keras_hub_preset", tmp_path / "preset")
     size = [32, 32]
     document = {"config": values | {"interpolation": "bilinear"} | ({"image_size": size} if sized else {})}
     (tmp_path / "preset" / "image_converter.json").write_text(json.dumps(document))
@@ -309,7 +309,7 @@ def test_the_arithmetic_of_a_keras_hub_converter(tmp_path: Path, kind: str, size
 
 @pytest.mark.parametrize("to", ["keras-hub", "torchvision", "google", "timm"])
 def test_names_of_labels_that_have_no_place_are_noted(tmp_path: Path, to: str) -> None:
-    source = FAMILIES / "timm"  # with the labels cat, dog and owl
+    source = FORMATS / "timm"  # with the labels cat, dog and owl
     report = convert(source, tmp_path / "new", to=to, num_attention_heads=2)
     assert any("has no place for the names of the 3 labels" in note for note in report.notes) == (to != "timm")
 
@@ -385,7 +385,7 @@ def test_arrays_of_tensors_that_were_read() -> None:
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 9])
 def test_channels_are_adapted_as_timm_does(channels: int) -> None:
-    with np.load(FAMILIES / "timm_channels.npz") as golden:
+    with np.load(FORMATS / "timm_channels.npz") as golden:
         weight, wanted = golden["weight"], golden[str(channels)]
     np.testing.assert_allclose(with_channels(Tensor.of(weight), channels).read(), wanted, rtol=1e-6, atol=1e-6)
     half = with_channels(Tensor.of(weight.astype(np.float16)), channels)

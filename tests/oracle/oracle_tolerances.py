@@ -16,5 +16,5 @@ TF_GRADIENT = 1e-5  # relative to the largest gradient of the model: 4.7e-6 meas
 TF_FIT = 1e-5  # relative to the largest change of a weight in three steps: 3.0e-6 measured
 SAMPLE = 2.7  # two samples of one distribution exceed this Kolmogorov-Smirnov distance once in a million
 ONNX_FLOAT32 = 1.5e-5  # onnxruntime against PyTorch, three layers of large weights: 6.2e-6 measured
-FAMILIES = 5e-6  # ours against the libraries of other formats, and converted files: 1.3e-6 measured
+FORMATS = 5e-6  # ours against the libraries of other formats, and converted files: 1.3e-6 measured
 PICTURES = 1e-6  # against keras-hub, which scales in float32, 1.9e-7 measured; none against timm

@@ -28,8 +28,8 @@ from vit_core.config import pair
 from vit_torch import ViTImageProcessor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-FAMILIES = GOLDEN / "families"
-CASES = json.loads((FAMILIES / "cases.json").read_text())
+FORMATS = GOLDEN / "families"
+CASES = json.loads((FORMATS / "cases.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_ours_in_their_format(tmp_path: Path, library: Callable[..., None], fami
             with np.load(tmp_path / "y.npz") as outputs:
                 assert set(outputs) == expected.keys() - ({"pooler_output"} if family in NO_POOLER else set())
                 for field in outputs:
-                    assert_near(outputs[field], expected[field], tolerances.FAMILIES)
+                    assert_near(outputs[field], expected[field], tolerances.FORMATS)
 
 
 # ---- golden files of the libraries, converted, in the models of transformers -----------------------------------------
@@ -222,24 +222,24 @@ def test_theirs_in_transformers(tmp_path: Path, name: str, to: str) -> None:
         options = options | {"num_attention_heads": 2}
     if (to, name) == ("tf", "timm_gelu_tanh"):
         options = options | {"hidden_act": "gelu_new"}  # the same function; theirs does not know the other name
-    x = np.load(FAMILIES / case["inputs"])
-    with np.load(FAMILIES / name / "outputs.npz") as file:
+    x = np.load(FORMATS / case["inputs"])
+    with np.load(FORMATS / name / "outputs.npz") as file:
         expected = dict(file)
     for container in CONTAINERS[to]:
         for size in sizes_of(to, container, name):
             folder = tmp_path / container / size
             report = conversion.convert(
-                FAMILIES / case["file"], folder, to=to, container=container, max_shard_size=size, **options
+                FORMATS / case["file"], folder, to=to, container=container, max_shard_size=size, **options
             )
             assert any(file.endswith(".index.json") for file in report.files) == (size == "2KB")
             outputs = theirs(to, folder, x, "pooler_output" in expected)
             head = "logits" in expected and options.get("head") != "drop"
             for field in ["logits"] if head else expected.keys() - {"logits"}:
-                assert_near(outputs[field], expected[field], tolerances.FAMILIES)
+                assert_near(outputs[field], expected[field], tolerances.FORMATS)
 
 
 def test_flax_of_transformers_reads_no_shards_of_safetensors(tmp_path: Path) -> None:
-    conversion.convert(FAMILIES / "timm", tmp_path, to="flax", max_shard_size="2KB")
+    conversion.convert(FORMATS / "timm", tmp_path, to="flax", max_shard_size="2KB")
     with pytest.raises(NotImplementedError, match="sharded checkpoints using safetensors"):
         transformers.FlaxViTForImageClassification.from_pretrained(tmp_path)
 
@@ -320,7 +320,7 @@ def assert_read(
     source = tmp_path / "theirs" / ("model.pth" if family == "torchvision" else "")
     library("run", family, source, values, tmp_path / "x.npy", tmp_path / "y.npz")
     with np.load(tmp_path / "y.npz") as expected, torch.no_grad():
-        assert_near(model(x).logits, expected["logits"], tolerances.FAMILIES)
+        assert_near(model(x).logits, expected["logits"], tolerances.FORMATS)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from oracle_tolerances import FAMILIES
+from oracle_tolerances import FORMATS
 
 import vit_torch
 from vit_core import ViTConfig
@@ -117,7 +117,7 @@ def trained_in_flax(folder: Path) -> Any:
 
 def assert_close(found: Any, expected: Any) -> None:
     error = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
-    assert error <= FAMILIES, error
+    assert error <= FORMATS, error
 
 
 @pytest.mark.parametrize("train", [trained_in_torch, trained_in_tf, trained_in_flax])

@@ -6,4 +6,4 @@ from vit_core.formats.keras_hub import KERAS_HUB
 from vit_core.formats.timm import TIMM
 from vit_core.formats.torchvision import TORCHVISION
 
-FAMILIES = {family.name: family for family in (TIMM, GOOGLE, BIG_VISION, TORCHVISION, KERAS_HUB, KERAS)}
+FORMATS = {family.name: family for family in (TIMM, GOOGLE, BIG_VISION, TORCHVISION, KERAS_HUB, KERAS)}

@@ -28,7 +28,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Family:
+class Format:
     """One family of checkpoints: names and layouts of its arrays, and the functions that a table can't state."""
 
     name: str

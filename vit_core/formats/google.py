@@ -12,7 +12,7 @@ from math import isqrt
 from pathlib import Path
 
 from vit_core.files.tensor import Tensor
-from vit_core.formats.format import Family, Side, Tensors
+from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.huggingface import Container
 from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Heads, Rule, Step, module, raw, table
 from vit_core.params import LAYER, POSITIONS
@@ -85,7 +85,7 @@ _LEFT_OUT = (
 )
 _ABSENT = {"embeddings.mask_token": "pass head='drop'", "decoder": "pass head='drop'"}
 
-GOOGLE = Family(
+GOOGLE = Format(
     "google",
     "vit_jax's .npz",
     NPZ,
@@ -131,7 +131,7 @@ def _without_class_row(native: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**native, "pos_embedding": changed}
 
 
-BIG_VISION = Family(
+BIG_VISION = Format(
     "big_vision",
     "big_vision's .npz",
     NPZ,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vit_core.files.names import KERAS_WEIGHTS
 from vit_core.files.tensor import Tensor
-from vit_core.formats.format import Family, Tensors
+from vit_core.formats.format import Format, Tensors
 from vit_core.formats.huggingface import Container
 from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Rule, Step, module, raw, table
 from vit_core.params import LAYER, POSITIONS
@@ -75,7 +75,7 @@ def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-KERAS = Family(
+KERAS = Format(
     "keras",
     "vit_tf's .weights.h5",
     KERAS_H5,

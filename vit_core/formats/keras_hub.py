@@ -20,7 +20,7 @@ from vit_core.files.names import (
     PRESET_TASK_MODEL,
 )
 from vit_core.files.tensor import Tensor
-from vit_core.formats.format import Family, Side, Tensors
+from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.keras import KERAS_H5
 from vit_core.formats.rules import (
     CONV,
@@ -199,7 +199,7 @@ def _object(module_name: str, class_name: str, values: dict[str, Any]) -> dict[s
     }  # fmt: skip
 
 
-KERAS_HUB = Family(
+KERAS_HUB = Format(
     "keras-hub",
     "keras-hub's ViT",
     KERAS_H5,

@@ -16,9 +16,9 @@ from vit_core.files.documents import blaming
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_BESIDE, PRESET_TASK_MODEL
 from vit_core.files.saving import beside, find, listing, settled
 from vit_core.files.tensor import Tensor
-from vit_core.formats import FAMILIES
+from vit_core.formats import FORMATS
 from vit_core.formats.detect import container_of
-from vit_core.formats.format import Family, Side, Tensors, first_match
+from vit_core.formats.format import Format, Side, Tensors, first_match
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import (
     PYTORCH_BIN,
@@ -234,10 +234,10 @@ def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[st
     own = find_prefix(names, _ONCE, _prepare, lambda inside: len(recognise(inside, claimed)[1]), prefix)
     if own.score == len(names):
         return {"": own}
-    return {"": own} | {name: family.find(names, prefix) for name, family in FAMILIES.items()}
+    return {"": own} | {name: family.find(names, prefix) for name, family in FORMATS.items()}
 
 
-def _family(named: Named, prefix: str | None) -> tuple[Family | None, Under]:
+def _family(named: Named, prefix: str | None) -> tuple[Format | None, Under]:
     """The family whose names explain most, None for Hugging Face's formats, and the tensors under its prefix."""
     prefix = prefix and unwrapped_name(prefix)
     if prefix and not any(name.startswith(prefix) for name in unwrapped(named.tensors)):
@@ -245,12 +245,12 @@ def _family(named: Named, prefix: str | None) -> tuple[Family | None, Under]:
     found = _found(named.tensors, named.format, prefix)
     best = max(found, key=lambda name: found[name].score)
     name = "" if found[best].score == found[""].score else best
-    return FAMILIES.get(name), found[name]
+    return FORMATS.get(name), found[name]
 
 
 def _no_vit(path: Path, tensors: Tensors) -> str:
     shown = ", ".join(sorted(tensors)[:5])
-    families = ", ".join(["Hugging Face's ViT", *(family.title for family in FAMILIES.values())])
+    families = ", ".join(["Hugging Face's ViT", *(family.title for family in FORMATS.values())])
     return (
         f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT: expected the names of {families}, with "
         f"one prefix or none. Its names begin with {seen(tensors)}."
@@ -258,7 +258,7 @@ def _no_vit(path: Path, tensors: Tensors) -> str:
 
 
 def _canonical(
-    path: Path, family: Family, tensors: Tensors, ignore_unknown: bool
+    path: Path, family: Format, tensors: Tensors, ignore_unknown: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
     """Tensors by canonical name, those that are unknown, and what is left out with the reason."""
     matched, left = family.match(tensors)
@@ -291,7 +291,7 @@ def _grouped(reasons: dict[str, str]) -> list[str]:
     return [f"{found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)}: {why}" for why, found in names.items()]
 
 
-def _heads(family: Family, tensors: Tensors) -> int | None:
+def _heads(family: Format, tensors: Tensors) -> int | None:
     """The number of heads, where the arrays have an axis for it."""
     for name, (rule, _) in family.match(tensors)[0].items():
         if rule.steps and isinstance(rule.steps[-1], Heads):

@@ -12,7 +12,7 @@ import numpy as np
 from vit_core.config import ViTConfig
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Array, Tensor, in_turn
-from vit_core.formats.format import Family, Side
+from vit_core.formats.format import Format, Side
 from vit_core.formats.huggingface import Checkpoint, check_layers
 from vit_core.formats.rules import ATTENTION_SCALE, MLP_SCALE, POOLED_NORM, QUERY
 from vit_core.params import ALL_PARTS, HEADS, LAYER, OF_LAYER, PARTS, POSITIONS, specs
@@ -24,7 +24,7 @@ _ATTENTION, _FIRST, _SECOND = (
 _SCALES = {ATTENTION_SCALE: _ATTENTION, MLP_SCALE: _SECOND}
 
 
-def settle(opened: Checkpoint, family: Family, side: Side, heads: int | None, *, head: str, fold: bool) -> Checkpoint:
+def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *, head: str, fold: bool) -> Checkpoint:
     """The checkpoint with every tensor of a ViT and its configuration.
 
     Raises ValueError, with the reason, for what is no ViT.
@@ -78,7 +78,7 @@ def architecture_of(parts: frozenset[str]) -> str:
     return next((name for name, own in PARTS.items() if heads and heads <= own), "ViTModel")
 
 
-def _computes(config: ViTConfig, family: Family) -> str:
+def _computes(config: ViTConfig, family: Format) -> str:
     values = f"layer_norm_eps is {config.layer_norm_eps:g} and hidden_act {config.hidden_act!r}"
     return f"{values}, as {family.title} computes"
 
@@ -169,7 +169,7 @@ def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[
 
 
 def _config(
-    opened: Checkpoint, family: Family, side: Side, tensors: dict[str, Tensor], heads: int | None, notes: list[str]
+    opened: Checkpoint, family: Format, side: Side, tensors: dict[str, Tensor], heads: int | None, notes: list[str]
 ) -> ViTConfig:
     """What the shapes say of a model, and what the files beside it say of the rest."""
     width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape

@@ -12,7 +12,7 @@ from typing import Any
 
 from vit_core.config import VARIANTS, ViTConfig, pair
 from vit_core.files.names import CONFIG_NAME
-from vit_core.formats.format import Family, Side, Tensors
+from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import SAFETENSORS
 from vit_core.formats.rules import (
@@ -146,7 +146,7 @@ def _ratio(intermediate: int, hidden: int) -> float:
     return ratio if int(hidden * ratio) == intermediate else math.nextafter(ratio, math.inf)
 
 
-TIMM = Family(
+TIMM = Format(
     "timm",
     "timm's VisionTransformer (DeiT, DINO)",
     SAFETENSORS,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig, pair
-from vit_core.formats.format import Family, Side
+from vit_core.formats.format import Format, Side
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import Container, read_bin, write_bin
 from vit_core.formats.rules import KEY, QUERY, VALUE, module, raw, table
@@ -60,7 +60,7 @@ def _check(config: ViTConfig, architecture: str, processor: dict[str, Any] | Non
     return {}
 
 
-TORCHVISION = Family(
+TORCHVISION = Format(
     "torchvision",
     "torchvision's VisionTransformer",
     PTH,
