@@ -9,14 +9,14 @@ import numpy as np
 
 from vit_core.channels import PROJECTION, with_channels
 from vit_core.config import ViTConfig, pair
+from vit_core.family import POSITIONS, family_of
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
-from vit_core.formats.settle import architecture_of, parts_of
 from vit_core.formats.side import stated
 from vit_core.initialization import draw
 from vit_core.loading import COMPUTE_DTYPES, is_absent_bias
-from vit_core.params import POSITIONS, Spec, specs
+from vit_core.params import Spec, specs
 from vit_core.pictures.processing import ViTImageProcessor
 from vit_core.position import resize_matrix, resize_position_embeddings
 from vit_core.validation import dtype_name, keeps
@@ -95,10 +95,11 @@ def _resized(
         return resized, positions
     resize_matrix(source[0], target[0], kernel)  # a kernel that is not there is refused before anything is written
     notes.append(f"position embeddings are resized from {source} to {target} patches (kernel {kernel!r})")
-    shape = (1, 1 + target[0] * target[1], positions.shape[2])
+    first = config.num_prefix_tokens
+    shape = (1, first + resized.num_patches, positions.shape[2])
     change = ("resize", f"{source} to {target}, {kernel}")
     return resized, positions.changed(
-        change, lambda array: resize_position_embeddings(array, source, target, kernel), shape=shape
+        change, lambda array: resize_position_embeddings(array, source, target, kernel, first), shape=shape
     )
 
 
@@ -118,9 +119,10 @@ def _with_head(tensors: dict[str, Tensor], config: ViTConfig, num_labels: int, n
 
 def _checked(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> Plan:
     """The plan, when the tensors are those of one model class and have its shapes."""
-    parts = parts_of(tensors)
-    architecture = architecture_of(parts)
-    if {"pooler", "classifier"} <= parts or {"pooler", "decoder"} <= parts or {"classifier", "decoder"} <= parts:
+    family = checkpoint.family
+    parts = family.parts_in(tensors)
+    architecture = family.architecture_of(parts)
+    if not parts <= {*family.parts(architecture, config), "mask_token"}:
         raise ValueError(
             f"{checkpoint.path} has {' and '.join(sorted(parts - {'mask_token'}))}, which no model class has together: "
             "pass head='drop' or pooler='drop'."
@@ -179,7 +181,7 @@ def with_qkv_biases(planned: Plan, title: str) -> Plan:
     if planned.config.qkv_bias:
         return planned
     config = planned.config.copy(qkv_bias=True)
-    wanted = specs(config, parts_of(planned.tensors))
+    wanted = specs(config, family_of(config).parts_in(planned.tensors))
     zeros = {
         name: replace(
             Tensor.of(np.zeros(spec.shape, planned.tensors[name.replace(".bias", ".weight")].dtype)), source="(zeros)"

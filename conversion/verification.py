@@ -12,6 +12,7 @@ from conversion.plan import Plan
 from conversion.report import Difference, Verification
 from vit_core.app.backends import BACKENDS, import_backend, is_installed, run
 from vit_core.config import ViTConfig, pair
+from vit_core.family import family_of
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.formats.reading import read
@@ -65,10 +66,8 @@ def _same_bits(wanted: Tensor, found: Tensor) -> bool:
 def _outputs(backend: str, config: ViTConfig, architecture: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """What a model of these tensors gives, by name."""
     cls = getattr(import_backend(backend), architecture)
-    options: dict[str, Any] = {}
-    if architecture == "ViTModel":
-        options["add_pooling_layer"] = "pooler.dense.weight" in tensors
-        options["use_mask_token"] = "embeddings.mask_token" in tensors
+    family = family_of(config)
+    options = family.arguments(architecture, family.parts_in(tensors))
     model = cls.from_tensors(config.copy(dtype="float32"), tensors, 0, **options)
     height, width = pair(config.image_size)
     pixels = np.random.default_rng(0).standard_normal((2, config.num_channels, height, width)).astype(np.float32)

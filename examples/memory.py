@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vit_core.config import ViTConfig, pair
-from vit_core.params import LAYER, PARTS, count, specs
+from vit_core.family import LAYER, PARTS
+from vit_core.params import count, specs
 
 GIB = 2**30
 RESERVE = 0.9  # of a device's memory, for all that is not counted

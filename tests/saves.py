@@ -15,9 +15,10 @@ import numpy as np
 
 from conversion import read
 from vit_core.config import ViTConfig
+from vit_core.family import PARTS
 from vit_core.files import disk as files
 from vit_core.files.tensor import Tensor
-from vit_core.params import PARTS, specs
+from vit_core.params import specs
 from vit_core.pretrained import PretrainedModel
 
 SHARDED = 1000  # bytes: three shards of the model below

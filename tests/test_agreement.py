@@ -14,8 +14,9 @@ from closeness import assert_close
 from hypothesis import Phase, given, settings
 
 from vit_core.config import ViTConfig
+from vit_core.family import PARTS
 from vit_core.files.tensor import Tensor
-from vit_core.params import PARTS, specs
+from vit_core.params import specs
 
 pytest.importorskip("torch")  # what the others are compared with
 LOSSES = ("single_label_classification", "multi_label_classification", "regression")

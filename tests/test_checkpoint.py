@@ -15,10 +15,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from vit_core.config import ViTConfig
+from vit_core.family import PARTS
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import find_weights, read_checkpoint, write_checkpoint
-from vit_core.params import PARTS, specs
+from vit_core.params import specs
 
 FOLDERS = sorted(p for p in CHECKPOINTS.glob("*/*") if "safetensors" in p.name)
 SHARD_SIZES = {"pt_safetensors_sharded": 40_000}  # bytes, as the golden files were split

@@ -12,11 +12,11 @@ from xxhash import xxh3_128_hexdigest
 
 import conversion
 from vit_core.app.cli import main
+from vit_core.family import PARTS
 from vit_core.files.pytorch import read_pytorch_bin
 from vit_core.files.tensor import raw_bytes
 from vit_core.formats.huggingface import find_weights, read_checkpoint
 from vit_core.loading import fit
-from vit_core.params import PARTS
 
 SOURCES = {
     "vit.npz": GOLDEN / "families" / "google_linen" / "model.npz",

@@ -24,7 +24,8 @@ from vit_core.app.cli import main
 from vit_core.app.cli.common import pictures
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
-from vit_core.params import PARTS, count
+from vit_core.family import PARTS
+from vit_core.params import count
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 PICTURES = sorted((DIGITS / "pictures").iterdir())

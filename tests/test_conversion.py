@@ -26,10 +26,11 @@ from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
 from vit_core.app.pipeline import find_processor
 from vit_core.config import pair
+from vit_core.family import PARTS
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint, read_checkpoint, write_checkpoint
-from vit_core.params import PARTS, specs
+from vit_core.params import specs
 from vit_core.pictures.processing import ViTImageProcessor
 from vit_core.position import resize_position_embeddings
 

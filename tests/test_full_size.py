@@ -21,9 +21,10 @@ from backends import BACKENDS
 from closeness import assert_within, relative_error
 
 from vit_core.config import ViTConfig
+from vit_core.family import PARTS
 from vit_core.files.tensor import Tensor
 from vit_core.initialization import draw
-from vit_core.params import PARTS, specs
+from vit_core.params import specs
 from vit_core.pictures.processing import ViTImageProcessor
 
 pytest.importorskip("torch")  # in float64, what all are compared with

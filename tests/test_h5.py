@@ -22,10 +22,11 @@ from test_models import TINY
 
 from vit_core.app.cli import main
 from vit_core.config import ViTConfig
+from vit_core.family import PARTS, VIT
 from vit_core.files.hdf5 import read_h5, write_h5
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import TF_H5, find_weights, read_checkpoint, readable_names, write_checkpoint
-from vit_core.params import ALL_PARTS, PARTS, Spec, specs
+from vit_core.params import Spec, specs
 
 FOLDERS = sorted(CHECKPOINTS.glob("*/tf_h5*"))
 FILES = sorted(CHECKPOINTS.glob("*/tf_h5*/*.h5"))
@@ -38,7 +39,7 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...], by
 
 
 def table_of(tensors: dict[str, Tensor], config: ViTConfig) -> dict[str, Spec]:
-    return {name: spec for name, spec in specs(config, ALL_PARTS).items() if name in tensors}
+    return {name: spec for name, spec in specs(config, VIT.all_parts).items() if name in tensors}
 
 
 # ---- golden files ------------------------------------------------------------------------------------------------

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from vit_core.config import ViTConfig
+from vit_core.family import VIT
 from vit_core.initialization import BOUND, draw
-from vit_core.params import ALL_PARTS, specs
+from vit_core.params import specs
 
 CONFIG = ViTConfig(hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, image_size=64)
 
 
 def check_distribution(arrays: dict[str, np.ndarray], config: ViTConfig) -> None:
-    for name, spec in specs(config, ALL_PARTS).items():
+    for name, spec in specs(config, VIT.all_parts).items():
         if name not in arrays:
             continue
         values = arrays[name].astype(np.float64)
@@ -29,7 +30,7 @@ def check_distribution(arrays: dict[str, np.ndarray], config: ViTConfig) -> None
 
 
 def test_seeded_draw() -> None:
-    table = specs(CONFIG, ALL_PARTS)
+    table = specs(CONFIG, VIT.all_parts)
     arrays = {name: draw(spec, CONFIG, seed=3) for name, spec in table.items()}
     check_distribution(arrays, CONFIG)
     assert all(a.dtype == np.float32 and a.shape == table[n].shape for n, a in arrays.items())
@@ -53,7 +54,7 @@ def test_values_are_cut_at_two() -> None:
 def test_models_start_as_drawn(backend: Any, cls: str) -> None:
     arrays = backend.parameters(backend.build(cls, CONFIG, seed=7))
     for name, array in arrays.items():
-        np.testing.assert_array_equal(array, draw(specs(CONFIG, ALL_PARTS)[name], CONFIG, seed=7), err_msg=name)
+        np.testing.assert_array_equal(array, draw(specs(CONFIG, VIT.all_parts)[name], CONFIG, seed=7), err_msg=name)
 
 
 @pytest.mark.parametrize("scale", [0.02, 1.0, 0.0])

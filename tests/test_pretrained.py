@@ -21,7 +21,8 @@ from test_models import TINY, pixels
 from tolerances import UNIT_ROUNDOFF
 
 from vit_core.config import ViTConfig
-from vit_core.params import ALL_PARTS, count
+from vit_core.family import VIT
+from vit_core.params import count
 from vit_core.position import KERNELS, resize_position_embeddings
 
 CLS = CHECKPOINTS / "cls" / "pt_safetensors"
@@ -197,9 +198,10 @@ def test_unknown_arguments(backend: Any) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.5])
 def test_biases_of_zeros_are_no_biases(backend: Any, tmp_path: Path, value: float) -> None:
+    from vit_core.family import PARTS
     from vit_core.files.tensor import Tensor
     from vit_core.formats.huggingface import read_checkpoint, write_checkpoint
-    from vit_core.params import PARTS, specs
+    from vit_core.params import specs
 
     folder = CHECKPOINTS / "cls_no_qkv_bias" / "pt_safetensors"
     config = ViTConfig.from_pretrained(folder)
@@ -402,6 +404,6 @@ def test_a_shape_that_is_not_the_configurations_is_refused(backend: Any, tmp_pat
 
 
 def test_all_parts_have_a_model() -> None:
-    from vit_core.params import PARTS
+    from vit_core.family import PARTS
 
-    assert frozenset().union(*PARTS.values()) == ALL_PARTS
+    assert frozenset().union(*PARTS.values()) == VIT.all_parts

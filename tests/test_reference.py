@@ -17,8 +17,9 @@ from reference import forward
 
 from vit_core import calls
 from vit_core.config import ViTConfig
+from vit_core.family import PARTS
 from vit_core.files.tensor import Tensor
-from vit_core.params import PARTS, specs
+from vit_core.params import specs
 
 RESULTS = {  # fields of an output, by the reference's name of what they hold
     "last_hidden_state": "layernorm",

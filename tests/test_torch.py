@@ -16,7 +16,8 @@ from conftest import CHECKPOINTS
 from test_models import TINY
 
 from vit_core.config import ViTConfig
-from vit_core.params import ALL_PARTS, TORCH_V5, native_name, specs
+from vit_core.family import VIT
+from vit_core.params import TORCH_V5, native_name, specs
 
 torch = pytest.importorskip("torch")
 vit_torch = pytest.importorskip("vit_torch")
@@ -494,4 +495,4 @@ def test_channels_last_memory_format() -> None:
 
 
 def test_specs_cover_every_part() -> None:
-    assert {s.part for s in specs(CONFIG, ALL_PARTS).values()} == {"", *ALL_PARTS}
+    assert {s.part for s in specs(CONFIG, VIT.all_parts).values()} == {"", *VIT.all_parts}

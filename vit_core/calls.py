@@ -15,7 +15,8 @@ import numpy.typing as npt
 from vit_core.config import ViTConfig, pair
 
 Shape = tuple[Any, ...]
-TENSORS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask", "labels")  # of a call's inputs
+INPUTS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask")  # whose shapes a trunk checks
+TENSORS = (*INPUTS, "labels", "teacher_logits")
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def check_inputs(
     patches = num_patches(pixel_values[2:] if channels_axis == 1 else pixel_values[1:3], config)
     check_bool_masked_pos(shapes["bool_masked_pos"], patches, has_mask_token)
     check_head_mask(shapes["head_mask"], config)
-    check_attention_mask(shapes["attention_mask"], None if patches is None else patches + 1)
+    check_attention_mask(shapes["attention_mask"], None if patches is None else patches + config.num_prefix_tokens)
 
 
 def check_reconstruction(config: ViTConfig) -> None:
@@ -245,6 +246,21 @@ def check_labels(shape: Shape, logits_shape: Shape, problem: str, integers: bool
         raise ValueError(
             f"For problem_type {problem!r} labels must be {values} of shape {allowed[0]}: got {what} of shape "
             f"{tuple(shape)}."
+        )
+
+
+def check_distillation(labels: Any, teacher_shape: Shape, logits_shape: Shape, config: ViTConfig) -> None:
+    """Raises ValueError unless a teacher's logits of this shape fit those of the model, (B, K), and labels are classes.
+
+    `labels` is the problem type that they imply, None where there are none.
+    """
+    if labels != "single_label_classification":
+        got = f"labels of problem_type {labels!r}" if labels else "no labels"
+        raise ValueError(f"teacher_logits are distilled beside labels of classes, (batch,): got {got}.")
+    if not _same(teacher_shape, logits_shape):
+        raise ValueError(
+            f"teacher_logits must have the shape of the model's logits, {tuple(logits_shape)} (num_labels="
+            f"{config.num_labels}): got {tuple(teacher_shape)}."
         )
 
 

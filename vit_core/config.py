@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from vit_core.files.disk import write_atomically
 from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
@@ -20,8 +19,6 @@ from vit_core.files.names import CONFIG_NAME
 from vit_core.files.saving import save_document, settled
 from vit_core.keywords import understood
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
-
-COMPUTE_AS_VIT = ("vit", "vit_mae", "vit_msn")  # model types of transformers whose trunk is a ViT
 
 # Width D, depth L, mlp F, heads h of the named variants (ViT paper, table 1; Ti, S: Touvron et al. 2021, DeiT,
 # table 1; g, G: Zhai et al. 2022, "Scaling Vision Transformers", table 2).
@@ -69,7 +66,12 @@ class ViTConfig:
     Raises ValueError, naming the field and its value, for anything a model could not be built from.
     """
 
-    model_type = "vit"
+    model_type: ClassVar[str] = "vit"
+    reads: ClassVar[tuple[str, ...]] = ("vit_mae", "vit_msn")  # other model types whose files hold what its models have
+    # What other members of the family have; a config.json says nothing of it unless it is set.
+    tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # before the patches, each with a position
+    use_mask_token = False  # whether the bare model has one without being asked
+    layer_scale = 0.0  # what the scales of a layer's branches start at; 0 where there are none
     id2label: dict[int, str]
     label2id: dict[str, int]
     output_attentions: bool
@@ -118,12 +120,7 @@ class ViTConfig:
         self.encoder_stride = encoder_stride
         self.pooler_output_size = pooler_output_size
         self.pooler_act = pooler_act
-        stored_type = kwargs.pop("model_type", self.model_type)
-        if stored_type not in COMPUTE_AS_VIT:
-            warnings.warn(
-                f"This configuration has model_type {stored_type!r}; it is read as {self.model_type!r}.",
-                stacklevel=2,
-            )
+        self._check_model_type(kwargs.pop("model_type", self.model_type))
         if "_attn_implementation" in kwargs:
             old = kwargs.pop("_attn_implementation")
             kwargs["attn_implementation"] = kwargs.get("attn_implementation") or old
@@ -136,6 +133,19 @@ class ViTConfig:
             setattr(self, name, value)
         self._set_labels(**labels)
         self.validate()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "model_type" in vars(cls):
+            CLASSES[cls.model_type] = cls
+
+    def _check_model_type(self, stored: str) -> None:
+        if stored in (self.model_type, *self.reads):
+            return
+        other = config_class(stored)
+        raise ValueError(
+            f"{type(self).__name__} is of model_type {self.model_type!r}, got {stored!r}: that is of {other.__name__}."
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = CHECKS.get(name)
@@ -211,6 +221,11 @@ class ViTConfig:
         return self.grid[0] * self.grid[1]
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens stand before the patches, as many rows before theirs in the position embeddings."""
+        return len(self.tokens)
+
+    @property
     def pooler_size(self) -> int:
         """Q, the width of the pooled output."""
         return self.pooler_output_size or self.hidden_size
@@ -232,6 +247,12 @@ class ViTConfig:
                 f"pruned_heads={pruned!r}: checkpoints with pruned heads are not supported; save the "
                 "model with all its heads and pass a head_mask instead."
             )
+
+    @classmethod
+    def fields(cls) -> tuple[str, ...]:
+        """The names of the fields that make an architecture."""
+        given = [inspect.signature(vars(c)["__init__"]).parameters for c in cls.__mro__[:-1] if "__init__" in vars(c)]
+        return tuple(name for each in given for name, value in each.items() if value.default is not value.empty)
 
     @classmethod
     def variant(cls, name: str, **overrides: Any) -> ViTConfig:
@@ -262,7 +283,7 @@ class ViTConfig:
         """Every field, JSON-ready: strings as label keys, lists for pairs. Raises ValueError for a callable."""
         values = {k: copy.deepcopy(v) for k, v in vars(self).items() if k not in _RUNTIME_DEFAULTS}
         for name in ("hidden_act", "pooler_act"):
-            if callable(values[name]):
+            if callable(values.get(name)):
                 raise ValueError(
                     f"{name} is the function {values[name]!r}, which JSON cannot hold: set it to one of "
                     f"{', '.join(ACTIVATIONS)} before saving."
@@ -294,7 +315,7 @@ class ViTConfig:
         """
         merged = dict(values)
         known = {
-            *ARCHITECTURE_FIELDS,
+            *cls.fields(),
             *COMMON_DEFAULTS,
             *_RUNTIME_DEFAULTS,
             *_LABELS,
@@ -318,7 +339,7 @@ class ViTConfig:
         """Read one JSON file. Raises OSError when it is missing, ValueError when it is no configuration."""
         values = read_json_object(Path(path))
         with blaming(path):
-            return cls(**values)
+            return cls._class_for(values)(**values)
 
     @classmethod
     def from_pretrained(
@@ -339,28 +360,21 @@ class ViTConfig:
         With `return_unused_kwargs=True`: the tuple (config, overrides that are no field of it).
         """
         overrides = understood({**overrides, "token": token}, "from_pretrained")
-        source, token = Path(pretrained_model_name_or_path), overrides.pop("token")
-
-        def read() -> tuple[Path, dict[str, Any]]:
-            if source.is_file():
-                return source, read_json_object(source)
-            from vit_core.files import hub
-
-            path = hub.cached_file(
-                pretrained_model_name_or_path,
-                CONFIG_NAME,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-                revision=revision,
-                subfolder=subfolder,
-            )
-            return path, read_json_object(path)
-
-        path, values = settled(source / subfolder, read)
+        options = {
+            "cache_dir": cache_dir,
+            "force_download": force_download,
+            "local_files_only": local_files_only,
+            "token": overrides.pop("token"),
+            "revision": revision,
+        }
+        path, values = _stored(pretrained_model_name_or_path, subfolder, options)
         with blaming(f"{path} with {', '.join(overrides)} as given" if overrides else path):
-            return cls.from_dict(values, return_unused_kwargs, **overrides)
+            return cls._class_for(values).from_dict(values, return_unused_kwargs, **overrides)
+
+    @classmethod
+    def _class_for(cls, values: Mapping[str, Any]) -> type[ViTConfig]:
+        """The class of what a file holds: this one, which refuses what is another's."""
+        return cls
 
     def save_pretrained(
         self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub_options: Any
@@ -397,8 +411,44 @@ class ViTConfig:
         return f"{type(self).__name__} {json.dumps(shown, indent=2, sort_keys=True, default=str)}"
 
 
-ARCHITECTURE_FIELDS = tuple(
-    name
-    for name, parameter in inspect.signature(ViTConfig.__init__).parameters.items()
-    if parameter.default is not parameter.empty
-)
+CLASSES = {ViTConfig.model_type: ViTConfig}  # by model_type; each joins when it is defined
+
+
+def config_class(model_type: str) -> type[ViTConfig]:
+    """The class of a model_type, or the one that says it reads it. Raises ValueError, with those known, for others."""
+    readers = (cls for cls in CLASSES.values() if model_type in cls.reads)
+    found = CLASSES.get(str(model_type)) or next(readers, None)
+    if found is None:
+        known = sorted({*CLASSES, *(name for cls in CLASSES.values() for name in cls.reads)})
+        raise ValueError(f"model_type is {model_type!r}, expected one of {', '.join(known)}.")
+    return found
+
+
+class AutoConfig(ViTConfig):
+    """The configuration class that a file's model_type names: `from_pretrained` gives one of that class."""
+
+    def __init__(self) -> None:
+        raise TypeError("AutoConfig is not made itself: AutoConfig.from_pretrained(folder), or for_model(model_type).")
+
+    @classmethod
+    def _class_for(cls, values: Mapping[str, Any]) -> type[ViTConfig]:
+        return config_class(values.get("model_type", ViTConfig.model_type))
+
+    @staticmethod
+    def for_model(model_type: str, **values: Any) -> ViTConfig:
+        """A configuration of a model_type with these values. Raises ValueError for one that is not known."""
+        return config_class(model_type)(**values)
+
+
+def _stored(source: str | Path, subfolder: str, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The path of a config.json, in a folder or a hub repository or by itself, and what it holds."""
+
+    def read() -> tuple[Path, dict[str, Any]]:
+        if Path(source).is_file():
+            return Path(source), read_json_object(Path(source))
+        from vit_core.files import hub
+
+        path = hub.cached_file(source, CONFIG_NAME, subfolder=subfolder, **options)
+        return path, read_json_object(path)
+
+    return settled(Path(source) / subfolder, read)

@@ -17,15 +17,21 @@ from vit_core.params import Spec
 BOUND = 2.0  # where the normal distribution is cut
 
 
+def constant(spec: Spec, config: ViTConfig) -> float | None:
+    """The one value that a parameter starts at; None for one that is drawn."""
+    if spec.init == "normal" and config.initializer_range:
+        return None
+    values = {"normal": 0.0, "zeros": 0.0, "norm": 1.0}
+    return float(values[spec.init] if spec.init in values else getattr(config, spec.init))
+
+
 def draw(spec: Spec, config: ViTConfig, seed: int) -> npt.NDArray[np.float32]:
     """The initial float32 array of one parameter, in PyTorch's layout.
 
     Each parameter has a stream of its own, from the seed and its name: a trunk starts equal under every head.
     """
-    if spec.init == "zeros" or (spec.init == "norm" and spec.leaf == "bias"):
-        return np.zeros(spec.shape, np.float32)
-    if spec.init == "norm":
-        return np.ones(spec.shape, np.float32)
+    if (value := constant(spec, config)) is not None:
+        return np.full(spec.shape, value, np.float32)
     stream = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
     values = generator.standard_normal(spec.shape, np.float32) * np.float32(config.initializer_range)

@@ -8,9 +8,10 @@ from typing import Any
 
 from vit_core.channels import PROJECTION, with_channels
 from vit_core.config import ViTConfig
-from vit_core.files.tensor import Tensor, raw_bytes
+from vit_core.family import POSITIONS, has_head
+from vit_core.files.tensor import Array, Tensor, raw_bytes
 from vit_core.formats.huggingface import Checkpoint
-from vit_core.params import HEADS, POSITIONS, TORCH, Spec, native_name, specs
+from vit_core.params import TORCH, Spec, native_name, specs
 from vit_core.position import resize_position_embeddings
 from vit_core.validation import dtype_name
 
@@ -101,7 +102,7 @@ def fit(
     """
     wanted = specs(config, parts)
     _check_trunk(checkpoint, wanted)
-    prefixed = bool(set(HEADS) & set(parts))
+    prefixed = has_head(parts)
     report = LoadReport(format=checkpoint.format, path=str(checkpoint.path), dtypes=checkpoint.dtypes)
     taken: dict[str, Tensor] = {}
     wrong: list[str] = []
@@ -112,7 +113,7 @@ def fit(
             report.missing_keys.append(shown)
             continue
         if name == POSITIONS and tensor.shape[2:] == spec.shape[2:]:
-            tensor = _resized(tensor, stored_grid, config.grid, kernel, shown, report)
+            tensor = _resized(tensor, stored_grid, config, kernel, shown, report)
         if name == PROJECTION and tensor.shape[1] == stored_channels != config.num_channels:
             report.adapted.append((shown, tensor.shape[1], config.num_channels))
             tensor = with_channels(tensor, config.num_channels)
@@ -123,7 +124,7 @@ def fit(
             report._taken[shown] = checkpoint.tensors[name]
             if tensor.source != shown:
                 report.converted[shown] = tensor.source
-        elif ignore_mismatched_sizes or (fresh_head and spec.part in HEADS):
+        elif ignore_mismatched_sizes or (fresh_head and spec.row.head):
             report.mismatched_keys.append((shown, tensor.shape, spec.shape))
         else:
             wrong.append(f"{shown}: {tensor.shape} in the file, {spec.shape} in the model")
@@ -161,23 +162,25 @@ def is_absent_bias(name: str, tensor: Tensor, config: ViTConfig) -> bool:
 def _resized(
     tensor: Tensor,
     stored: tuple[int, int] | None,
-    grid: tuple[int, int],
+    config: ViTConfig,
     kernel: str,
     shown: str,
     report: LoadReport,
 ) -> Tensor:
     """The position embeddings on the model's grid; unchanged when the stored grid is not that of the tensor."""
-    patches = tensor.shape[1] - 1
+    grid, first = config.grid, config.num_prefix_tokens
+    patches = tensor.shape[1] - first
     if stored is None and patches == grid[0] * grid[1]:
         return tensor
     source = stored or (round(patches**0.5), round(patches**0.5))
     if source[0] * source[1] != patches or source == grid:
         return tensor
     report.resized.append((shown, source, grid, kernel))
-    shape = (1, 1 + grid[0] * grid[1], tensor.shape[2])
-    return Tensor(
-        shape, tensor.dtype, lambda: resize_position_embeddings(tensor.read(), source, grid, kernel), tensor.source
-    )
+
+    def resize() -> Array:
+        return resize_position_embeddings(tensor.read(), source, grid, kernel, first)
+
+    return Tensor((1, first + config.num_patches, tensor.shape[2]), tensor.dtype, resize, tensor.source)
 
 
 def resolve_dtype(asked: Any, checkpoint: Checkpoint) -> str:

@@ -112,9 +112,27 @@ class MaskedImageModelingOutput(ModelOutput):
         return self.reconstruction
 
 
+@dataclass
+class DeiTForImageClassificationWithTeacherOutput(ModelOutput):
+    """Of DeiTForImageClassificationWithTeacher."""
+
+    loss: Any = None  # scalar
+    logits: Any = None  # (B, num_labels), the mean of the two below
+    cls_logits: Any = None  # (B, num_labels), on the CLS token
+    distillation_logits: Any = None  # (B, num_labels), on the distillation token
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
 OUTPUTS: tuple[type[ModelOutput], ...] = (
     BaseModelOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    DeiTForImageClassificationWithTeacherOutput,
 )
+
+__all__ = [
+    "OUTPUTS", "BaseModelOutput", "BaseModelOutputWithPooling", "DeiTForImageClassificationWithTeacherOutput",
+    "ImageClassifierOutput", "MaskedImageModelingOutput", "ModelOutput",
+]  # fmt: skip

@@ -5,13 +5,11 @@ Layer-wise learning-rate decay: Clark et al. 2020, "ELECTRA", section 3.1; for V
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vit_core.params import HEADS, LAYER, Spec
-
-_LAYER = re.compile(re.escape(LAYER).replace(r"\{\}", r"(\d+)"))
+from vit_core.family import OF_LAYER
+from vit_core.params import Spec
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ def parameter_groups(
         raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}.")
     found: dict[tuple[int, bool], list[str]] = {}
     for name, spec in specs.items():
-        if not freeze or spec.part in HEADS:
+        if not freeze or spec.row.head:
             decay = spec.kind in ("linear", "conv") and spec.leaf == "weight"
             found.setdefault((_depth(spec, num_layers), decay), []).append(name)
     return [
@@ -49,5 +47,5 @@ def _depth(spec: Spec, num_layers: int) -> int:
     """0 for the embeddings, i + 1 for layer i, one more than the last layer's for what comes after it."""
     if spec.name.startswith("embeddings."):
         return 0
-    layer = _LAYER.match(spec.name)
+    layer = OF_LAYER.match(spec.name)
     return int(layer[1]) + 1 if layer else num_layers + 1

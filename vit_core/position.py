@@ -105,16 +105,17 @@ def _normalised(matrix: Matrix) -> Matrix:
 
 
 def resize_position_embeddings(
-    table: npt.NDArray[Any], source: tuple[int, int], target: tuple[int, int], kernel: str = "hf"
+    table: npt.NDArray[Any], source: tuple[int, int], target: tuple[int, int], kernel: str = "hf", first: int = 1
 ) -> npt.NDArray[Any]:
-    """A table (1, 1 + h w, D) of position embeddings for another grid (height, width); the CLS row is untouched.
+    """A table (1, first + h w, D) of position embeddings for another grid (height, width).
 
-    Computed in float64, returned in the table's dtype.
+    The `first` rows, of the tokens before the patches, are untouched. Computed in float64, returned in the table's
+    dtype.
     """
     if source == target:
         return table
     rows, columns = (resize_matrix(s, t, kernel) for s, t in zip(source, target, strict=True))
-    grid = table[0, 1:].reshape(*source, -1).astype(np.float64)
+    grid = table[0, first:].reshape(*source, -1).astype(np.float64)
     resized = np.einsum("ah,hwd,bw->abd", rows, grid, columns, optimize=True)
     patches = resized.reshape(1, target[0] * target[1], -1).astype(table.dtype)
-    return np.concatenate([table[:, :1], patches], axis=1)
+    return np.concatenate([table[:, :first], patches], axis=1)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from vit_core.config import ViTConfig, pair
+from vit_core.family import HEADS, PARTS, VIT, Family, family_of, has_head
 from vit_core.files import hub
 from vit_core.files.disk import write_atomically
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_MODEL, PRESET_TASK_MODEL
@@ -35,7 +36,7 @@ from vit_core.formats.huggingface import (
 from vit_core.keywords import one_device, understood
 from vit_core.loading import LoadReport, fit, resolve_dtype
 from vit_core.parameter_groups import ParameterGroup, parameter_groups
-from vit_core.params import ALL_PARTS, HEADS, PARTS, PREFIX, Spec, specs
+from vit_core.params import Spec, specs
 from vit_core.validation import dtype_name, keeps
 
 StrPath = str | Path
@@ -46,26 +47,40 @@ _READING = ("filename", "key", "prefix", "stored_image_size", "fold_layer_scale"
 class PretrainedModel(ABC):
     """The load and save methods of every model of every backend."""
 
-    architecture: ClassVar[str]  # the PyTorch name of the model class, a key of PARTS
+    architecture: ClassVar[str]  # the PyTorch name of the model class, a key of `family.PARTS`
     file_format: ClassVar[str]  # the format of the framework's own names and older file: pt, tf or flax
     weights_keyword: ClassVar[str] = ""  # of `save_pretrained`, in which a caller may hand weights over
     _choose: ClassVar[Callable[..., Any]]  # the implementation of attention of a name; ValueError where there is none
     config: ViTConfig
     preprocessor: dict[str, Any] | None = None  # the document that the model was loaded beside
     name_or_path: str = ""  # what it was loaded from
-    config_class = ViTConfig
-    base_model_prefix = PREFIX
+    config_class: ClassVar[type[ViTConfig]] = ViTConfig
+    base_model_prefix: ClassVar[str] = VIT.trunk
     parts: frozenset[str]  # the optional parts of the table that the model has
 
     @classmethod
     def parts_of(
         cls, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **_: Any
     ) -> frozenset[str]:
-        """The optional parts of the table that a model built with these arguments has."""
-        parts = set(PARTS[cls.architecture])
-        if not add_pooling_layer:
-            parts.discard("pooler")
-        return frozenset(parts | {"mask_token"} if use_mask_token else parts)
+        """The optional parts of the table that a model built with these arguments has.
+
+        Raises ValueError for the configuration of another member.
+        """
+        cls._check_member(config)
+        return cls.family().parts(cls.architecture, config, add_pooling_layer, use_mask_token)
+
+    @classmethod
+    def family(cls) -> Family:
+        """The member of the family that the class is of."""
+        return family_of(cls.config_class)
+
+    @classmethod
+    def _check_member(cls, config: ViTConfig) -> None:
+        if family_of(config) is not cls.family():
+            raise ValueError(
+                f"{cls.__name__} takes a {cls.config_class.__name__}, got a {type(config).__name__}, of model_type "
+                f"{config.model_type!r}: use one of {', '.join(family_of(config).models)}."
+            )
 
     @staticmethod
     @abstractmethod
@@ -140,7 +155,7 @@ class PretrainedModel(ABC):
         Layer by layer down from the head, learning rates fall by the factor `layer_decay`; with `freeze` the head alone
         is in a group. Raises ValueError for a `layer_decay` outside (0, 1], and for `freeze` without a head.
         """
-        if freeze and not self.parts & set(HEADS):
+        if freeze and not has_head(self.parts):
             raise ValueError(
                 f"freeze=True trains the head alone, and {type(self).__name__} has none: pass a model with one."
             )
@@ -205,7 +220,7 @@ class PretrainedModel(ABC):
         reading["num_attention_heads"] = overrides.get("num_attention_heads")
         drops = {"head": not keeps("head", head), "pooler": not keeps("pooler", pooler)}
         fresh_head = "id2label" in overrides or ignore_mismatched_sizes or drops["head"]
-        reading["head"] = "drop" if cls.architecture == "ViTModel" else "fresh" if fresh_head else "keep"
+        reading["head"] = "drop" if cls.architecture == cls.family().bare else "fresh" if fresh_head else "keep"
         checkpoint = cls._read(
             pretrained_model_name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
         )
@@ -217,15 +232,20 @@ class PretrainedModel(ABC):
             )
         checkpoint = checkpoint.without([*HEADS] * drops["head"] + ["pooler"] * drops["pooler"])
         stored = checkpoint.config
+        if checkpoint.family is not cls.family():
+            raise ValueError(
+                f"{checkpoint.path} holds a {checkpoint.family.title}, which {cls.__name__} is not: load it with one "
+                f"of {', '.join(checkpoint.family.models)}."
+            )
         if isinstance(config, str | Path):
-            config = ViTConfig.from_pretrained(config, **options)
+            config = cls.config_class.from_pretrained(config, **options)
         if config is None and stored is None:
             raise FileNotFoundError(
-                f"No {CONFIG_NAME} beside {checkpoint.path}: pass config=ViTConfig(...). transformers' Trainer writes "
-                "none for this package's models: model.save_pretrained(folder) does."
+                f"No {CONFIG_NAME} beside {checkpoint.path}: pass config={cls.config_class.__name__}(...). "
+                "transformers' Trainer writes none for this package's models: model.save_pretrained(folder) does."
             )
         overrides["dtype"] = resolve_dtype(dtype if torch_dtype is None else torch_dtype, checkpoint)
-        used, model_kwargs = ViTConfig.from_dict(vars(config or stored), return_unused_kwargs=True, **overrides)
+        used, model_kwargs = cls.config_class.from_dict(vars(config or stored), return_unused_kwargs=True, **overrides)
         if unknown := model_kwargs.keys() - (known := cls._arguments()):
             raise TypeError(
                 f"{cls.__name__}.from_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}. They are "
@@ -310,7 +330,7 @@ class PretrainedModel(ABC):
                 {name: t if t.dtype.kind in "iub" else t.astype(dtype_name(dtype)) for name, t in each.items()}
                 for each in (tensors, added)
             )
-        wanted = {name: spec for name, spec in specs(self.config, ALL_PARTS).items() if name in tensors}
+        wanted = {n: spec for n, spec in specs(self.config, self.family().all_parts).items() if n in tensors}
         _check_shapes(tensors, wanted)
         _check_folder(folder)
         patterns = _weights_patterns(variant)

@@ -57,6 +57,18 @@ def _activation(name: str, value: Any) -> Any:
     return value
 
 
+def _distillation(name: str, value: Any) -> Any:
+    if value not in ("hard", "soft"):
+        raise ValueError(f"{name} must be hard or soft, got {value!r}.")
+    return value
+
+
+def _positive(name: str, value: Any) -> float:
+    if not _number(name, value):
+        raise ValueError(f"{name} must be above 0, got {value!r}.")
+    return float(value)
+
+
 def _problem_type(name: str, value: Any) -> Any:
     if value is not None and value not in PROBLEM_TYPES:
         raise ValueError(f"{name} must be one of {', '.join(PROBLEM_TYPES)}, or None, got {value!r}.")
@@ -109,11 +121,22 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     ),
     **dict.fromkeys(("image_size", "patch_size", "encoder_stride"), _size),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), partial(_number, maximum=1.0)),
-    **dict.fromkeys(("initializer_range", "layer_norm_eps"), _number),
+    **dict.fromkeys(("initializer_range", "layer_norm_eps", "layer_scale"), _number),
     **dict.fromkeys(
-        ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict", "skip_unread_tokens"), _flag
+        (
+            "qkv_bias",
+            "use_mask_token",
+            "output_attentions",
+            "output_hidden_states",
+            "return_dict",
+            "skip_unread_tokens",
+        ),
+        _flag,
     ),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),
+    "distillation": _distillation,
+    "distillation_weight": partial(_number, maximum=1.0),
+    "distillation_temperature": _positive,
     "problem_type": _problem_type,
     "pooler_output_size": _optional_width,
     "dtype": _optional_dtype,

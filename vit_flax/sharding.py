@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from jax.sharding import PartitionSpec
 
-from vit_core.params import LAYER, Spec
+from vit_core.family import LAYER
+from vit_core.params import Spec
 from vit_flax.weights import FlaxViTPreTrainedModel, Params
 
 BY_OUTPUTS = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "intermediate.dense")

@@ -18,10 +18,11 @@ from jax import Array
 
 from vit_core import calls
 from vit_core.config import ViTConfig
+from vit_core.family import HEADS
 from vit_core.files.tensor import Tensor, own
 from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, draw
-from vit_core.params import FLAX, HEADS, Spec, native_name, specs, to_native
+from vit_core.params import FLAX, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_flax.attention import choose
 

@@ -16,11 +16,12 @@ from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig
+from vit_core.family import HEADS
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.files.tensor import own
 from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, draw
-from vit_core.params import HEADS, PREFIX, TF, Spec, native_name, specs, to_native
+from vit_core.params import PREFIX, TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_tf.attention import choose
 from vit_tf.layers import Dense, LayerNorm

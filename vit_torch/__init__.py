@@ -1,19 +1,28 @@
-"""The Vision Transformer in PyTorch, with the names that users of transformers import."""
+"""The Vision Transformer and its family in PyTorch, with the names that users of transformers import."""
 
 from functools import partial
 
 from vit_core.app.pipeline import pipeline as _pipeline
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import DeiTConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     ViTFeatureExtractor,
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_torch.deit import (
+    DeiTForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    DeiTForMaskedImageModeling,
+    DeiTModel,
+    DeiTPreTrainedModel,
+)
 from vit_torch.modeling import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from vit_torch.outputs import (
     BaseModelOutput,
     BaseModelOutputWithPooling,
+    DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
@@ -21,8 +30,7 @@ from vit_torch.weights import ViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="torch")
 
-# This package has one family: what is chosen automatically is always it.
-AutoConfig, AutoFeatureExtractor = ViTConfig, AutoImageProcessor
+AutoFeatureExtractor = AutoImageProcessor
 AutoModel = ViTModel
 AutoModelForImageClassification = ViTForImageClassification
 AutoModelForMaskedImageModeling = ViTForMaskedImageModeling
@@ -36,6 +44,13 @@ __all__ = [
     "AutoModelForMaskedImageModeling",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "DeiTConfig",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTForImageClassificationWithTeacherOutput",
+    "DeiTForMaskedImageModeling",
+    "DeiTModel",
+    "DeiTPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
     "ViTConfig",

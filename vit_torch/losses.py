@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_core.calls import check_labels, check_reconstruction, label_out_of_range, problem_type
+from vit_core.calls import check_distillation, check_labels, check_reconstruction, label_out_of_range, problem_type
 from vit_core.config import ViTConfig, pair
 
 
@@ -29,6 +29,28 @@ def classification_loss(logits: Tensor, labels: Tensor, config: ViTConfig) -> Te
     if problem == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
+
+
+def distillation_loss(
+    logits: Tensor, distilled: Tensor, labels: Tensor | None, teacher_logits: Tensor, config: ViTConfig
+) -> Tensor:
+    """Cross entropy of `logits` with the labels, and of the `distilled` ones with a teacher's; all logits are (B, K).
+
+    DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
+    Raises ValueError for what does not fit.
+    """
+    problem = None if labels is None else problem_type(config, not labels.is_floating_point())
+    check_distillation(problem, tuple(teacher_logits.shape), tuple(logits.shape), config)
+    assert labels is not None
+    wide, weight, tau = torch.promote_types(logits.dtype, torch.float32), config.distillation_weight, 1.0
+    student, teacher = distilled.to(wide), teacher_logits.to(wide)
+    if config.distillation == "hard":
+        theirs = F.cross_entropy(student, teacher.argmax(1))
+    else:
+        tau = config.distillation_temperature
+        student, teacher = F.log_softmax(student / tau, 1), F.log_softmax(teacher / tau, 1)
+        theirs = tau * tau * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 
 def masked_reconstruction_loss(pixels: Tensor, reconstruction: Tensor, mask: Tensor, config: ViTConfig) -> Tensor:

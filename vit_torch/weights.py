@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, Self
@@ -17,9 +17,9 @@ from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.formats.reading import read
-from vit_core.initialization import BOUND, draw
+from vit_core.initialization import BOUND, constant, draw
 from vit_core.loading import LoadReport
-from vit_core.params import ALL_PARTS, PARTS, PREFIX, TORCH, TORCH_V5, Spec, native_name, parse_name, specs
+from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
 from vit_torch.attention import choose
 from vit_torch.devices import accelerator, torch_device
@@ -61,10 +61,11 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
             cls.architecture = cls.__name__
 
     def __init__(self, config: ViTConfig, parts: frozenset[str] | None = None) -> None:
-        """`parts` are those of the table beside the trunk; by default, of a user's own class, those of its `vit`."""
+        """`parts` are those of the table beside the trunk; by default, of a user's own class, those of its trunk."""
         super().__init__()
         config.validate()
         choose(config.attn_implementation, output_attentions=False)
+        self._check_member(config)
         self.config = config
         self.num_labels = config.num_labels
         self._parts = parts
@@ -73,13 +74,13 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     @property
     def parts(self) -> frozenset[str]:  # type: ignore[override]
         """The optional parts of the table that the model has."""
-        own = self._parts if self._parts is not None else getattr(getattr(self, PREFIX, None), "parts", frozenset())
-        return frozenset(own)
+        trunk = getattr(self, self.base_model_prefix, None)
+        return self._parts if self._parts is not None else frozenset(getattr(trunk, "parts", ()))
 
     @classmethod
     def parts_of(cls, config: ViTConfig, *args: Any, **kwargs: Any) -> frozenset[str]:
         """The optional parts of the table that a model built with these arguments has."""
-        if cls.architecture in PARTS:
+        if cls.architecture in cls.family().models:
             return super().parts_of(config, *args, **kwargs)
         with torch.device("meta"):
             return cls(config, *args, **kwargs).parts
@@ -96,19 +97,20 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
     def specs(self) -> dict[str, Spec]:
         """The table's entries of this model's parameters, by their names in its state dict."""
-        table = {native_name(s, TORCH, hasattr(self, PREFIX)): s for s in specs(self.config, self.parts).values()}
+        prefixed = self.base_model is not self
+        table = {native_name(s, TORCH, prefixed): s for s in specs(self.config, self.parts).values()}
         held = {name for name, _ in self.named_parameters(remove_duplicate=False)}
         return {name: spec for name, spec in table.items() if name in held}
 
     @torch.no_grad()
-    def init_weights(self, seed: int | None = None, parts: Iterable[str] = ALL_PARTS | {""}) -> None:
-        """Draw the parameters of these parts ("" is the trunk) anew: from torch's generator, or from `seed`.
+    def init_weights(self, seed: int | None = None, parts: Collection[str] | None = None) -> None:
+        """Draw the parameters anew, or those of these parts: from torch's generator, or from `seed`.
 
         With a seed the values are those of every other framework. Parameters on the meta device are left alone.
         """
         for name, spec in self.specs().items():
             parameter = self.get_parameter(name)
-            if spec.part in parts and not parameter.is_meta:
+            if (parts is None or spec.part in parts) and not parameter.is_meta:
                 parameter.copy_(initial(spec, self.config, seed))
 
     @staticmethod
@@ -156,7 +158,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         own = {n: v for n, v in self.state_dict().items() if n not in table and isinstance(v, Tensor)}
         report.missing_keys = [name for name in report.missing_keys if name in table]
         for name, value in own.items():
-            stored, wanted = tensors.get(name) or tensors.get(name.removeprefix(f"{PREFIX}.")), tuple(value.shape)
+            inner, wanted = name.removeprefix(f"{self.base_model_prefix}."), tuple(value.shape)
+            stored = tensors.get(name) or tensors.get(inner)
             if stored is None:
                 report.missing_keys.append(name)
                 continue
@@ -193,10 +196,9 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         return next(self.parameters()).device
 
     @property
-    def base_model(self) -> nn.Module:
+    def base_model(self) -> Any:
         """The trunk: the model itself where it has no head."""
-        trunk: nn.Module = getattr(self, PREFIX, self)
-        return trunk
+        return getattr(self, self.base_model_prefix, self)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters, or of those that require a gradient; a ViT has no table of embeddings to exclude."""
@@ -220,8 +222,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """The patch embeddings."""
-        trunk = f"{PREFIX}." if hasattr(self, PREFIX) else ""
-        return self.get_submodule(f"{trunk}embeddings.patch_embeddings")
+        return self.base_model.embeddings.patch_embeddings
 
     def gradient_checkpointing_enable(
         self,
@@ -301,9 +302,9 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
     """The initial float32 tensor of a parameter: the core's for this seed, or drawn with torch's generator."""
     if seed is not None:
         return torch.from_numpy(draw(spec, config, seed))
-    if spec.init == "normal" and spec.leaf != "bias" and config.initializer_range:
-        return nn.init.trunc_normal_(torch.empty(spec.shape), std=config.initializer_range, a=-BOUND, b=BOUND)
-    return torch.full(spec.shape, 1.0 if (spec.init, spec.leaf) == ("norm", "weight") else 0.0)
+    if (value := constant(spec, config)) is not None:
+        return torch.full(spec.shape, value)
+    return nn.init.trunc_normal_(torch.empty(spec.shape), std=config.initializer_range, a=-BOUND, b=BOUND)
 
 
 def shapes(*inputs: Tensor | None) -> dict[str, tuple[int, ...] | None]:
@@ -324,11 +325,12 @@ def hooked(*modules: nn.Module) -> bool:
     return any(not str(hook.__module__).startswith("torch.") for hooks in found for hook in hooks.values())
 
 
-def _accept_new_names(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _accept_new_names(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename, in the copy that is being loaded, what transformers >= 5.9 calls the modules in memory."""
+    prefix_of_trunk = f"{module.base_model_prefix}."
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
-        known = parse_name(name, TORCH_V5)
+        known = parse_name(name, module.family(), TORCH_V5)
         if known and not name.endswith(known.name):
-            trunk = f"{PREFIX}." if name.startswith(f"{PREFIX}.") else ""
+            trunk = prefix_of_trunk if name.startswith(prefix_of_trunk) else ""
             state[prefix + trunk + known.name] = state.pop(key)

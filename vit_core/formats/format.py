@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig
+from vit_core.family import LAYER
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Container
 from vit_core.formats.prefixes import Under, find_prefix
 from vit_core.formats.rules import Rule
-from vit_core.params import LAYER
 
 Tensors = Mapping[str, Tensor]
 

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 
+from vit_core.family import LAYER, POSITIONS
 from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.huggingface import Container
 from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Heads, Rule, Step, module, raw, table
-from vit_core.params import LAYER, POSITIONS
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import FAMILIES, Family, family_of, has_head
 from vit_core.files.disk import check_shard_names, check_stays, write_atomically
 from vit_core.files.documents import read_json_object
 from vit_core.files.names import CONFIG_NAME
@@ -24,15 +25,13 @@ from vit_core.files.saving import beside, find
 from vit_core.files.tensor import Tensor
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
 
-# The component that TensorFlow's full variable names begin with; only its HDF5 files and shard indices spell it out.
-TF_OUTER_NAMES = {
-    "ViTModel": "tf_vi_t_model",
-    "ViTForImageClassification": "tf_vi_t_for_image_classification",
-    "ViTForMaskedImageModeling": "tf_vi_t_for_masked_image_modeling",
-}
-
-
 _FEW_LAYERS = 100  # that a configuration may ask for whatever its weights hold
+
+
+def tf_outer_name(architecture: str) -> str:
+    """What TensorFlow's full variable names begin with, as Keras names a class; only HDF5 files and indices say it."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", f"TF{architecture}")
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,8 @@ class Checkpoint:
     """An opened checkpoint: nothing of its tensors is read yet, and they are in PyTorch's layout."""
 
     path: Path  # the weights file, or the index of its shards
-    format: str  # pt, tf, flax, or the family it is of
+    format: str  # pt, tf, flax, or the name of a `Format`
+    family: Family
     tensors: dict[str, Tensor]  # by canonical name
     unknown: dict[str, Tensor]  # by their names in the file: no parameters of a ViT
     config: ViTConfig | None = None  # what the files beside the weights say, or the weights themselves
@@ -233,7 +233,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def as_checkpoint(named: Named) -> Checkpoint:
     """The tensors under their canonical names, in the format in which most names make sense."""
     path, found = named.path, named.tensors
-    fmt, parsed = recognise(found, named.format)
+    config = beside(path, CONFIG_NAME)
+    stored = AutoConfig.from_json_file(config) if config.is_file() else None
+    family, fmt, parsed = recognise(found, named.format, family_of(stored) if stored else None)
     tensors: dict[str, Tensor] = {}
     for native, known in parsed.items():
         if known.name in tensors:
@@ -241,13 +243,11 @@ def as_checkpoint(named: Named) -> Checkpoint:
             raise ValueError(f"{path} holds {known.name} twice, as {both}: remove one of them.")
         tensors[known.name] = checked_rank(path, native, found[native], known.rank).transposed(known.axes)
     if named.weight_map is not None:
-        _check_complete(path, named.weight_map, found, tensors, fmt)
+        _check_complete(path, named.weight_map, found, tensors, fmt, family)
     unknown = {name: t for name, t in found.items() if name not in parsed}
-    config = beside(path, CONFIG_NAME)
-    stored = ViTConfig.from_json_file(config) if config.is_file() else None
     if stored is not None:
         check_layers(path, stored, found)
-    return Checkpoint(path, fmt, tensors, unknown, stored, files=named.files)
+    return Checkpoint(path, fmt, family, tensors, unknown, stored, files=named.files)
 
 
 def check_layers(path: Path, config: ViTConfig, tensors: Collection[str]) -> None:
@@ -268,21 +268,34 @@ def checked_rank(path: Path, native: str, tensor: Tensor, rank: int) -> Tensor:
     return tensor
 
 
-def recognise(native_names: Collection[str], claimed: str) -> tuple[str, dict[str, Parsed]]:
-    """The format in which most names make sense, the claimed one when several do, and what the names stand for."""
-    candidates: dict[str, dict[str, Parsed]] = {}
-    for fmt in sorted(DIALECTS, key=lambda fmt: fmt != claimed):
-        dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
-        parsed = {name: parse_name(name, *dialects) for name in native_names}
-        candidates[fmt] = {name: known for name, known in parsed.items() if known is not None}
-        if len(candidates[fmt]) == len(parsed):
-            break  # no other can explain more
-    best = max(candidates, key=lambda fmt: (len(candidates[fmt]), fmt == claimed))
-    return best, candidates[best]
+def recognise(
+    native_names: Collection[str], claimed: str, stated: Family | None = None
+) -> tuple[Family, str, dict[str, Parsed]]:
+    """The member and the format in which most names make sense, and what the names stand for.
+
+    Of several that make as much of them, the first member, which is ViT, and the claimed format. A `stated` member is
+    the only one that is tried.
+    """
+    best: tuple[Family, str, dict[str, Parsed]] | None = None
+    for family in [stated] if stated else FAMILIES.values():
+        for fmt in sorted(DIALECTS, key=lambda fmt: fmt != claimed):
+            dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
+            parsed = {name: known for name in native_names if (known := parse_name(name, family, *dialects))}
+            if best is None or len(parsed) > len(best[2]):
+                best = family, fmt, parsed
+            if len(parsed) == len(native_names):
+                return best  # no other can explain more
+    assert best is not None
+    return best
 
 
 def _check_complete(
-    index: Path, weight_map: Mapping[str, str], found: Mapping[str, Tensor], tensors: Mapping[str, Tensor], fmt: str
+    index: Path,
+    weight_map: Mapping[str, str],
+    found: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    fmt: str,
+    family: Family,
 ) -> None:
     """Every tensor the index promises must be in a shard, under its name or another name of the same parameter."""
     dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
@@ -291,7 +304,7 @@ def _check_complete(
         if fmt == "flax":
             return name.replace("/", ".") in found  # msgpack indices join the path by slashes
         inner = name.partition("/")[2]  # TensorFlow's indices carry the outer name, its shards do not
-        known = parse_name(name, *dialects) or parse_name(inner, *dialects)
+        known = parse_name(name, family, *dialects) or parse_name(inner, family, *dialects)
         return name in found or inner in found or (known is not None and known.name in tensors)
 
     lost = sorted(name for name in weight_map if not present(name))
@@ -334,8 +347,8 @@ def as_native(
     tensors: Mapping[str, Tensor], specs: Mapping[str, Spec], architecture: str, format: str, container: Container
 ) -> dict[str, Tensor]:
     """The tensors as a file of this format names them and lays them out."""
-    dialect, prefixed = DIALECTS[format], architecture != "ViTModel"
-    outer = f"{TF_OUTER_NAMES[architecture]}/" if container is TF_H5 else ""
+    dialect, prefixed = DIALECTS[format], has_head(spec.part for spec in specs.values())
+    outer = f"{tf_outer_name(architecture)}/" if container is TF_H5 else ""
     return {
         outer + native_name(spec, dialect, prefixed): container.storable(
             tensors[name].transposed(dialect.permutation(spec.kind, spec.leaf))
@@ -360,7 +373,7 @@ def write_native(
         container.write(folder / file, {name: native[name] for name in names}, format, len(files) > 1)
     if len(files) == 1:
         return list(files)
-    outer = f"{TF_OUTER_NAMES[architecture]}/" if format == "tf" and container is SAFETENSORS else ""
+    outer = f"{tf_outer_name(architecture)}/" if format == "tf" and container is SAFETENSORS else ""
     names_in_index = {n: n.replace(".", "/") if container is FLAX_MSGPACK else outer + n for n in native}
     metadata = {"total_size": sum(tensor.nbytes for tensor in native.values())}
     if format == "pt":

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from vit_core.family import LAYER, POSITIONS
 from vit_core.files.names import KERAS_WEIGHTS
 from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Format, Tensors
 from vit_core.formats.huggingface import Container
 from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Rule, Step, module, raw, table
-from vit_core.params import LAYER, POSITIONS
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig, pair
+from vit_core.family import LAYER, POSITIONS
 from vit_core.files.documents import Document
 from vit_core.files.names import (
     CONFIG_NAME,
@@ -37,7 +38,6 @@ from vit_core.formats.rules import (
     table,
 )
 from vit_core.formats.side import json_beside, preprocessor, spread, statistics
-from vit_core.params import LAYER, POSITIONS
 
 _EMBEDDING, _ENCODER = "layers/vi_t_patching_and_embedding/", "layers/vi_t_encoder/"
 _BLOCK = _ENCODER + "encoder_layers/vi_t_encoder_block{_}/"

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
+from vit_core.family import FAMILIES
 from vit_core.files.tensor import Tensor
-from vit_core.params import PREFIX
 
 # The words for several copies of a model in one file, the one to take first: averages before what was trained.
 COPIES = (
@@ -20,7 +20,7 @@ COPIES = (
 )  # fmt: skip
 _WRAPPERS = "_orig_mod|module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 _WITHIN = re.compile(rf"(?<=[./])(?:{_WRAPPERS})\.")  # before all of a name they are a prefix as any other
-_TRUNK = re.compile(rf"(^|[./]){PREFIX}[./]$")
+_TRUNK = re.compile(rf"(^|[./])({'|'.join(family.trunk for family in FAMILIES.values())})[./]$")
 _MOST = 4  # prefixes that are tried
 
 

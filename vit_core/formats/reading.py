@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vit_core.config import COMPUTE_AS_VIT, ViTConfig
+from vit_core.config import CLASSES, AutoConfig, ViTConfig, config_class
+from vit_core.family import FAMILIES, family_of, member_of
 from vit_core.files import hub
 from vit_core.files.documents import blaming
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_BESIDE, PRESET_TASK_MODEL
@@ -35,7 +36,7 @@ from vit_core.formats.prefixes import Under, copy_rank, find_prefix, seen, unwra
 from vit_core.formats.rules import Heads
 from vit_core.formats.settle import settle
 from vit_core.formats.side import json_beside
-from vit_core.params import DIALECTS, TABLE
+from vit_core.params import DIALECTS
 
 StrPath = str | os.PathLike[str]
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".ckpt", ".pth.tar", ".pyth")
@@ -51,8 +52,9 @@ _prepare = partial(renamed_head, place="classifier", name="classifier")  # for H
 _ONCE = [
     dialect.template(row, leaf)
     for dialect in DIALECTS.values()
-    for row in TABLE
-    for leaf in (("",) if row.kind == "raw" else ("weight", "bias"))
+    for family in FAMILIES.values()
+    for row in family.table
+    for leaf in row.leaves
     if "{}" not in row.name
 ]
 
@@ -111,7 +113,7 @@ def _read(
     named, notes = _open(path, key, ignore_unknown)
     family, under = _family(named, prefix)
     tensors = under.inside
-    format = family.name if family else recognise(tensors, named.format)[0]
+    format = family.name if family else recognise(tensors, named.format)[1]
     kept = {name: reason for name in named.tensors if (reason := first_match(_BOOKKEEPING, name))}
     notes += [f"left out {line}" for line in _grouped(kept)]
     if formats and format not in formats:
@@ -119,7 +121,7 @@ def _read(
             f"from_{next(iter(formats))}=True was given, but {path} has the format {format!r}: leave the argument "
             "out, every format is read without it."
         )
-    is_vit = json_beside(path, CONFIG_NAME).get("model_type") == "vit" or family is None
+    stated = json_beside(path, CONFIG_NAME).text("model_type", "") in CLASSES
     processor: dict[str, Any] | None = json_beside(path, PREPROCESSOR_NAME) or None
     if family is None:
         _refuse_other_models(path)
@@ -134,7 +136,7 @@ def _read(
             processor=processor,
             notes=(*notes, *checkpoint.notes),
         )
-    stored = ViTConfig.from_json_file(beside(path, CONFIG_NAME)) if is_vit else config
+    stored = AutoConfig.from_json_file(beside(path, CONFIG_NAME)) if stated else config
     side = family.read_side(path) if stored is None else Side(processor=family.read_side(path).processor)
     side.config |= {name: value for name, value in given.items() if value is not None}
     found, unknown, left = _canonical(path, family, tensors, ignore_unknown)
@@ -142,20 +144,22 @@ def _read(
     unknown |= {name: tensor for name, tensor in under.outside.items() if name not in left}
     notes += [f"left out {line}" for line in _grouped(left)]
     processor = processor or side.processor
-    opened = Checkpoint(path, family.name, found, unknown, stored, processor, tuple(notes), named.files)
+    member = family_of(stored) if stored else member_of(found)
+    opened = Checkpoint(path, family.name, member, found, unknown, stored, processor, tuple(notes), named.files)
     return settle(opened, family, side, _heads(family, tensors), head=head, fold=fold)
 
 
 def _refuse_other_models(path: Path) -> None:
     """Raise ValueError where config.json says that the weights, by Hugging Face's names, are of another model."""
     stored = json_beside(path, CONFIG_NAME)
-    kind = stored.text("model_type", "vit")
-    if kind not in COMPUTE_AS_VIT:
+    try:
+        config_class(kind := stored.text("model_type", ViTConfig.model_type))
+    except ValueError as error:
         named = ", ".join(stored.texts("architectures")) or "its own class, which AutoModel finds"
         raise ValueError(
             f"{path} is a model of the family {kind!r} ({CONFIG_NAME} beside it), no ViT: load it with transformers' "
-            f"class for it, {named}."
-        )
+            f"class for it, {named}. {error}"
+        ) from error
 
 
 # ---- where the weights are ---------------------------------------------------------------------------------------
@@ -231,7 +235,7 @@ def _score(tensors: Tensors) -> int:
 def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[str, Under]:
     """What each family finds of its names; "" for Hugging Face's formats."""
     names = unwrapped({n: t for n, t in tensors.items() if not first_match(_BOOKKEEPING, n)})
-    own = find_prefix(names, _ONCE, _prepare, lambda inside: len(recognise(inside, claimed)[1]), prefix)
+    own = find_prefix(names, _ONCE, _prepare, lambda inside: len(recognise(inside, claimed)[2]), prefix)
     if own.score == len(names):
         return {"": own}
     return {"": own} | {name: family.find(names, prefix) for name, family in FORMATS.items()}

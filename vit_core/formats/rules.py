@@ -13,12 +13,14 @@ from typing import Protocol
 
 import numpy as np
 
+from vit_core.family import LAYER, NUMBER
 from vit_core.files.tensor import Tensor, in_turn
-from vit_core.params import LAYER, NUMBER, rank_of
+from vit_core.params import rank_of
 
 QUERY, KEY, VALUE = (LAYER + f"attention.attention.{name}" for name in ("query", "key", "value"))
 # What other families have and ViT can take in only by computing: layer scale, and a norm of the mean of the patches.
-ATTENTION_SCALE, MLP_SCALE, POOLED_NORM = LAYER + "attention.scale", LAYER + "scale", "pooled_norm"
+ATTENTION_SCALE, MLP_SCALE = LAYER + "attention.output.scale", LAYER + "output.scale"
+POOLED_NORM = "pooled_norm"
 
 
 class Step(Protocol):

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from vit_core.config import ViTConfig
+from vit_core.family import HEADS, LAYER, OF_LAYER, POSITIONS
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Array, Tensor, in_turn
 from vit_core.formats.format import Format, Side
 from vit_core.formats.huggingface import Checkpoint, check_layers
 from vit_core.formats.rules import ATTENTION_SCALE, MLP_SCALE, POOLED_NORM, QUERY
-from vit_core.params import ALL_PARTS, HEADS, LAYER, OF_LAYER, PARTS, POSITIONS, specs
+from vit_core.params import specs
 
 _PROJECTION = "embeddings.patch_embeddings.projection"
 _ATTENTION, _FIRST, _SECOND = (
@@ -36,7 +37,7 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
     if "embeddings.cls_token" not in tensors:
         raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({family.title}).")
     if drop_head:
-        tensors = {name: t for name, t in tensors.items() if not name.startswith(("classifier.", "decoder."))}
+        tensors = {name: t for name, t in tensors.items() if not (row := opened.family.row_of(name)) or not row.head}
     tensors = _scaled(opened, tensors, fold, notes)
     tensors = _final_norm(opened, tensors, drop_head, notes)
     if _has_odd_head(tensors):
@@ -48,13 +49,13 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
         raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {family.title} has.")
     config = opened.config or _config(opened, family, side, tensors, heads, notes)
     check_layers(opened.path, config, tensors)
-    tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config.num_patches, notes)
+    tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config, notes)
     _add_zero_biases(tensors, config, notes)
-    parts = parts_of(tensors)
+    parts = opened.family.parts_in(tensors)
     missing = sorted(set(specs(config, parts)) - set(tensors))
     if missing:
         raise ValueError(f"{opened.path} lacks {', '.join(missing[:8])}, which every ViT of {family.title} has.")
-    architecture = architecture_of(parts)
+    architecture = opened.family.architecture_of(parts)
     if opened.config is None:
         config = config.copy(architectures=[architecture])
         notes += [*side.notes, _computes(config, family)]
@@ -65,17 +66,6 @@ def _has_odd_head(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the head is one that no ViT class has: on top of a pooler, or on the mean of the patches."""
     on_pooler = {"pooler.dense.weight", "classifier.weight"} <= tensors.keys()
     return on_pooler or any(name.startswith(POOLED_NORM) for name in tensors)
-
-
-def parts_of(tensors: Mapping[str, Tensor]) -> frozenset[str]:
-    """The optional parts of a model that its tensors, by canonical name, belong to."""
-    return frozenset(part for part in ALL_PARTS if any(part in name.split(".")[:2] for name in tensors))
-
-
-def architecture_of(parts: frozenset[str]) -> str:
-    """The model class that has these parts."""
-    heads = parts & set(HEADS)
-    return next((name for name, own in PARTS.items() if heads and heads <= own), "ViTModel")
 
 
 def _computes(config: ViTConfig, family: Format) -> str:
@@ -138,10 +128,10 @@ def _final_norm(opened: Checkpoint, tensors: dict[str, Tensor], drop_head: bool,
     return {("layernorm" + n.removeprefix(POOLED_NORM) if n in pooled else n): t for n, t in tensors.items()}
 
 
-def _with_class_row(positions: Tensor, patches: int, notes: list[str]) -> Tensor:
+def _with_class_row(positions: Tensor, config: ViTConfig, notes: list[str]) -> Tensor:
     """Position embeddings with a row for the class token: zeros where the family gives it none."""
     batch, rows, width = positions.shape
-    if rows != patches:
+    if rows != config.num_patches:
         return positions
     notes.append("the class token has no position of its own: row 0 of the position embeddings is zeros")
 
@@ -197,7 +187,7 @@ def _config(
     decoder = tensors.get("decoder.0.weight")
     values["encoder_stride"] = isqrt(decoder.shape[0] // channels) if decoder is not None else _one_or_two(patch)
     with blaming(f"{opened.path}, with the documents beside it"):
-        return ViTConfig(**values)
+        return opened.family.config(**values)
 
 
 def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import VARIANTS, ViTConfig, pair
+from vit_core.family import LAYER, POSITIONS
 from vit_core.files.names import CONFIG_NAME
 from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.heads import renamed_head
@@ -27,7 +28,6 @@ from vit_core.formats.rules import (
     table,
 )
 from vit_core.formats.side import json_beside, labels, one_name, preprocessor, statistics
-from vit_core.params import LAYER, POSITIONS
 
 _RULES = table(
     raw("cls_token", "embeddings.cls_token"),

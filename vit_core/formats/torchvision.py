@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig, pair
+from vit_core.family import LAYER, POSITIONS
 from vit_core.formats.format import Format, Side
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import Container, read_bin, write_bin
 from vit_core.formats.rules import KEY, QUERY, VALUE, module, raw, table
 from vit_core.formats.side import IMAGENET
-from vit_core.params import LAYER, POSITIONS
 
 PTH = Container("vit", ".pth", "pt", read_bin, write_bin)
 

@@ -13,15 +13,13 @@ from rich.text import Text
 
 from vit_core.app.cli.common import AsJson, Revision, console, one_line, print_json
 from vit_core.config import ViTConfig
+from vit_core.family import ARCHITECTURES, LAYER, OF_LAYER, Family
 from vit_core.files.names import CONFIG_NAME
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.formats.reading import read
 from vit_core.loading import fit
-from vit_core.params import LAYER, OF_LAYER, PARTS, TABLE
 
-_ROWS = {row.name: i for i, row in enumerate(TABLE)}
-_ROWS_OF_LAYER = min(i for name, i in _ROWS.items() if name.startswith(LAYER))
 _LAYERS = LAYER.removesuffix(".")
 _SHOWN_LABELS = 4
 
@@ -49,7 +47,7 @@ def inspect(
         return
     out = console()
     out.print(_facts(summary, config))
-    out.print(_every_parameter(summary) if every else _modules(checkpoint.tensors))
+    out.print(_every_parameter(summary) if every else _modules(checkpoint))
     for name, kind in (("missing", "red"), ("unexpected", "yellow"), ("mismatched", "red")):
         for line in summary[name]:
             shown = line if isinstance(line, str) else "{name}: {file} in the file, {model} in the model".format(**line)
@@ -63,7 +61,7 @@ def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any
     no parameter of a ViT at all is unexpected.
     """
     named = config.architectures[0] if config and config.architectures else None
-    tensors = {name: checkpoint.tensors[name] for name in sorted(checkpoint.tensors, key=_place)}
+    tensors = _ordered(checkpoint)
     summary: dict[str, Any] = {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -80,8 +78,9 @@ def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any
             for n, t in tensors.items()
         ],
     }
-    if config and named in PARTS:
-        _, report = fit(checkpoint, config, PARTS[named], stored_grid=config.grid, ignore_mismatched_sizes=True)
+    if config and named and named in checkpoint.family.models:
+        parts = checkpoint.family.models[named]
+        _, report = fit(checkpoint, config, parts, stored_grid=config.grid, ignore_mismatched_sizes=True)
         wrong = [{"name": n, "file": list(a), "model": list(b)} for n, a, b in report.mismatched_keys]
         summary |= {"missing": report.missing_keys, "unexpected": report.unexpected_keys, "mismatched": wrong}
     return summary
@@ -91,13 +90,18 @@ def _count(tensor: Tensor) -> int:
     return tensor.nbytes // tensor.dtype.itemsize
 
 
-def _place(name: str) -> tuple[int, int, int, bool]:
+def _ordered(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors in the order of the model."""
+    return dict(sorted(checkpoint.tensors.items(), key=lambda item: _place(item[0], checkpoint.family)))
+
+
+def _place(name: str, family: Family) -> tuple[int, int, int, bool]:
     """Where a parameter stands in the model: the layers one after the other, modules in the order of the table."""
-    layer = OF_LAYER.match(name)
-    template = LAYER + name[layer.end() :] if layer else name
-    module, _, leaf = template.rpartition(".")
-    row = _ROWS[module if module in _ROWS else template]
-    return (_ROWS_OF_LAYER, int(layer[1]), row, leaf == "bias") if layer else (row, 0, row, leaf == "bias")
+    rows, row, layer = list(family.rows), family.row_of(name), OF_LAYER.match(name)
+    assert row is not None
+    place, leaf = rows.index(row.name), name.rpartition(".")[2]
+    first = min(i for i, each in enumerate(rows) if each.startswith(LAYER)) if layer else place
+    return first, int(layer[1]) if layer else 0, place, leaf == "bias"
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ def config_facts(config: ViTConfig) -> dict[str, Any]:
     more = f", ... ({len(labels)} in all)" if len(labels) > _SHOWN_LABELS else ""
     named = (config.architectures or ["none named"])[0]
     return {
-        "architecture": named if named in PARTS else f"{named}: parameters are not checked against it",
+        "architecture": named if named in ARCHITECTURES else f"{named}: parameters are not checked against it",
         "image": f"{by(config.image_size)} px, {config.num_channels} channels, patches of {by(config.patch_size)}",
         "encoder": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, width {config.hidden_size},"
         f" mlp {config.intermediate_size}, {config.hidden_act}, layer norm eps {config.layer_norm_eps:g}",
@@ -151,12 +155,12 @@ class _Module:
     number: int
 
 
-def _modules(tensors: dict[str, Tensor]) -> Table:
+def _modules(checkpoint: Checkpoint) -> Table:
     """One line a module, with layers that are all alike shown once."""
     table = Table("Module", "Weight", "Bias", "Dtype", "Parameters", box=SIMPLE, show_footer=True)
     table.columns[0].overflow, table.columns[4].justify = "fold", "right"
     total = 0
-    for layers, modules in _folded(tensors):
+    for layers, modules in _folded(checkpoint):
         if layers:
             table.add_row(f"[bold]{_LAYERS.format(ranges(layers))}[/] x {len(layers)}")
         for module in modules:
@@ -168,20 +172,21 @@ def _modules(tensors: dict[str, Tensor]) -> Table:
     return table
 
 
-def _folded(tensors: dict[str, Tensor]) -> Iterator[tuple[list[int], list[_Module]]]:
+def _folded(checkpoint: Checkpoint) -> Iterator[tuple[list[int], list[_Module]]]:
     """The modules in the order of the model, in blocks: of layers, with their numbers, or of none."""
-    blocks: dict[tuple[int, int], dict[str, dict[str, Tensor]]] = {}
-    for name in sorted(tensors, key=_place):
+    blocks: dict[tuple[int, int | None], dict[str, dict[str, Tensor]]] = {}
+    for name, tensor in _ordered(checkpoint).items():
         inner = OF_LAYER.sub("", name)
         module, _, leaf = inner.rpartition(".")
         bare = leaf not in ("weight", "bias")
-        block = blocks.setdefault(_place(name)[:2], {})
-        block.setdefault(inner if bare else module, {})["weight" if bare else leaf] = tensors[name]
-    alike: dict[tuple[_Module, ...], list[tuple[int, int]]] = {}
-    for place, block in blocks.items():
-        alike.setdefault(tuple(_module(*item) for item in block.items()), []).append(place)
-    for modules, places in alike.items():
-        yield [layer for row, layer in places if row == _ROWS_OF_LAYER], list(modules)
+        row, layer, _, _ = _place(name, checkpoint.family)
+        block = blocks.setdefault((row, layer if OF_LAYER.match(name) else None), {})
+        block.setdefault(inner if bare else module, {})["weight" if bare else leaf] = tensor
+    alike: dict[tuple[_Module, ...], list[int | None]] = {}
+    for (_, of_block), block in blocks.items():
+        alike.setdefault(tuple(_module(*item) for item in block.items()), []).append(of_block)
+    for modules, layers in alike.items():
+        yield [layer for layer in layers if layer is not None], list(modules)
 
 
 def _module(name: str, leaves: dict[str, Tensor]) -> _Module:

@@ -40,8 +40,6 @@ from vit_core.config import ViTConfig, pair
 from vit_core.files.names import CONFIG_NAME
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.formats.reading import read
-from vit_core.formats.settle import architecture_of, parts_of
-from vit_core.params import PARTS
 
 Array = NDArray[Any]
 
@@ -180,14 +178,13 @@ def _chosen(wanted: str | None) -> tuple[list[str], list[str]]:
 
 def _class(checkpoint: Checkpoint, config: ViTConfig) -> tuple[str, dict[str, bool], bool]:
     """The model class that config.json names, else the one of the stored parts; its arguments; whether masks fit it."""
-    parts = parts_of(checkpoint.tensors)
-    named = (name for name in config.architectures or () if name in PARTS)
-    architecture = next(named, None) or architecture_of(parts)
-    if architecture == "ViTModel":
-        masked = "mask_token" in parts
-        return architecture, {"add_pooling_layer": "pooler" in parts, "use_mask_token": masked}, masked
+    family = checkpoint.family
+    parts = family.parts_in(checkpoint.tensors)
+    named = (name for name in config.architectures or () if name in family.models)
+    architecture = next(named, None) or family.architecture_of(parts)
     fits = pair(config.patch_size) == pair(config.encoder_stride)  # which the masked loss asks for
-    return architecture, {}, architecture == "ViTForMaskedImageModeling" and fits
+    masked = "mask_token" in parts and (architecture == family.bare or fits)
+    return architecture, family.arguments(architecture, parts), masked
 
 
 def _is_digits(model: str) -> bool:

@@ -1,0 +1,134 @@
+"""What a table of parameters is made of, and what a member of the family is: data alone.
+
+Canonical names are those Hugging Face's PyTorch ViT has on disk, without the prefix of the trunk, for every member.
+Symbols of shapes: D hidden_size, F intermediate_size, C num_channels, P Q of a patch (height, width), S rows of the
+position embeddings, O pooler width, K labels, R decoder channels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from vit_core.config import ViTConfig, pair
+
+LAYER = "encoder.layer.{}."
+NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
+OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
+POSITIONS = "embeddings.position_embeddings"
+
+SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
+    "D": lambda config: config.hidden_size,
+    "F": lambda config: config.intermediate_size,
+    "C": lambda config: config.num_channels,
+    "P": lambda config: pair(config.patch_size)[0],
+    "Q": lambda config: pair(config.patch_size)[1],
+    "S": lambda config: config.num_patches + config.num_prefix_tokens,
+    "O": lambda config: config.pooler_size,
+    "K": lambda config: config.num_labels,
+    "R": lambda config: pair(config.encoder_stride)[0] * pair(config.encoder_stride)[1] * config.num_channels,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module, or bare array, of a table. `name` holds `{}` where the number of the layer goes."""
+
+    name: str
+    kind: str  # linear, conv, norm or raw
+    shape: tuple[str | int, ...]  # of its weight, in PyTorch's order
+    bias: bool | str = True  # True, False, or the field of the configuration that says so
+    init: str = "normal"  # normal: truncated normal of std initializer_range; zeros; norm: ones; or a field's value
+    part: str = ""  # the optional part of a model it belongs to; "" for the trunk that every model has
+    head: bool = False  # whether it stands outside the trunk, without its prefix
+    when: str = ""  # the field of the configuration without which it is not there
+    layers: str = "num_hidden_layers"  # the field that counts them, where the name has a number
+
+    @property
+    def leaves(self) -> tuple[str, ...]:
+        """What its arrays are called below its name."""
+        return ("",) if self.kind == "raw" else ("weight", "bias")
+
+    def rank(self, leaf: str) -> int:
+        """The number of axes of one of its arrays."""
+        return 1 if leaf == "bias" else len(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Family:
+    """A member of the family: its configuration, its models, its parameters, and what its files say of it."""
+
+    title: str
+    config: type[ViTConfig]
+    models: Mapping[str, frozenset[str]]  # the parts of each model class, by its PyTorch name; the bare one first
+    table: tuple[Row, ...]
+    prefix: str = ""  # of the trunk's names in models with a head; the model_type unless given
+    processor: Mapping[str, Any] = field(default_factory=dict)  # what its image processor does unless it is told
+
+    @property
+    def model_type(self) -> str:
+        """The word for it in a config.json."""
+        return self.config.model_type
+
+    @property
+    def trunk(self) -> str:
+        """What stands before the names of the trunk in models with a head."""
+        return self.prefix or self.model_type
+
+    @property
+    def bare(self) -> str:
+        """The model class without a head."""
+        return next(iter(self.models))
+
+    @cached_property
+    def rows(self) -> dict[str, Row]:
+        """The table by the names of its rows."""
+        return {row.name: row for row in self.table}
+
+    @cached_property
+    def all_parts(self) -> frozenset[str]:
+        """Every optional part."""
+        return frozenset(row.part for row in self.table if row.part)
+
+    def row_of(self, name: str) -> Row | None:
+        """The row of a parameter, by its canonical name; None where the member has no such parameter."""
+        template = OF_LAYER.sub(LAYER, name)
+        return self.rows.get(template) or self.rows.get(template.rpartition(".")[0])
+
+    def parts(
+        self, architecture: str, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
+    ) -> frozenset[str]:
+        """The optional parts of a model of a class that is built with these arguments."""
+        parts = set(self.models[architecture]) - (set() if add_pooling_layer else {"pooler"})
+        return frozenset(parts | {"mask_token"} if use_mask_token or config.use_mask_token else parts)
+
+    def arguments(self, architecture: str, parts: Collection[str]) -> dict[str, bool]:
+        """What a model class is built with, so that it has these parts."""
+        if architecture != self.bare:
+            return {}
+        return {"add_pooling_layer": "pooler" in parts, "use_mask_token": "mask_token" in parts}
+
+    def parts_in(self, names: Iterable[str]) -> frozenset[str]:
+        """The optional parts that parameters, by canonical name, belong to."""
+        rows = (self.row_of(name) for name in names)
+        return frozenset(row.part for row in rows if row is not None and row.part)
+
+    def architecture_of(self, parts: Collection[str]) -> str:
+        """The model class whose heads are among these parts: the bare one where there is none."""
+        heads = frozenset(row.part for row in self.table if row.head)
+        found = (name for name, own in self.models.items() if own & heads and own & heads == heads & frozenset(parts))
+        return next(found, self.bare)
+
+
+def changed(table: tuple[Row, ...], **changes: Mapping[str, Any]) -> tuple[Row, ...]:
+    """A table with fields of some rows changed, by the last part of their names."""
+    return tuple(replace(row, **changes.get(row.name.rpartition(".")[2], {})) for row in table)
+
+
+def after(table: tuple[Row, ...], name: str, *rows: Row) -> tuple[Row, ...]:
+    """A table with rows put in after the one of this name."""
+    place = 1 + next(i for i, row in enumerate(table) if row.name == name)
+    return (*table[:place], *rows, *table[place:])

@@ -1,0 +1,74 @@
+"""From pixels to tokens in PyTorch: patches, the tokens before them, position embeddings for pictures of any size.
+
+Paper: Dosovitskiy et al. 2021, section 3.1 and equation 1; section 3.2 for positions of another grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vit_core import calls
+from vit_core.config import ViTConfig, pair
+from vit_core.position import bicubic_matrix
+
+
+class ViTPatchEmbeddings(nn.Module):
+    """Non-overlapping patches, each projected to D."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        patch = pair(config.patch_size)
+        self.projection = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)  # (B, N, D)
+
+
+class ViTEmbeddings(nn.Module):
+    """The configuration's tokens, the CLS token first, and patches, plus position embeddings (equation 1).
+
+    Masked patches give way to the mask token.
+    """
+
+    def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        for name in config.tokens:
+            setattr(self, name, nn.Parameter(torch.zeros(1, 1, config.hidden_size)))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
+        rows = config.num_prefix_tokens + config.num_patches
+        self.position_embeddings = nn.Parameter(torch.zeros(1, rows, config.hidden_size))
+        self.patch_embeddings = ViTPatchEmbeddings(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False
+    ) -> Tensor:
+        height, width = pixel_values.shape[2:]
+        x = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
+        if bool_masked_pos is not None:
+            assert self.mask_token is not None
+            x = torch.where(bool_masked_pos[..., None] != 0, self.mask_token, x)
+        tokens = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.config.tokens]
+        x = torch.cat([*tokens, x], dim=1)  # (B, S, D)
+        positions = self.resized_positions(height, width) if interpolate_pos_encoding else self.position_embeddings
+        return self.dropout(x + positions)
+
+    def resized_positions(self, height: int, width: int) -> Tensor:
+        """The position embeddings for an image of height x width pixels; rows before the patches' are untouched."""
+        table, source, first = self.position_embeddings, self.config.grid, self.config.num_prefix_tokens
+        target = calls.grid((height, width), self.config)
+        wide = torch.promote_types(table.dtype, torch.float32)
+        rows, columns = (
+            bicubic_matrix(
+                torch.arange(t, dtype=torch.float64, device=table.device),
+                torch.arange(s, dtype=torch.float64, device=table.device),
+                s / t,
+                torch,
+            ).to(wide)
+            for s, t in zip(source, target, strict=True)
+        )
+        grid = (rows @ table[0, first:].to(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
+        patches = (columns @ grid).flatten(0, 1)[None].to(table.dtype)
+        return torch.cat([table[:, :first], patches], dim=1)

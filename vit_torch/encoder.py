@@ -1,0 +1,180 @@
+"""The encoder in PyTorch: attention, MLP, the pre-norm block, and L of them.
+
+Paper: Dosovitskiy et al. 2021, equations 2 and 3 and appendix A. The modules, and what they are called with, are
+those of `modeling_vit` of transformers 4.57.6.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vit_core import calls
+from vit_core.config import ViTConfig
+from vit_torch.activations import ViTActivation
+from vit_torch.attention import choose
+from vit_torch.outputs import BaseModelOutput
+
+
+class ViTSelfAttention(nn.Module):
+    """Multi-head self-attention before its output projection (appendix A, equations 5 to 7)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
+    ) -> tuple[Tensor, Tensor | None]:
+        x, heads = hidden_states, (self.config.num_attention_heads, -1)
+        q, k, v = (f(x).unflatten(2, heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
+        attend = choose(self.config.attn_implementation, options.output_attentions)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        context, probs = attend(q, k, v, bias, head_mask, dropout)
+        return context.transpose(1, 2).flatten(2), probs  # (B, S, D)
+
+
+class ViTSelfOutput(nn.Module):
+    """The output projection of an attention (equation 8), and its scale; the residual is its layer's."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.scale = layer_scale(config)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return scaled(self.dropout(self.dense(hidden_states)), self.scale)
+
+
+class ViTAttention(nn.Module):
+    """Self-attention and its output projection."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.attention = ViTSelfAttention(config)
+        self.output = ViTSelfOutput(config)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
+    ) -> Any:
+        context, probs = self.attention(hidden_states, head_mask, bias, options)
+        return options.joined(self.output(wanted(context, options)), probs)
+
+
+class ViTIntermediate(nn.Module):
+    """The first linear layer of the MLP, and its activation."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.intermediate_act_fn = ViTActivation(config.hidden_act)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.intermediate_act_fn(self.dense(hidden_states))
+
+
+class ViTOutput(nn.Module):
+    """The second linear layer of the MLP, its scale, and the residual."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.scale = layer_scale(config)
+
+    def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
+        return input_tensor + scaled(self.dropout(self.dense(hidden_states)), self.scale)
+
+
+class ViTLayer(nn.Module):
+    """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.attention = ViTAttention(config)
+        self.intermediate = ViTIntermediate(config)
+        self.output = ViTOutput(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
+    ) -> Any:
+        attended, probs = options.parted(self.attention(self.layernorm_before(hidden_states), head_mask, bias, options))
+        x = wanted(hidden_states, options) + attended
+        return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x), probs)
+
+
+class ViTEncoder(nn.Module):
+    """L layers; with `checkpointing`, training recomputes each of them in the backward pass."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.checkpointing: dict[str, Any] | None = None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        head_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        options: calls.Options = calls.DEFAULT,
+    ) -> BaseModelOutput:
+        x, states, attentions = hidden_states, [hidden_states], []
+        for i, layer in enumerate(self.layer):
+            mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
+            args = (x, mask, bias, options.of_layer(i, len(self.layer)))
+            if self.checkpointing is not None and self.training:
+                returned = checkpoint(layer, *args, **self.checkpointing)
+            else:
+                returned = layer(*args)
+            x, probs = options.parted(returned)
+            if options.output_hidden_states:
+                states.append(x)
+            if options.output_attentions:
+                attentions.append(probs)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=tuple(states) if options.output_hidden_states else None,
+            attentions=tuple(attentions) if options.output_attentions else None,
+        )
+
+
+def layer_scale(config: ViTConfig) -> nn.Parameter | None:
+    """The scale of a layer's branch (Touvron et al. 2021, "CaiT", section 2), where the configuration has any."""
+    return nn.Parameter(torch.full((config.hidden_size,), config.layer_scale)) if config.layer_scale else None
+
+
+def scaled(x: Tensor, scale: Tensor | None) -> Tensor:
+    """A branch of a layer times its scale, where it has one."""
+    return x if scale is None else x * scale
+
+
+def wanted(x: Tensor, options: calls.Options) -> Tensor:
+    """`options.wanted`, in memory of its own."""
+    first = options.wanted(x)
+    return x if first is x else packed(first)
+
+
+def packed(view: Tensor) -> Tensor:
+    """A copy without strides, which exporters and quantised kernels misread: `contiguous` is none for a batch of 1."""
+    return view.clone(memory_format=torch.contiguous_format)
