@@ -27,7 +27,7 @@ from conversion.targets import TARGETS
 from vit_core.app.backends import BACKENDS, is_installed
 from vit_core.app.cli.common import AsJson, complain, console, execute, import_quietly, one_line, print_json
 from vit_core.app.cli.inspect import by, config_facts, ranges, size_in_bytes
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig
 from vit_core.loading import COMPUTE_DTYPES
 from vit_core.position import KERNELS
 
@@ -233,7 +233,7 @@ def _summary(report: Report) -> Table:
         "target": f"{TARGETS[report.target_format].title}, {report.target}",
         "files": files + more,
         "tensors": f"{len(report.entries)}, {dtypes}",
-        **config_facts(ViTConfig.from_dict(report.config)),
+        **config_facts(AutoConfig.from_dict(report.config)),
     }
     table = Table.grid(padding=(0, 2))
     for name, value in facts.items():

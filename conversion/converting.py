@@ -140,6 +140,11 @@ def _prepare(planned: Plan, target: Target, container_name: str | None, dtype: A
     planned = replace(planned, tensors=cast(planned.tensors, dtype), notes=list(planned.notes))
     family = target.family
     if family is None:
+        if planned.config.layer_scale:
+            raise ValueError(
+                f"{target.title} has no place for layer scales: pass fold_layer_scale=True to multiply them into the "
+                "layers before them, which rounds."
+            )
         native = as_native(planned.tensors, planned.specs, planned.architecture, target.format, container)
     else:
         if family.has_qkv_bias:

@@ -17,7 +17,7 @@ from vit_core.formats.side import stated
 from vit_core.initialization import draw
 from vit_core.loading import COMPUTE_DTYPES, is_absent_bias
 from vit_core.params import Spec, specs
-from vit_core.pictures.processing import ViTImageProcessor
+from vit_core.pictures.processing import AutoImageProcessor, for_size
 from vit_core.position import resize_matrix, resize_position_embeddings
 from vit_core.validation import dtype_name, keeps
 
@@ -155,10 +155,9 @@ def _for_size(processor: dict[str, Any] | None, config: ViTConfig) -> dict[str, 
     """The preprocessor's document with the size of the model's pictures."""
     if processor is None:
         return None
-    height, width = pair(config.image_size)
-    document = {"image_processor_type": "ViTImageProcessor", **processor, "size": {"height": height, "width": width}}
+    document = for_size({"image_processor_type": "ViTImageProcessor", **processor}, *pair(config.image_size))
     with blaming(getattr(processor, "source", "the preprocessor")):
-        ViTImageProcessor(**document)  # what it would refuse is refused before anything is written
+        AutoImageProcessor.from_dict(document)  # what it would refuse is refused before anything is written
         stated(document)  # also where a step that takes them is off
     return document
 

@@ -1,6 +1,7 @@
 """ViT a fourth time, from the paper (Dosovitskiy et al. 2021), in NumPy and float64: plain loops, no backend's code.
 
-Arrays and blocks go by their names in Hugging Face's PyTorch ViT, without the prefix `vit.`.
+DeiT too (Touvron et al. 2021, section 4), and the scales of layers (CaiT, Touvron et al. 2021, section 2). Arrays and
+blocks go by their names in Hugging Face's PyTorch ViT, without the prefix `vit.`.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ def layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: np.ndarr
     out = {"layernorm_before": layer_norm(x, p, "layernorm_before", eps)}
     context, out["probabilities"] = attention(out["layernorm_before"], p, mask, bias)
     out["attention.attention"] = context
-    out["attention.output"] = linear(context, p, "attention.output.dense")
+    out["attention.output"] = linear(context, p, "attention.output.dense") * p.get("attention.output.scale", 1.0)
     x = x + out["attention.output"]  # equation 2
     out["layernorm_after"] = layer_norm(x, p, "layernorm_after", eps)
     y = linear(out["layernorm_after"], p, "intermediate.dense")
     out["intermediate"] = y * (1 + erf(y / math.sqrt(2))) / 2
-    out["output"] = x + linear(out["intermediate"], p, "output.dense")  # equation 3
+    out["output"] = x + linear(out["intermediate"], p, "output.dense") * p.get("output.scale", 1.0)  # equation 3
     return out["output"], out
 
 
@@ -59,7 +60,8 @@ def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarra
     out = {"embeddings.patch_embeddings": x}
     if "bool_masked_pos" in masks:
         x = np.where(masks["bool_masked_pos"][..., None], p["embeddings.mask_token"], x)
-    x = np.concatenate([np.repeat(p["embeddings.cls_token"], len(x), axis=0), x], axis=1)
+    tokens = [p[f"embeddings.{name}"] for name in ("cls_token", "distillation_token") if f"embeddings.{name}" in p]
+    x = np.concatenate([*(np.repeat(token, len(x), axis=0) for token in tokens), x], axis=1)
     x = out["embeddings"] = x + p["embeddings.position_embeddings"]  # equation 1
     bias = np.where(masks.get("attention_mask", np.ones(x.shape[:2])), 0.0, -np.inf)[:, None]
     head_masks = masks.get("head_mask", np.ones(config.num_attention_heads))
@@ -71,10 +73,15 @@ def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarra
     x = out["layernorm"] = layer_norm(x, p, "layernorm", config.layer_norm_eps)  # equation 4 is its first token
     if "pooler.dense.weight" in p:
         out["pooler"] = np.tanh(linear(x[:, 0], p, "pooler.dense"))
+    for i, name in enumerate(("cls_classifier", "distillation_classifier")):
+        if f"{name}.weight" in p:
+            out[name] = linear(x[:, i], p, name)
     if "classifier.weight" in p:
-        out["classifier"] = linear(x[:, 0], p, "classifier")
+        out["logits"] = linear(x[:, 0], p, "classifier")
+    elif "cls_classifier" in out:
+        out["logits"] = (out["cls_classifier"] + out["distillation_classifier"]) / 2
     if "decoder.0.weight" in p:
-        y = linear(x[:, 1:], p, "decoder.0")
+        y = linear(x[:, len(tokens) :], p, "decoder.0")
         y = y.reshape(-1, len(rows), len(columns), config.num_channels, *pair(config.encoder_stride))
         out["reconstruction"] = np.block([[y[:, i, j] for j in range(len(columns))] for i in range(len(rows))])
     return out

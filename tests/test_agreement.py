@@ -12,6 +12,7 @@ import tolerances
 from backends import BACKENDS
 from closeness import assert_close
 from hypothesis import Phase, given, settings
+from members import CLASSIFIERS, MASKED, MODELS, config_for
 
 from vit_core.config import ViTConfig
 from vit_core.family import PARTS
@@ -23,10 +24,11 @@ LOSSES = ("single_label_classification", "multi_label_classification", "regressi
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> ViTConfig:
+def configs(draw: st.DrawFn, cls: str) -> ViTConfig:
     """Tiny models, of any aspect."""
     heads, patch = draw(st.integers(1, 3)), draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    return ViTConfig(
+    return config_for(
+        cls,
         hidden_size=heads * 4,
         num_hidden_layers=draw(st.integers(1, 2)),
         num_attention_heads=heads,
@@ -40,6 +42,7 @@ def configs(draw: st.DrawFn) -> ViTConfig:
         qkv_bias=draw(st.booleans()),
         num_labels=draw(st.integers(1, 3)),
         problem_type=draw(st.sampled_from(LOSSES)),
+        layer_scale=draw(st.sampled_from([0.0, 0.5])),
         dtype="float64",
     )
 
@@ -50,7 +53,8 @@ def calls(draw: st.DrawFn, config: ViTConfig, cls: str) -> dict[str, Any]:
     rng, flags = np.random.default_rng(draw(st.integers(0, 99))), st.booleans()
     grid = tuple(draw(st.integers(1, 4)) for _ in range(2)) if (interpolate := draw(flags)) else config.grid
     ph, pw = config.patch_size
-    tokens, heads = grid[0] * grid[1] + 1, config.num_attention_heads
+    patches, heads = grid[0] * grid[1], config.num_attention_heads
+    tokens = patches + config.num_prefix_tokens
     call: dict[str, Any] = {
         "pixel_values": rng.standard_normal((2, config.num_channels, grid[0] * ph, grid[1] * pw)),
         "interpolate_pos_encoding": interpolate,
@@ -61,12 +65,16 @@ def calls(draw: st.DrawFn, config: ViTConfig, cls: str) -> dict[str, Any]:
         call["head_mask"] = rng.integers(0, 3, (config.num_hidden_layers, heads)) / 2
     if draw(flags):
         call["attention_mask"] = np.arange(2 * tokens).reshape(2, tokens) % 3 != 1
-    if cls == "ViTForImageClassification":
+    if cls in CLASSIFIERS:
         labels = rng.integers(0, 2, (2, config.num_labels))
         single = config.problem_type == "single_label_classification"
         call["labels"] = labels[:, 0] % config.num_labels if single else labels.astype(float)
-    if cls == "ViTForMaskedImageModeling":
-        call["bool_masked_pos"] = rng.random((2, tokens - 1)) < 0.5
+        if single and cls.endswith("WithTeacher") and draw(flags):
+            call["teacher_logits"] = rng.standard_normal((2, config.num_labels))
+            config.distillation = draw(st.sampled_from(["hard", "soft"]))
+            config.distillation_weight, config.distillation_temperature = 0.3, 2.5
+    if cls in MASKED:
+        call["bool_masked_pos"] = rng.random((2, patches)) < 0.5
     return call
 
 
@@ -89,13 +97,13 @@ def arrays(output: Any) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("cls", PARTS)
+@pytest.mark.parametrize("cls", MODELS)
 @settings(max_examples=5, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_a_backend_agrees_with_torch(backend: Any, cls: str, data: st.DataObject) -> None:
     if backend.name == "torch":
         pytest.skip("torch is what the others are compared with")
-    config = data.draw(configs())
+    config = data.draw(configs(cls))
     call = data.draw(calls(config, cls))
     (expected, expected_gradients), (actual, gradients) = (
         b.step(getattr(b.package, f"{b.prefix}{cls}").from_tensors(config.copy(), tensors(config, cls), 0), **call)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from conftest import CHECKPOINTS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_core.config import VARIANTS, ViTConfig
+from vit_core.config import CLASSES, VARIANTS, AutoConfig, ViTConfig
+from vit_core.family import DEIT, DeiTConfig, family_of
 from vit_core.validation import ACTIVATIONS
 
 GOLDEN_CONFIGS = sorted(CHECKPOINTS.glob("*/*/config.json"))
@@ -20,10 +22,10 @@ GOLDEN_CONFIGS = sorted(CHECKPOINTS.glob("*/*/config.json"))
 
 @pytest.mark.parametrize("path", GOLDEN_CONFIGS, ids=lambda p: "/".join(p.parts[-3:-1]))
 def test_transformers_file_is_read_and_written_back_to_the_byte(path: Path, tmp_path: Path) -> None:
-    config = ViTConfig.from_pretrained(path.parent)
+    config = AutoConfig.from_pretrained(path.parent)
     config.save_pretrained(tmp_path)
     assert (tmp_path / "config.json").read_text() == path.read_text()
-    assert ViTConfig.from_json_file(tmp_path / "config.json") == config
+    assert AutoConfig.from_json_file(tmp_path / "config.json") == config
 
 
 def test_documented_defaults() -> None:
@@ -84,11 +86,54 @@ def test_unused_overrides(tmp_path: Path) -> None:
     assert ViTConfig.from_pretrained(tmp_path / "config.json", hidden_size=40, num_attention_heads=5).hidden_size == 40
 
 
-@pytest.mark.parametrize("model_type", ["deit", "dinov2"])
-def test_another_model_type_is_named(model_type: str) -> None:
-    with pytest.warns(UserWarning, match=f"model_type '{model_type}'"):
-        config = ViTConfig.from_dict({"model_type": model_type, "hidden_size": 192, "num_attention_heads": 3})
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("deit", "ViTConfig is of model_type 'vit', got 'deit': that is of DeiTConfig."),
+        ("clip", "model_type is 'clip', expected one of deit, vit, vit_mae, vit_msn."),
+        (5, "model_type is 5, expected one of"),
+        (["vit"], "model_type is ['vit'], expected one of"),
+    ],
+)
+def test_another_model_type_is_refused(model_type: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ViTConfig.from_dict({"model_type": model_type})
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ValueError, match=re.escape(words)):
+        ViTConfig.from_pretrained(tmp_path)
+    if model_type != "deit":
+        with pytest.raises(ValueError, match=re.escape(words)):
+            AutoConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["vit_mae", "vit_msn"])
+def test_what_computes_as_a_vit_is_read_as_one(model_type: str) -> None:
+    config = ViTConfig.from_dict({"model_type": model_type})
     assert json.loads(config.to_json_string())["model_type"] == "vit"
+
+
+def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
+    DeiTConfig(hidden_size=192, num_attention_heads=3, distillation="soft").save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "deit"
+    config = AutoConfig.from_pretrained(tmp_path, num_labels=7)
+    assert (type(config), config.hidden_size, config.num_labels, config.distillation) == (DeiTConfig, 192, 7, "soft")
+    assert type(AutoConfig.for_model("deit")) is DeiTConfig
+    assert type(AutoConfig.for_model("vit_msn")) is ViTConfig
+    with pytest.raises(TypeError, match="AutoConfig is not made itself"):
+        AutoConfig()
+
+
+def test_a_class_of_ones_own_is_known_by_its_type() -> None:
+    """It computes as the member that it derives from."""
+
+    class OwnConfig(DeiTConfig):
+        model_type = "own-deit"
+
+    try:
+        assert type(AutoConfig.for_model("own-deit")) is OwnConfig
+        assert family_of(OwnConfig()) is DEIT
+    finally:
+        del CLASSES["own-deit"]
 
 
 BAD_FIELDS: list[tuple[str, Any]] = [

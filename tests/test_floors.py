@@ -21,8 +21,8 @@ FLOORS = (
     "vit_core.files",
     "vit_core.config vit_core.validation vit_core.keywords vit_core.assets",
     "vit_core.pictures",
-    "vit_core.params vit_core.initialization vit_core.position vit_core.parameter_groups vit_core.channels "
-    "vit_core.calls vit_core.outputs",
+    "vit_core.family vit_core.params vit_core.initialization vit_core.position vit_core.parameter_groups "
+    "vit_core.channels vit_core.calls vit_core.outputs",
     "vit_core.formats",
     "vit_core.loading vit_core.pretrained",
     "vit_torch vit_tf vit_flax",

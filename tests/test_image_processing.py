@@ -21,9 +21,13 @@ from vit_core.pictures.images import FORMATS
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     BatchFeature,
+    DeiTFeatureExtractor,
+    DeiTImageProcessor,
+    DeiTImageProcessorFast,
     ViTFeatureExtractor,
     ViTImageProcessor,
     ViTImageProcessorFast,
+    for_size,
     load_image,
 )
 
@@ -665,4 +669,60 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_name_is_the_same_class() -> None:
-    assert ViTImageProcessor is ViTImageProcessorFast is ViTFeatureExtractor is AutoImageProcessor
+    assert ViTImageProcessor is ViTImageProcessorFast is ViTFeatureExtractor
+    assert DeiTImageProcessor is DeiTImageProcessorFast is DeiTFeatureExtractor
+
+
+# ---- other members of the family -----------------------------------------------------------------------------------
+
+MEMBERS = GOLDEN / "members"
+MEMBER_CASES: list[dict[str, Any]] = json.loads((MEMBERS / "cases.json").read_text())
+
+
+@pytest.mark.parametrize("case", MEMBER_CASES, ids=lambda case: case["output"])
+def test_golden_of_members(case: dict[str, Any]) -> None:
+    name, picture = case["output"].split("/")
+    array, wanted = (
+        np.load(MEMBERS / file)[key] for file, key in (("inputs.npz", picture), ("outputs.npz", case["output"]))
+    )
+    processor = {"DeiTImageProcessor": DeiTImageProcessor}[case["processor"]](**case["arguments"])
+    stride = case.get("strided", 1)
+    for each in (processor, AutoImageProcessor.from_pretrained(MEMBERS / f"{name}.json")):
+        pixels = each(array, return_tensors="np").pixel_values
+        np.testing.assert_array_equal(pixels[..., ::stride, ::stride], wanted)
+
+
+def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
+    stored = json.loads((MEMBERS / "DeiTImageProcessor.0.json").read_text())
+    processor = AutoImageProcessor.from_pretrained(MEMBERS / "DeiTImageProcessor.0.json")
+    assert type(processor) is DeiTImageProcessor
+    assert processor == DeiTImageProcessor()
+    assert stored.items() <= processor.to_dict().items()
+    (tmp_path / "old.json").write_text(json.dumps({"feature_extractor_type": "DeiTFeatureExtractor"}))
+    assert AutoImageProcessor.from_pretrained(tmp_path / "old.json") == DeiTImageProcessor()
+    (tmp_path / "vit.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessorFast"}))
+    assert type(AutoImageProcessor.from_pretrained(tmp_path / "vit.json")) is ViTImageProcessor
+    uncropped = DeiTImageProcessor(do_center_crop=False)
+    uncropped.save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path) == uncropped
+    with pytest.raises(TypeError, match="AutoImageProcessor is not made itself"):
+        AutoImageProcessor()
+
+
+@pytest.mark.parametrize(
+    ("document", "height", "width", "changed"),
+    [
+        ({}, 32, 48, {"size": {"height": 32, "width": 48}}),
+        (
+            {"do_center_crop": True, "size": 256, "crop_size": 224}, 384, 448,
+            {"size": {"height": 439, "width": 512}, "crop_size": {"height": 384, "width": 448}},
+        ),
+        (
+            {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 112, 112,
+            {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
+        ),
+    ],
+)  # fmt: skip
+def test_pictures_of_another_size(document: dict[str, Any], height: int, width: int, changed: dict[str, Any]) -> None:
+    """A crop gets the model's size, and what it is cut from keeps its proportion to it."""
+    assert for_size({"resample": 3, **document}, height, width) == {"resample": 3, **document, **changed}

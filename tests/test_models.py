@@ -11,6 +11,7 @@ import pytest
 import tolerances
 from closeness import assert_close
 from conftest import CHECKPOINTS, GOLDEN, checkpoint_path, golden_cases
+from members import MASKED, MODELS, config_for
 from PIL import Image
 
 from vit_core.config import ViTConfig, pair
@@ -27,7 +28,6 @@ TINY = {
     "num_labels": 3,
     "initializer_range": 0.3,
 }
-MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
 SAME = tolerances.SAME_FUNCTION_FLOAT64
 
 
@@ -46,8 +46,8 @@ def patch_mask(config: ViTConfig, batch: int = 2) -> np.ndarray:
 
 def load_case(backend: Any, case: dict[str, Any], **kwargs: Any) -> Any:
     overrides = dict(case.get("config_overrides", {}))
-    if case["ckpt"] == "base_nopool":
-        kwargs["add_pooling_layer"] = False
+    if case["ckpt"] in ("base_nopool", "deit_mask_token"):
+        kwargs |= {"add_pooling_layer": False, "use_mask_token": case["ckpt"] == "deit_mask_token"}
     cut = {"base_pooler_size_12": 12, "cls_regression_1": 1}.get(case["case"])
     other_shapes = cut is not None or case["case"] == "mim_stride_mismatch"
     model = backend.load(
@@ -94,6 +94,16 @@ def test_golden_gradients(backend: Any, inputs: dict[str, np.ndarray]) -> None:
             assert_close(gradients[name], OUTPUTS[key], bound, name)
 
 
+@pytest.mark.parametrize("case", golden_cases("gradients"))
+def test_golden_gradients_of_other_members(backend: Any, case: dict[str, Any], inputs: dict[str, np.ndarray]) -> None:
+    model = load_case(backend, case)
+    call = {name: inputs[key] for name, key in case["call"].items() if isinstance(key, str)}
+    _, gradients = backend.step(model, **call)
+    bound, trunk = tolerances.both_rounded(model.config, gradient=True), f"{model.base_model_prefix}."
+    for name, key in case["gradients"].items():
+        assert_close(gradients[name.removeprefix(trunk)], OUTPUTS[key], bound, name)
+
+
 KEPT_ERRORS = ("base_wrong_size", "base_wrong_channels", "mim_stride_mismatch")
 
 
@@ -122,31 +132,37 @@ def test_golden_errors_are_kept_or_mended() -> None:
 @pytest.mark.parametrize("cls", MODELS)
 @pytest.mark.parametrize(("image", "patch"), [(16, 4), ((8, 24), 4), (16, (8, 2)), ((17, 25), (4, 6))])
 def test_output_shapes(backend: Any, cls: str, image: Any, patch: Any) -> None:
-    config = ViTConfig(**{**TINY, "image_size": image, "patch_size": patch, "encoder_stride": patch})
+    config = config_for(cls, **{**TINY, "image_size": image, "patch_size": patch, "encoder_stride": patch})
     model = backend.build(cls, config, dtype="float64")
     x = pixels(config, dtype="float64")
     output = backend.call(model, pixel_values=x, output_hidden_states=True, output_attentions=True)
-    tokens = config.num_patches + 1
+    tokens = config.num_patches + config.num_prefix_tokens
     assert [h.shape for h in output.hidden_states] == [(2, tokens, 16)] * 3
     assert [a.shape for a in output.attentions] == [(2, 4, tokens, tokens)] * 2
     assert_close(output.attentions[0].sum(-1), np.ones((2, 4, tokens)), SAME)
 
 
+@pytest.mark.parametrize("cls", ["ViTForImageClassification", "DeiTForImageClassification"])
 @pytest.mark.parametrize(
     ("image", "patch", "target"), [(16, 4, (24, 12)), ((8, 24), 4, (8, 24)), ((8, 24), (4, 2), (18, 11))]
 )
-def test_interpolation_of_any_grid(backend: Any, image: Any, patch: Any, target: tuple[int, int]) -> None:
+def test_interpolation_of_any_grid(backend: Any, cls: str, image: Any, patch: Any, target: tuple[int, int]) -> None:
     """Equal to the same model whose position embeddings the core has resized."""
     from vit_core.files.tensor import Tensor
     from vit_core.position import resize_position_embeddings
 
-    config = ViTConfig(**{**TINY, "image_size": image, "patch_size": patch})
-    model = backend.build("ViTForImageClassification", config, dtype="float64", seed=0)
+    config = config_for(cls, **{**TINY, "image_size": image, "patch_size": patch})
+    model = backend.build(cls, config, dtype="float64")
     x = pixels(config, target, "float64")
     resized_config = config.copy(image_size=target, dtype="float64")
     parameters = backend.parameters(model)
     name = "embeddings.position_embeddings"
-    parameters[name] = resize_position_embeddings(parameters[name], config.grid, resized_config.grid)
+    parameters[name] = np.random.default_rng(1).standard_normal(parameters[name].shape)  # DeiT's are zeros at first
+    model = type(model).from_tensors(
+        config.copy(dtype="float64"), {n: Tensor.of(a) for n, a in parameters.items()}, seed=None
+    )
+    first = config.num_prefix_tokens
+    parameters[name] = resize_position_embeddings(parameters[name], config.grid, resized_config.grid, first=first)
     resized = type(model).from_tensors(resized_config, {n: Tensor.of(a) for n, a in parameters.items()}, seed=None)
     expected = backend.call(resized, pixel_values=x).logits
     actual = backend.call(model, pixel_values=x, interpolate_pos_encoding=True).logits
@@ -198,9 +214,9 @@ def test_pixel_shuffle_puts_channels_first(backend: Any) -> None:
 
 @pytest.mark.parametrize("cls", MODELS)
 def test_tuple_is_the_output_without_none(backend: Any, cls: str) -> None:
-    config = ViTConfig(**TINY)
+    config = config_for(cls, **TINY)
     model = backend.build(cls, config)
-    extra = {"bool_masked_pos": patch_mask(config)} if cls == "ViTForMaskedImageModeling" else {}
+    extra = {"bool_masked_pos": patch_mask(config)} if cls in MASKED else {}
     for states, attentions in itertools.product((False, True), repeat=2):
         call = {
             "pixel_values": pixels(config),
@@ -381,7 +397,7 @@ def test_arguments_by_position(backend: Any) -> None:
 
 @pytest.mark.parametrize("cls", MODELS)
 def test_an_empty_batch(backend: Any, cls: str) -> None:
-    config = ViTConfig(**TINY)
+    config = config_for(cls, **TINY)
     model = backend.build(cls, config)
     whole, empty = (backend.call(model, pixel_values=pixels(config)[:n]) for n in (2, 0))
     assert empty[0].shape == (0, *whole[0].shape[1:])

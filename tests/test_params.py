@@ -8,20 +8,12 @@ import numpy as np
 import pytest
 from conftest import CHECKPOINTS
 from hypothesis import given
+from members import config_for
 from test_config import configs
 
-from vit_core.config import ViTConfig
-from vit_core.params import (
-    ALL_PARTS,
-    DIALECTS,
-    PARTS,
-    TORCH,
-    TORCH_V5,
-    count,
-    native_name,
-    parse_name,
-    specs,
-)  # fmt: skip
+from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import ARCHITECTURES, FAMILIES, PARTS, VIT, Family, family_of, member_of
+from vit_core.params import DIALECTS, TORCH, TORCH_V5, count, native_name, parse_name, specs
 
 # Published number of parameters with the 1,000-class ImageNet head (as timm's model listing has them).
 PUBLISHED = {
@@ -33,6 +25,22 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name: str) -> None:
     assert count(ViTConfig.variant(name, num_labels=1000), PARTS["ViTForImageClassification"]) == PUBLISHED[name]
+
+
+def test_published_counts_of_other_members() -> None:
+    """As the DeiT paper's table 1 and timm's listing have them, the distilled ones with both heads."""
+    values = {"hidden_size": 768, "num_labels": 1000}
+    teacher = "DeiTForImageClassificationWithTeacher"
+    assert count(config_for(teacher, **values), PARTS[teacher]) == 87_338_192
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_model_is_known_by_its_parameters(architecture: str) -> None:
+    family, config = ARCHITECTURES[architecture], config_for(architecture)
+    table = specs(config, PARTS[architecture])
+    assert family.parts_in(table) == PARTS[architecture]
+    assert family.architecture_of(family.parts_in(table)) == architecture
+    assert member_of(table) is family
 
 
 @pytest.mark.parametrize(
@@ -58,15 +66,16 @@ def test_unknown_part() -> None:
         specs(ViTConfig(), {"head"})
 
 
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 @given(config=configs)
-def test_every_name_is_read_back_in_every_dialect(config: ViTConfig) -> None:
-    table = specs(config, ALL_PARTS)
+def test_every_name_is_read_back_in_every_dialect(family: Family, config: ViTConfig) -> None:
+    table = specs(family.config(**{**vars(config), "layer_scale": 0.1}), family.all_parts)
     for dialect in (*DIALECTS.values(), TORCH_V5):
         for prefixed in (True, False):
             names = {native_name(spec, dialect, prefixed): spec for spec in table.values()}
             assert len(names) == len(table)
             for native, spec in names.items():
-                parsed = parse_name(native, dialect)
+                parsed = parse_name(native, family, dialect)
                 assert parsed is not None
                 assert parsed.name == spec.name
                 there, back = dialect.permutation(spec.kind, spec.leaf), parsed.axes
@@ -80,7 +89,7 @@ def test_every_name_is_read_back_in_every_dialect(config: ViTConfig) -> None:
      "embeddings.cls_token.weight", "encoder.layer.0.output.dense.kernel", "vit.vit.layernorm.bias", "layernorm", ""],
 )  # fmt: skip
 def test_other_names_stand_for_nothing(name: str) -> None:
-    assert parse_name(name, TORCH, TORCH_V5) is None
+    assert parse_name(name, VIT, TORCH, TORCH_V5) is None
 
 
 def test_names_since_transformers_5_9() -> None:
@@ -93,7 +102,7 @@ def test_names_since_transformers_5_9() -> None:
         "vit.layernorm.bias": "layernorm.bias",
     }
     for new, canonical in names.items():
-        parsed = parse_name(new, TORCH_V5)
+        parsed = parse_name(new, VIT, TORCH_V5)
         assert parsed is not None
         assert parsed.name == canonical
 
@@ -105,11 +114,11 @@ def test_the_table_holds_what_transformers_saved() -> None:
     folders = [p for p in sorted(CHECKPOINTS.glob("*/pt_safetensors*")) if (p / "model.safetensors").is_file()]
     assert len(folders) >= 10
     for folder in folders:
-        config = ViTConfig.from_pretrained(folder)
-        parts = PARTS[config.architectures[0]] if folder.parent.name != "base_nopool" else frozenset[str]()  # type: ignore[index]
-        expected = {
-            native_name(s, TORCH, "ViTModel" not in config.architectures): s.shape
-            for s in specs(config, parts).values()
-        }  # type: ignore[operator]
+        config = AutoConfig.from_pretrained(folder)
+        (architecture,) = config.architectures
+        parts, family = PARTS[architecture], family_of(config)
+        parts = {"base_nopool": frozenset[str](), "deit_mask_token": {"mask_token"}}.get(folder.parent.name, parts)
+        table = specs(config, parts).values()
+        expected = {native_name(s, TORCH, architecture != family.bare): s.shape for s in table}
         with safe_open(Path(folder, "model.safetensors"), "np") as file:
             assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == expected  # noqa: SIM118

@@ -21,7 +21,6 @@ from test_models import TINY, pixels
 from tolerances import UNIT_ROUNDOFF
 
 from vit_core.config import ViTConfig
-from vit_core.family import VIT
 from vit_core.params import count
 from vit_core.position import KERNELS, resize_position_embeddings
 
@@ -404,6 +403,7 @@ def test_a_shape_that_is_not_the_configurations_is_refused(backend: Any, tmp_pat
 
 
 def test_all_parts_have_a_model() -> None:
-    from vit_core.family import PARTS
+    from vit_core.family import FAMILIES
 
-    assert frozenset().union(*PARTS.values()) == VIT.all_parts
+    for family in FAMILIES.values():
+        assert frozenset().union(*family.models.values()) == family.all_parts

@@ -13,6 +13,7 @@ import pytest
 import tolerances
 from closeness import assert_close
 from hypothesis import Phase, given, settings
+from members import MASKED, MODELS, config_for
 from reference import forward
 
 from vit_core import calls
@@ -24,18 +25,21 @@ from vit_core.params import specs
 RESULTS = {  # fields of an output, by the reference's name of what they hold
     "last_hidden_state": "layernorm",
     "pooler_output": "pooler",
-    "logits": "classifier",
+    "logits": "logits",
+    "cls_logits": "cls_classifier",
+    "distillation_logits": "distillation_classifier",
     "reconstruction": "reconstruction",
 }
 
 
 @st.composite
-def configs(draw: st.DrawFn, masked: bool) -> ViTConfig:
+def configs(draw: st.DrawFn, cls: str, masked: bool) -> ViTConfig:
     """Tiny models with the paper's activation; images need not be whole patches unless they are to be reconstructed."""
     heads, sizes = draw(st.integers(1, 3)), st.tuples(st.integers(1, 3), st.integers(1, 3))
     patch_size, grid, rest = draw(sizes), draw(sizes), draw(sizes)
     image_size = tuple(p * n + (0 if masked else r % p) for p, n, r in zip(patch_size, grid, rest, strict=True))
-    return ViTConfig(
+    return config_for(
+        cls,
         hidden_size=heads * draw(st.integers(2, 4)),
         num_hidden_layers=draw(st.integers(1, 3)),
         num_attention_heads=heads,
@@ -48,6 +52,7 @@ def configs(draw: st.DrawFn, masked: bool) -> ViTConfig:
         qkv_bias=draw(st.booleans()),
         pooler_output_size=draw(st.sampled_from([None, 5])),
         num_labels=draw(st.integers(1, 3)),
+        layer_scale=draw(st.sampled_from([0.0, 0.5])),
         dtype="float64",
     )
 
@@ -55,9 +60,10 @@ def configs(draw: st.DrawFn, masked: bool) -> ViTConfig:
 @st.composite
 def masks(draw: st.DrawFn, config: ViTConfig, masked: bool) -> dict[str, np.ndarray]:
     """Some of the masks that a model takes, for two pictures."""
-    rng, tokens = np.random.default_rng(draw(st.integers(0, 99))), config.num_patches + 1
+    rng, patches = np.random.default_rng(draw(st.integers(0, 99))), config.num_patches
+    tokens = patches + config.num_prefix_tokens
     shape = draw(st.sampled_from([(), (config.num_hidden_layers,)]))
-    found = {"bool_masked_pos": rng.random((2, tokens - 1)) < 0.5} if masked else {}
+    found = {"bool_masked_pos": rng.random((2, patches)) < 0.5} if masked else {}
     if draw(st.booleans()):
         found["head_mask"] = rng.integers(0, 3, (*shape, config.num_attention_heads)) / 2
     if draw(st.booleans()):
@@ -143,9 +149,11 @@ def tokens_of_the_layers(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any
     return found
 
 
-def compared(output: Any, blocks: dict[str, Any], layers: int) -> Iterator[tuple[str, Any]]:
+def compared(output: Any, blocks: dict[str, Any], trunk: str, layers: int) -> Iterator[tuple[str, Any]]:
     """Every value of a backend beside the name it has in the reference, if it has one."""
-    found = {n.removeprefix("vit."): value[0] if isinstance(value, tuple) else value for n, value in blocks.items()}
+    found = {
+        n.removeprefix(f"{trunk}."): value[0] if isinstance(value, tuple) else value for n, value in blocks.items()
+    }
     names = [f"encoder.layer.{i}" for i in range(layers)]
     yield from found.items()
     yield from zip(["embeddings", *names], output.hidden_states, strict=True)
@@ -153,11 +161,11 @@ def compared(output: Any, blocks: dict[str, Any], layers: int) -> Iterator[tuple
     yield from ((RESULTS[field], output[field]) for field in RESULTS if field in output)
 
 
-@pytest.mark.parametrize(("cls", "masked"), [*((cls, False) for cls in PARTS), ("ViTForMaskedImageModeling", True)])
+@pytest.mark.parametrize(("cls", "masked"), [*((cls, False) for cls in MODELS), *((cls, True) for cls in MASKED)])
 @settings(max_examples=5, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_every_block(backend: Any, cls: str, masked: bool, data: st.DataObject) -> None:
-    config = data.draw(configs(masked))
+    config = data.draw(configs(cls, masked))
     call = data.draw(masks(config, masked))
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal(spec.shape) / 2 for name, spec in specs(config, PARTS[cls]).items()}
@@ -169,7 +177,7 @@ def test_every_block(backend: Any, cls: str, masked: bool, data: st.DataObject) 
     call |= {"pixel_values": pixels, "output_hidden_states": True, "output_attentions": attentions}
     output, blocks = BLOCKS[backend.name](model, call, backend)
     missing = {name for name in expected if attentions or not name.endswith(".probabilities")}
-    for name, value in compared(output, blocks, config.num_hidden_layers):
+    for name, value in compared(output, blocks, model.base_model_prefix, config.num_hidden_layers):
         if name in expected:
             actual = np.asarray(value)
             assert actual.dtype == np.float64, name

@@ -59,7 +59,7 @@ def state_of(source: Path) -> dict[str, Any]:
 def test_another_familys_folder_is_never_a_random_vit(backend: Any, name: str, cls: str) -> None:
     folder = FORMATS / f"transformers_{name}"
     wanted = json.loads((folder / "config.json").read_text())["architectures"][0]
-    with pytest.raises(ValueError, match=rf"of the family '{name}' .* no ViT: load it with .*, {wanted}\."):
+    with pytest.raises(ValueError, match=rf"of the family '{name}'.* no ViT: load it with .*{wanted}"):
         backend.load(cls, folder)
 
 

@@ -37,6 +37,7 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "output_hidden_states": False,
     "return_dict": True,
     "skip_unread_tokens": True,
+    "layer_scale": 0.0,
     "problem_type": None,
     "architectures": None,
     "dtype": None,
@@ -60,7 +61,8 @@ class ViTConfig:
 
     `image_size`, `patch_size` and `encoder_stride` are an int or a (height, width) pair, in pixels. `hidden_act`
     and `pooler_act` are names of `ACTIVATIONS`, or a callable where the backend can take one. A falsy
-    `pooler_output_size` means `hidden_size`. With `skip_unread_tokens=False` a last layer computes all tokens, also
+    `pooler_output_size` means `hidden_size`. `layer_scale` is what the scales of a layer's branches start at, 0 for a
+    ViT, which has none. With `skip_unread_tokens=False` a last layer computes all tokens, also
     those that its model does not read. Further keyword arguments are kept as attributes and written back.
 
     Raises ValueError, naming the field and its value, for anything a model could not be built from.
@@ -68,16 +70,16 @@ class ViTConfig:
 
     model_type: ClassVar[str] = "vit"
     reads: ClassVar[tuple[str, ...]] = ("vit_mae", "vit_msn")  # other model types whose files hold what its models have
-    # What other members of the family have; a config.json says nothing of it unless it is set.
+    defaults: ClassVar[Mapping[str, Any]] = COMMON_DEFAULTS  # of fields that a config.json holds where they differ
     tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # before the patches, each with a position
     use_mask_token = False  # whether the bare model has one without being asked
-    layer_scale = 0.0  # what the scales of a layer's branches start at; 0 where there are none
     id2label: dict[int, str]
     label2id: dict[str, int]
     output_attentions: bool
     output_hidden_states: bool
     return_dict: bool
     skip_unread_tokens: bool
+    layer_scale: float
     problem_type: str | None
     architectures: list[str] | None
     dtype: str | None
@@ -129,7 +131,7 @@ class ViTConfig:
             kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
         labels = {name: kwargs.pop(name, None) for name in _LABELS}
         refuse_attributes(type(self), kwargs)
-        for name, value in {**COMMON_DEFAULTS, **_RUNTIME_DEFAULTS, **kwargs}.items():
+        for name, value in {**self.defaults, **_RUNTIME_DEFAULTS, **kwargs}.items():
             setattr(self, name, value)
         self._set_labels(**labels)
         self.validate()
@@ -296,7 +298,7 @@ class ViTConfig:
         values = self.to_dict()
         if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
             values = {k: v for k, v in values.items() if k not in _LABELS}
-        return {k: v for k, v in values.items() if k not in COMMON_DEFAULTS or v != COMMON_DEFAULTS[k]}
+        return {k: v for k, v in values.items() if k not in self.defaults or v != self.defaults[k]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """JSON text: sorted keys, two spaces, a final newline. Raises ValueError for what could not be read again."""
@@ -315,8 +317,8 @@ class ViTConfig:
         """
         merged = dict(values)
         known = {
-            *cls.fields(),
-            *COMMON_DEFAULTS,
+            *cls._class_for(merged).fields(),
+            *cls._class_for(merged).defaults,
             *_RUNTIME_DEFAULTS,
             *_LABELS,
             "torch_dtype",
@@ -331,7 +333,7 @@ class ViTConfig:
             merged = {k: v for k, v in merged.items() if k not in _LABELS}
         if "dtype" in used or "torch_dtype" in used:
             merged = {k: v for k, v in merged.items() if k not in ("dtype", "torch_dtype")}
-        config = cls(**{**merged, **used})
+        config = cls._class_for(merged)(**{**merged, **used})
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
@@ -369,7 +371,7 @@ class ViTConfig:
         }
         path, values = _stored(pretrained_model_name_or_path, subfolder, options)
         with blaming(f"{path} with {', '.join(overrides)} as given" if overrides else path):
-            return cls._class_for(values).from_dict(values, return_unused_kwargs, **overrides)
+            return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     @classmethod
     def _class_for(cls, values: Mapping[str, Any]) -> type[ViTConfig]:

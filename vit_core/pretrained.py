@@ -37,11 +37,12 @@ from vit_core.keywords import one_device, understood
 from vit_core.loading import LoadReport, fit, resolve_dtype
 from vit_core.parameter_groups import ParameterGroup, parameter_groups
 from vit_core.params import Spec, specs
+from vit_core.pictures.processing import for_size
 from vit_core.validation import dtype_name, keeps
 
 StrPath = str | Path
 # Options of `conversion.read` that a caller may give.
-_READING = ("filename", "key", "prefix", "stored_image_size", "fold_layer_scale", "ignore_unknown")
+READING = ("filename", "key", "prefix", "stored_image_size", "fold_layer_scale", "ignore_unknown")
 
 
 class PretrainedModel(ABC):
@@ -216,7 +217,7 @@ class PretrainedModel(ABC):
             "revision": revision,
         }
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]
-        reading = {name: overrides.pop(name) for name in _READING if name in overrides}
+        reading = {name: overrides.pop(name) for name in READING if name in overrides}
         reading["num_attention_heads"] = overrides.get("num_attention_heads")
         drops = {"head": not keeps("head", head), "pooler": not keeps("pooler", pooler)}
         fresh_head = "id2label" in overrides or ignore_mismatched_sizes or drops["head"]
@@ -234,8 +235,8 @@ class PretrainedModel(ABC):
         stored = checkpoint.config
         if checkpoint.family is not cls.family():
             raise ValueError(
-                f"{checkpoint.path} holds a {checkpoint.family.title}, which {cls.__name__} is not: load it with one "
-                f"of {', '.join(checkpoint.family.models)}."
+                f"{checkpoint.path} is a model of the family {checkpoint.family.model_type!r}, no "
+                f"{cls.family().title}: load it with one of {', '.join(checkpoint.family.models)}."
             )
         if isinstance(config, str | Path):
             config = cls.config_class.from_pretrained(config, **options)
@@ -367,8 +368,7 @@ def _of_size(document: dict[str, Any] | None, stored: Any, config: ViTConfig) ->
     """A preprocessor's document, for pictures of the model's size where that is not the `stored` one."""
     if document is None or config.image_size == stored:
         return document and dict(document)
-    height, width = pair(config.image_size)
-    return {**document, "size": {"height": height, "width": width}}
+    return for_size(document, *pair(config.image_size))
 
 
 def _format(name: str) -> tuple[str, Container]:

@@ -33,8 +33,8 @@ def rollout(attentions: Sequence[Array]) -> Array:
 
 
 def cls_to_patches(weights: Array, grid: tuple[int, int]) -> Array:
-    """The CLS token's row of weights (..., S, S), over the grid of patches: (..., rows, columns)."""
-    return weights[..., 0, 1:].reshape(*weights.shape[:-2], *grid)
+    """The CLS token's row of weights (..., S, S), over the grid of patches, the last tokens: (..., rows, columns)."""
+    return weights[..., 0, -grid[0] * grid[1] :].reshape(*weights.shape[:-2], *grid)
 
 
 # ---- colours -----------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vit_core import calls
+from vit_core.app.auto import architecture_for
 from vit_core.app.backends import (
     accelerator,
     backend_of,
@@ -41,11 +42,12 @@ from vit_core.app.backends import (
 )
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig, pair
+from vit_core.files.hub import DOWNLOAD_OPTIONS
 from vit_core.formats.reading import read
 from vit_core.keywords import understood
 from vit_core.loading import LoadReport
 from vit_core.pictures.images import LAST, as_bytes, as_rgb
-from vit_core.pictures.processing import ViTImageProcessor, load_image
+from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor, for_size, load_image
 
 Array = NDArray[Any]
 Predictions = list[dict[str, Any]]  # {"label": str, "score": float}, the highest score first
@@ -58,7 +60,6 @@ _MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that
 _MOST_BYTES, _MOST_SECONDS = 1 << 28, 600  # of a picture from an address
 _BASE64 = re.compile(r"[A-Za-z0-9+/\n]+={0,2}\n?")
 _UNWRAPPED = str.maketrans("", "", "\n")
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class ImageClassificationPipeline:
@@ -305,13 +306,13 @@ def load(
     use_fast: bool | None = None,
     **options: Any,
 ) -> tuple[Any, LoadReport]:
-    """A ViTForImageClassification by name, and what loading it did; arguments of `pipeline`.
+    """A classifier by name, of whatever class it is, and what loading it did; arguments of `pipeline`.
 
     use_fast is accepted from callers of transformers; there is but one image processor.
     """
     backend = backend or first_installed()
-    classes = import_backend(backend)
-    model, report = classes.ViTForImageClassification.from_pretrained(name, output_loading_info=True, **options)
+    cls = getattr(import_backend(backend), architecture_for(name, "ForImageClassification", **options))
+    model, report = cls.from_pretrained(name, output_loading_info=True, **options)
     if device is None and options.get("device_map") is None:
         device = accelerator(backend)
     if device is not None:
@@ -331,19 +332,18 @@ def find_processor(
     """
     if isinstance(given, ViTImageProcessor):
         return given
-    options = {key: options[key] for key in _HUB_OPTIONS if key in options}
+    options = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
     if given is not None:
-        return ViTImageProcessor.from_pretrained(given, **options)
+        return AutoImageProcessor.from_pretrained(given, **options)
     if name is not None:
         if not os.path.isfile(name):
             try:
-                return ViTImageProcessor.from_pretrained(name, **options)
+                return AutoImageProcessor.from_pretrained(name, **options)
             except FileNotFoundError:
                 pass
         heads = config.num_attention_heads  # which the files of some families do not state
         if stored := read(name, num_attention_heads=heads, head="drop", config=config, **options).processor:
-            height, width = pair(config.image_size)
-            return ViTImageProcessor.from_dict({**stored, "size": {"height": height, "width": width}})
+            return AutoImageProcessor.from_dict(for_size(stored, *pair(config.image_size)))
     return _default_processor("The model" if name is None else str(name), config)
 
 

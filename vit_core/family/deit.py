@@ -6,11 +6,14 @@ A ViT with a distillation token after the CLS token, and a head on each. Agrees 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, ClassVar
 
-from vit_core.config import ViTConfig
+from vit_core.config import COMMON_DEFAULTS, ViTConfig
 from vit_core.family.table import Family, Row, after, changed
 from vit_core.family.vit import CLASSIFIER, DECODER, TRUNK
+from vit_core.pictures.processing import DeiTImageProcessor
 
 
 class DeiTConfig(ViTConfig):
@@ -25,9 +28,12 @@ class DeiTConfig(ViTConfig):
     model_type = "deit"
     reads = ()
     tokens = ("cls_token", "distillation_token")
-    distillation = "hard"
-    distillation_weight = 0.5
-    distillation_temperature = 1.0
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **COMMON_DEFAULTS, "distillation": "hard", "distillation_weight": 0.5, "distillation_temperature": 1.0,
+    }  # fmt: skip
+    distillation: str
+    distillation_weight: float
+    distillation_temperature: float
 
 
 _ZEROS = {"init": "zeros"}
@@ -50,8 +56,5 @@ DEIT = Family(
         *(replace(CLASSIFIER, name=name, part=name) for name in ("cls_classifier", "distillation_classifier")),
         DECODER,
     ),
-    processor={
-        "size": {"height": 256, "width": 256}, "resample": 3, "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-    },
-)  # fmt: skip
+    processor=DeiTImageProcessor,
+)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from vit_core.config import ViTConfig, pair
+from vit_core.pictures.processing import ViTImageProcessor
 
 LAYER = "encoder.layer.{}."
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
@@ -66,7 +67,7 @@ class Family:
     models: Mapping[str, frozenset[str]]  # the parts of each model class, by its PyTorch name; the bare one first
     table: tuple[Row, ...]
     prefix: str = ""  # of the trunk's names in models with a head; the model_type unless given
-    processor: Mapping[str, Any] = field(default_factory=dict)  # what its image processor does unless it is told
+    processor: type[ViTImageProcessor] = ViTImageProcessor  # prepares its pictures
 
     @property
     def model_type(self) -> str:

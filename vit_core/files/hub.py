@@ -81,6 +81,7 @@ def resolve(
     return weights
 
 
+DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 UPLOAD_OPTIONS = frozenset({"token", "private", "revision", "create_pr", "commit_message"})
 
 

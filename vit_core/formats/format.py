@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig
-from vit_core.family import LAYER
+from vit_core.family import LAYER, OF_LAYER
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Container
 from vit_core.formats.prefixes import Under, find_prefix
-from vit_core.formats.rules import Rule
+from vit_core.formats.rules import ATTENTION_SCALE, MLP_SCALE, Rule
 
 Tensors = Mapping[str, Tensor]
 
@@ -74,7 +74,7 @@ class Format:
 
     def to_native(self, tensors: Tensors, config: ViTConfig) -> dict[str, Tensor]:
         """Canonical tensors as a file of this family has them. Raises ValueError for what has no place in it."""
-        layers = {match[1] for name in tensors if (match := _LAYER.match(name))}
+        layers = {match[1] for name in tensors if (match := OF_LAYER.match(name))}
         native: dict[str, Tensor] = {}
         placed: set[str] = set()
         for rule in self.rules:
@@ -85,7 +85,9 @@ class Format:
                     placed.update(name.replace("{}", layer) for name in rule.canonical)
         lost = [name for name in tensors if name not in placed or name.startswith(tuple(self.absent))]
         if lost:
-            reasons = sorted({why for name in lost for part, why in self.absent.items() if name.startswith(part)})
+            absent = {ATTENTION_SCALE: _FOLD, MLP_SCALE: _FOLD, **self.absent}
+            templates = {OF_LAYER.sub(LAYER, name) for name in lost}
+            reasons = sorted({why for name in templates for part, why in absent.items() if name.startswith(part)})
             raise ValueError(
                 f"{self.title} has no place for {', '.join(lost[:8])}: "
                 + ("; ".join(reasons) or "choose another format")
@@ -94,7 +96,7 @@ class Format:
         return self.finish(native)
 
 
-_LAYER = re.compile(re.escape(LAYER).replace(r"\{\}", "([0-9]+)"))
+_FOLD = "pass fold_layer_scale=True to multiply its layer scales into the layers before them, which rounds"
 
 
 def first_match(patterns: tuple[tuple[str, str], ...], name: str) -> str | None:

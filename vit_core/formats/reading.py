@@ -34,7 +34,7 @@ from vit_core.formats.huggingface import (
 from vit_core.formats.keras import KERAS_H5
 from vit_core.formats.prefixes import Under, copy_rank, find_prefix, seen, unwrapped, unwrapped_name
 from vit_core.formats.rules import Heads
-from vit_core.formats.settle import settle
+from vit_core.formats.settle import folded, settle
 from vit_core.formats.side import json_beside
 from vit_core.params import DIALECTS
 
@@ -82,8 +82,9 @@ def read(
     found. Tensors outside of it are `unknown`. `formats` demands some of "pt", "tf", "flax" or a family's name.
     `config`, `num_attention_heads` and `stored_image_size` (pixels) say what a source without a config.json does not.
     `head="drop"` leaves the head out, and with it what only the head is odd in; `head="fresh"` does so where there is
-    such an oddity, and lists what it left out as `unknown`. `fold_layer_scale` multiplies layer scales into the layers
-    before them; `ignore_unknown` leaves out what no model of the family has, which is an error otherwise.
+    such an oddity, and lists what it left out as `unknown`. `fold_layer_scale` multiplies layer scales, which most
+    other programs' ViTs have no place for, into the layers before them; `ignore_unknown` leaves out what no model of
+    the format has, which is an error otherwise.
 
     Raises OSError for what can't be found or fetched, ValueError for what is damaged, or is no ViT: with the names of
     the tensors that make it something else.
@@ -129,6 +130,7 @@ def _read(
         checkpoint = as_checkpoint(replace(named, tensors=tensors, weight_map=named.weight_map and promised))
         if named.tensors and not checkpoint.tensors:
             raise ValueError(_no_vit(path, named.tensors))
+        checkpoint = folded(checkpoint) if fold else checkpoint
         return replace(
             checkpoint,
             unknown=checkpoint.unknown | under.outside,

@@ -22,6 +22,7 @@ _PROJECTION = "embeddings.patch_embeddings.projection"
 _ATTENTION, _FIRST, _SECOND = (
     LAYER + name for name in ("attention.output.dense", "intermediate.dense", "output.dense")
 )
+_FIRST_SCALE = 1e-6  # what scales start at where the file does not say: DeiT III, section 3
 _SCALES = {ATTENTION_SCALE: _ATTENTION, MLP_SCALE: _SECOND}
 
 
@@ -33,12 +34,12 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
     drop_head = head == "drop" or (head == "fresh" and _has_odd_head(opened.tensors))
     if drop_head and head == "fresh":
         opened = opened.without([*HEADS, "pooler"])
+    opened = folded(opened) if fold else opened
     tensors, notes = dict(opened.tensors), list(opened.notes)
     if "embeddings.cls_token" not in tensors:
         raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({family.title}).")
     if drop_head:
         tensors = {name: t for name, t in tensors.items() if not (row := opened.family.row_of(name)) or not row.head}
-    tensors = _scaled(opened, tensors, fold, notes)
     tensors = _final_norm(opened, tensors, drop_head, notes)
     if _has_odd_head(tensors):
         raise ValueError(
@@ -49,6 +50,8 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
         raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {family.title} has.")
     config = opened.config or _config(opened, family, side, tensors, heads, notes)
     check_layers(opened.path, config, tensors)
+    if ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
+        config = config.copy(layer_scale=_FIRST_SCALE)
     tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config, notes)
     _add_zero_biases(tensors, config, notes)
     parts = opened.family.parts_in(tensors)
@@ -76,19 +79,17 @@ def _computes(config: ViTConfig, family: Format) -> str:
 # ---- what has to be computed -------------------------------------------------------------------------------------
 
 
-def _scaled(opened: Checkpoint, tensors: dict[str, Tensor], fold: bool, notes: list[str]) -> dict[str, Tensor]:
-    """Layer scales multiplied into the layers before them, where that was asked for."""
+def folded(opened: Checkpoint) -> Checkpoint:
+    """The checkpoint with its layer scales, if it has any, multiplied into the layers before them, which rounds.
+
+    Raises ValueError for a scale that does not fit.
+    """
+    tensors = dict(opened.tensors)
     layers = {name: match for name in tensors if (match := OF_LAYER.match(name))}
     scales = {
         name: _SCALES[scale].format(layer[1]) for name, layer in layers.items()
         if (scale := LAYER + name[layer.end() :]) in _SCALES
     }  # fmt: skip
-    if scales and not fold:
-        shown = tensors[min(scales)].source
-        raise ValueError(
-            f"{opened.path} has layer scales ({shown} ...), which ViT has not: pass fold_layer_scale=True "
-            "to multiply them into the layers before them, which rounds."
-        )
     for scale, module in scales.items():
         gamma = tensors.pop(scale)
         before = {name: t for leaf in ("weight", "bias") if (t := tensors.get(name := f"{module}.{leaf}")) is not None}
@@ -99,9 +100,11 @@ def _scaled(opened: Checkpoint, tensors: dict[str, Tensor], fold: bool, notes: l
                 f"is before it ({shapes})."
             )
         tensors |= {name: _folded(tensor, gamma) for name, tensor in before.items()}
-    if scales:
-        notes.append(f"{len(scales)} layer scales are folded into weights and biases, rounded to their dtypes")
-    return tensors
+    if not scales:
+        return opened
+    note = f"{len(scales)} layer scales are folded into weights and biases, rounded to their dtypes"
+    config = opened.config and opened.config.copy(layer_scale=0.0)
+    return replace(opened, tensors=tensors, config=config, notes=(*opened.notes, note))
 
 
 def _folded(tensor: Tensor, gamma: Tensor) -> Tensor:
@@ -179,7 +182,8 @@ def _config(
     if values.get("image_size") is None:
         values["image_size"] = _image_size(opened, tensors[POSITIONS].shape[1], patch)
     values["num_attention_heads"] = heads or values.get("num_attention_heads") or _guessed_heads(opened, width, notes)
-    if (head := tensors.get("classifier.weight")) is not None and len(values.get("id2label", ())) != head.shape[0]:
+    head = tensors.get("classifier.weight", tensors.get("cls_classifier.weight"))
+    if head is not None and len(values.get("id2label", ())) != head.shape[0]:
         values.pop("id2label", None)
         values["num_labels"] = head.shape[0]
     if (pooler := tensors.get("pooler.dense.weight")) is not None and pooler.shape[0] != width:
@@ -195,8 +199,9 @@ def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
 
 
 def _image_size(opened: Checkpoint, rows: int, patch: list[int]) -> int | tuple[int, int]:
-    """The size of the pictures, where the patches are a square: with a row of the class token or without."""
-    side = next((isqrt(n) for n in (rows - 1, rows) if n > 0 and isqrt(n) ** 2 == n), None)
+    """The size of the pictures, where the patches are a square: with rows of the tokens before them or without."""
+    before = len(opened.family.config.tokens)
+    side = next((isqrt(n) for n in (rows - before, rows) if n > 0 and isqrt(n) ** 2 == n), None)
     if side is None:
         raise ValueError(
             f"{opened.path} has {rows} position embeddings, no square of patches, and does not say what size its "

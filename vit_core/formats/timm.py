@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import VARIANTS, ViTConfig, pair
-from vit_core.family import LAYER, POSITIONS
+from vit_core.family import DEIT, LAYER, POSITIONS, family_of
 from vit_core.files.names import CONFIG_NAME
+from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import SAFETENSORS
@@ -29,8 +30,10 @@ from vit_core.formats.rules import (
 )
 from vit_core.formats.side import json_beside, labels, one_name, preprocessor, statistics
 
+_HEAD_OF_TWO = "head_cls"  # what `head` is called here where there is a `head_dist` beside it
 _RULES = table(
     raw("cls_token", "embeddings.cls_token"),
+    raw("dist_token", "embeddings.distillation_token"),
     raw("pos_embed", POSITIONS),
     module("patch_embed.proj", "embeddings.patch_embeddings.projection"),
     module("blocks.{}.norm1", LAYER + "layernorm_before"),
@@ -45,9 +48,10 @@ _RULES = table(
     module("fc_norm", POOLED_NORM),
     module("pre_logits.fc", "pooler.dense"),
     module("head", "classifier"),
+    module(_HEAD_OF_TWO, "cls_classifier"),
+    module("head_dist", "distillation_classifier"),
 )
 _REFUSED = (
-    (r"^(dist_token|head_dist\.)", "a distillation token: DeiT's own class has it, ViT does not"),
     (r"^reg_token$", "register tokens, which ViT does not have"),
     (r"\.(q_norm|k_norm)\.", "normalised queries and keys (qk_norm), which ViT does not have"),
     (r"^norm_pre\.", "a norm before the first layer (pre_norm, as in CLIP), which ViT does not have"),
@@ -68,7 +72,13 @@ _NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g
 def _prepare(tensors: Tensors) -> Tensors:
     """DeiT-3's own name of the layer scale becomes timm's, and that of a head put in the place of timm's."""
     tensors = renamed_head(tensors, "head", "head")
+    if any(name.startswith("head_dist.") for name in tensors):
+        tensors = {re.sub(r"^head\.", f"{_HEAD_OF_TWO}.", name): tensor for name, tensor in tensors.items()}
     return {_OLD_SCALES.sub(r"\1.ls\2.gamma", name): tensor for name, tensor in tensors.items()}
+
+
+def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.replace(f"{_HEAD_OF_TWO}.", "head."): tensor for name, tensor in native.items()}
 
 
 def _read_side(path: Path) -> Side:
@@ -109,7 +119,9 @@ def _of_architecture(name: str) -> dict[str, Any]:
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
     """timm's config.json: the base architecture with every argument that makes it this model."""
-    headed = architecture == "ViTForImageClassification"
+    headed, distilled = architecture != family_of(config).bare, family_of(config) is DEIT
+    if architecture == "DeiTForImageClassification":
+        raise ValueError("timm's distilled models have two heads, this one has one: pass head='drop'.")
     activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == one_name(config.hidden_act)), None)
     if activation is None:
         raise ValueError(f"timm's configuration can't name hidden_act={config.hidden_act!r}: pass another hidden_act.")
@@ -118,13 +130,15 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
         "embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads,
         "mlp_ratio": _ratio(config.intermediate_size, config.hidden_size), "qkv_bias": config.qkv_bias,
     }  # fmt: skip
+    if config.layer_scale:
+        arguments["init_values"] = config.layer_scale
     if activation != "gelu":
         arguments["act_layer"] = activation
     mean, std, interpolation = statistics(processor, config.num_channels)
     height, width = pair(config.image_size)
     return {
         CONFIG_NAME: {
-            "architecture": "vit_base_patch16_224",
+            "architecture": "deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224",
             "num_classes": config.num_labels if headed else 0,
             "num_features": config.hidden_size,
             "global_pool": "token",
@@ -134,7 +148,7 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
                 "input_size": [config.num_channels, height, width], "fixed_input_size": True,
                 "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
                 "num_classes": config.num_labels if headed else 0, "pool_size": None,
-                "first_conv": "patch_embed.proj", "classifier": "head",
+                "first_conv": "patch_embed.proj", "classifier": ["head", "head_dist"] if distilled else "head",
             },
         }
     }  # fmt: skip
@@ -157,6 +171,7 @@ TIMM = Format(
     has_qkv_bias=False,
     refused=_REFUSED,
     left_out=_LEFT_OUT,
+    finish=_finish,
     absent={
         "embeddings.mask_token": "pass head='drop'",
         "decoder": "pass head='drop'",

@@ -1,8 +1,8 @@
-"""ViTImageProcessor: pictures in, `pixel_values` out, with NumPy and Pillow only.
+"""Image processors: pictures in, `pixel_values` out, with NumPy and Pillow only.
 
-Agrees bit for bit with the slow `ViTImageProcessor` of transformers 4.57.6, and with its `DeiTImageProcessor` where a
-centre crop is asked for. `vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic.
-The file format is that of `preprocessor_config.json` in Hugging Face repositories.
+Agree bit for bit with the slow `ViTImageProcessor` and `DeiTImageProcessor` of transformers 4.57.6.
+`vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic. The
+file format is that of `preprocessor_config.json` in Hugging Face repositories.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from vit_core.pictures.steps import Steps, size_dict
 __all__ = [
     "AutoImageProcessor",
     "BatchFeature",
+    "DeiTFeatureExtractor",
+    "DeiTImageProcessor",
+    "DeiTImageProcessorFast",
     "ViTFeatureExtractor",
     "ViTImageProcessor",
     "ViTImageProcessorFast",
@@ -241,11 +244,17 @@ class ViTImageProcessor:
                 UserWarning,
                 stacklevel=2,
             )
-        return cls(**{**copy.deepcopy(dict(values)), **overrides})
+        return cls._class_for(str(kind))(**{**copy.deepcopy(dict(values)), **overrides})
+
+    @classmethod
+    def _class_for(cls, kind: str) -> type[Self]:
+        """The class of what a file holds: this one."""
+        return cls
 
     def to_dict(self) -> dict[str, Any]:
         """Every attribute, and the class that transformers is to read them with (its ViT processor never crops)."""
-        kind = "DeiTImageProcessor" if self.do_center_crop else "ViTImageProcessor"
+        crops = self.do_center_crop or isinstance(self, DeiTImageProcessor)
+        kind = "DeiTImageProcessor" if crops else "ViTImageProcessor"
         return {**copy.deepcopy(vars(self)), "image_processor_type": kind}
 
     def to_json_string(self) -> str:
@@ -293,7 +302,51 @@ class ViTImageProcessor:
         return f"{type(self).__name__} {self.to_json_string().rstrip()}"
 
 
-ViTImageProcessorFast = ViTFeatureExtractor = AutoImageProcessor = ViTImageProcessor
+class DeiTImageProcessor(ViTImageProcessor):
+    """`ViTImageProcessor` with the defaults of DeiT: bicubic to 256 pixels, then the 224 in the middle."""
+
+    def __init__(
+        self,
+        /,
+        do_resize: bool = True,
+        size: Any = None,
+        resample: int = Image.Resampling.BICUBIC,
+        do_center_crop: bool = True,
+        crop_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        size, crop_size = 256 if size is None else size, 224 if crop_size is None else crop_size
+        super().__init__(do_resize, size, resample, do_center_crop=do_center_crop, crop_size=crop_size, **kwargs)
+
+
+class AutoImageProcessor(ViTImageProcessor):
+    """The class that a file names: `from_pretrained` gives a processor of that class."""
+
+    def __init__(self) -> None:
+        raise TypeError("AutoImageProcessor is not made itself: AutoImageProcessor.from_pretrained(folder).")
+
+    @classmethod
+    def _class_for(cls, kind: str) -> Any:
+        return DeiTImageProcessor if kind.startswith("DeiT") else ViTImageProcessor
+
+
+ViTImageProcessorFast = ViTFeatureExtractor = ViTImageProcessor
+DeiTImageProcessorFast = DeiTFeatureExtractor = DeiTImageProcessor
+
+
+def for_size(document: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
+    """What a `preprocessor_config.json` says, for a model of pictures of height x width pixels.
+
+    Where it crops, the crop has that size, and what is resized before it keeps its proportion to the crop.
+    """
+    if not document.get("do_center_crop"):
+        return {**document, "size": {"height": height, "width": width}}
+    with blaming(getattr(document, "source", "the preprocessor")):
+        crop = size_dict("crop_size", document.get("crop_size", 224)) or {}
+        size = size_dict("size", document.get("size", 256)) or {}
+    rows, columns = height / crop["height"], width / crop["width"]
+    resized = {name: round(edge * (columns if name == "width" else rows)) for name, edge in size.items()}
+    return {**document, "size": resized, "crop_size": {"height": height, "width": width}}
 
 
 def _run(
