@@ -682,9 +682,7 @@ MEMBER_CASES: list[dict[str, Any]] = json.loads((MEMBERS / "cases.json").read_te
 @pytest.mark.parametrize("case", MEMBER_CASES, ids=lambda case: case["output"])
 def test_golden_of_members(case: dict[str, Any]) -> None:
     name, picture = case["output"].split("/")
-    array, wanted = (
-        np.load(MEMBERS / file)[key] for file, key in (("inputs.npz", picture), ("outputs.npz", case["output"]))
-    )
+    array, wanted = np.load(MEMBERS / "inputs.npz")[picture], np.load(MEMBERS / "outputs.npz")[case["output"]]
     processor = {"DeiTImageProcessor": DeiTImageProcessor}[case["processor"]](**case["arguments"])
     stride = case.get("strided", 1)
     for each in (processor, AutoImageProcessor.from_pretrained(MEMBERS / f"{name}.json")):
@@ -718,7 +716,8 @@ def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
             {"size": {"height": 439, "width": 512}, "crop_size": {"height": 384, "width": 448}},
         ),
         (
-            {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}, 112, 112,
+            {"do_center_crop": True, "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}},
+            112, 112,
             {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
         ),
     ],

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import CHECKPOINTS
+from members import config_for
 
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 
+SMALL = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16}
 CLS = CHECKPOINTS / "cls" / "pt_safetensors"
 MODELS = {
     "AutoModel": "ViTModel",
@@ -29,12 +31,43 @@ def classifier(backend: Any, **options: Any) -> Any:
 def test_automatic_classes(backend: Any) -> None:
     package = backend.package
     for name, cls in MODELS.items():
-        expected = getattr(package, backend.prefix + cls)
-        assert getattr(package, name) is getattr(package, backend.prefix + name) is expected
-        config = package.AutoConfig.from_pretrained(CLS)
-        assert isinstance(getattr(package, name).from_config(config), expected)
+        automatic = getattr(package, name)
+        assert automatic is getattr(package, backend.prefix + name)
+        for member in (cls, cls.replace("ViT", "DeiT")):
+            config = config_for(member, **SMALL)
+            assert type(automatic.from_config(config)) is getattr(package, backend.prefix + member)
+        with pytest.raises(TypeError, match=rf"{name} is not made itself"):
+            automatic(package.ViTConfig())
     assert package.AutoFeatureExtractor is package.AutoImageProcessor
     assert set(MODELS) | {"AutoConfig", "AutoFeatureExtractor"} <= set(package.__all__)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "cls"),
+    [
+        ("cls/pt_safetensors", "AutoModel", "ViTModel"),
+        ("deit_teacher/pt_safetensors", "AutoModel", "DeiTModel"),
+        ("deit_teacher/tf_h5", "AutoModelForImageClassification", "DeiTForImageClassificationWithTeacher"),
+        ("deit_cls/pt_safetensors", "AutoModelForImageClassification", "DeiTForImageClassification"),
+        ("deit/pt_bin", "AutoModelForImageClassification", "DeiTForImageClassification"),
+        ("deit_mim/pt_safetensors", "AutoModelForMaskedImageModeling", "DeiTForMaskedImageModeling"),
+    ],
+)
+def test_an_automatic_class_reads_what_is_there(backend: Any, folder: str, name: str, cls: str) -> None:
+    model, report = getattr(backend.package, name).from_pretrained(CHECKPOINTS / folder, output_loading_info=True)
+    assert type(model) is getattr(backend.package, backend.prefix + cls)
+    assert all(key.startswith(("classifier", "pooler")) for key in report.missing_keys)
+
+
+def test_another_members_class_refuses_a_checkpoint(backend: Any) -> None:
+    for folder, cls, named in (
+        ("cls", "DeiTModel", "ViTModel"),
+        ("deit_cls", "ViTModel", "DeiTForImageClassification"),
+    ):
+        with pytest.raises(ValueError, match=rf"no {cls[:-5]}: load it with one of .*{named}"):
+            backend.load(cls, CHECKPOINTS / folder / "pt_safetensors")
+        with pytest.raises(ValueError, match=rf"takes a {cls[:-5]}Config, got a .*: use one of .*{named}"):
+            backend.build(cls, config_for(named))
 
 
 def test_the_first_argument_by_its_name(backend: Any) -> None:

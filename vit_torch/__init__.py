@@ -2,11 +2,15 @@
 
 from functools import partial
 
+from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import DeiTConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    DeiTFeatureExtractor,
+    DeiTImageProcessor,
+    DeiTImageProcessorFast,
     ViTFeatureExtractor,
     ViTImageProcessor,
     ViTImageProcessorFast,
@@ -31,9 +35,9 @@ from vit_torch.weights import ViTPreTrainedModel
 pipeline = partial(_pipeline, backend="torch")
 
 AutoFeatureExtractor = AutoImageProcessor
-AutoModel = ViTModel
-AutoModelForImageClassification = ViTForImageClassification
-AutoModelForMaskedImageModeling = ViTForMaskedImageModeling
+AutoModel = auto("torch", "Model")
+AutoModelForImageClassification = auto("torch", "ForImageClassification")
+AutoModelForMaskedImageModeling = auto("torch", "ForMaskedImageModeling")
 
 __all__ = [
     "AutoConfig",
@@ -45,10 +49,13 @@ __all__ = [
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "DeiTConfig",
+    "DeiTFeatureExtractor",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
     "DeiTForImageClassificationWithTeacherOutput",
     "DeiTForMaskedImageModeling",
+    "DeiTImageProcessor",
+    "DeiTImageProcessorFast",
     "DeiTModel",
     "DeiTPreTrainedModel",
     "ImageClassifierOutput",
