@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_core.channels import PROJECTION, with_channels
+from vit_core.channels import PROJECTION, STATISTICS, with_channels, with_statistics
 from vit_core.config import ViTConfig, pair
 from vit_core.family import POSITIONS, family_of
 from vit_core.files.documents import blaming
@@ -65,6 +65,7 @@ def plan(
             "ignore_unknown=True to leave them out."
         )
     notes += [f"left out {name}: no tensor of a ViT" for name in sorted(checkpoint.unknown)]
+    notes += [f"left out {name}, as asked" for name in checkpoint.dropped]
     values = {"hidden_act": hidden_act, "layer_norm_eps": layer_norm_eps}
     config = config.copy(**{name: value for name, value in values.items() if value is not None})
     dropped = (() if keep_head else ("classifier", "decoder", "mask_token")) + (() if keep_pooler else ("pooler",))
@@ -148,14 +149,19 @@ def _checked(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: ViTConf
         )
     config = config.copy(architectures=[architecture])
     ordered = {name: tensors[name] for name in wanted}
-    return Plan(ordered, wanted, config, architecture, _for_size(checkpoint.processor, config), notes)
+    return Plan(ordered, wanted, config, architecture, _for_pictures(checkpoint, config, notes), notes)
 
 
-def _for_size(processor: dict[str, Any] | None, config: ViTConfig) -> dict[str, Any] | None:
-    """The preprocessor's document with the size of the model's pictures."""
+def _for_pictures(checkpoint: Checkpoint, config: ViTConfig, notes: list[str]) -> dict[str, Any] | None:
+    """The preprocessor's document with the size and the channels of the model's pictures."""
+    processor = checkpoint.processor
     if processor is None:
         return None
-    document = for_size({"image_processor_type": "ViTImageProcessor", **processor}, *pair(config.image_size))
+    document = with_statistics(processor, (checkpoint.config or config).num_channels, config.num_channels)
+    if changed := [name for name in STATISTICS if document.get(name) != processor.get(name)]:
+        how = "averaged" if config.num_channels == 1 else "repeated in turn"
+        notes.append(f"{' and '.join(changed)} are {how} for pictures of {config.num_channels} channels")
+    document = for_size({"image_processor_type": "ViTImageProcessor", **document}, *pair(config.image_size))
     with blaming(getattr(processor, "source", "the preprocessor")):
         AutoImageProcessor.from_dict(document)  # what it would refuse is refused before anything is written
         stated(document)  # also where a step that takes them is off

@@ -18,6 +18,7 @@ class FineTuning(Settings):
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of pictures to validate on.")] = 0.2
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be read.")] = False
     head: Annotated[str, typer.Option(help="keep, where the checkpoint's has as many classes, or drop.")] = "keep"
+    pooler: Annotated[str, typer.Option(help="keep or drop: no classifier takes the checkpoint's.")] = "keep"
     freeze: Annotated[bool, typer.Option(help="Train the head alone.")] = False
     layer_decay: Annotated[float, typer.Option(help="Factor of the rate from a layer to the one below.")] = 0.75
     mixup: Annotated[float, typer.Option(min=0, help="Blend pictures by weights from Beta(mixup, mixup).")] = 0.0
@@ -37,7 +38,8 @@ def prepare(
     )
     classes = training.classes
     labels = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    model, loader = open_model(settings, model_class, shard, shards, head=settings.head, **labels)
+    fresh = {"head": settings.head, "pooler": settings.pooler}
+    model, loader = open_model(settings, model_class, shard, shards, **fresh, **labels)
     loader.steps(training)
     if shard == 0:
         print(f"{len(training.paths)} pictures to train on, {len(held_out.paths)} to validate on, in "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,7 +61,9 @@ class Pictures:
 
 # ---- finding and checking ----------------------------------------------------------------------------------------
 
-_TRAINING, _HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test")  # names of folders, best first
+# Names of folders, best first.
+_TRAINING = ("train", "training")
+_HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "testing")
 
 
 def read_split(
@@ -68,12 +71,19 @@ def read_split(
 ) -> tuple[Pictures, Pictures]:
     """(pictures to train on, pictures to validate on): the folders that are called so, else `share` is held out.
 
-    Raises as `read_pictures` does, and for a class of the one folder that the other has not.
+    Raises as `read_pictures` does, for a class of the one folder that the other has not, and for folders to validate on
+    alone.
     """
     folders = {path.name.lower(): path for path in _folders(source)} if source.is_dir() else {}
     train = next((folders[name] for name in _TRAINING if name in folders), None)
     held_out = next((folders[name] for name in _HELD_OUT if name in folders), None)
-    if train is None or not folders.keys() <= {*_TRAINING, *_HELD_OUT}:
+    others = folders.keys() - {*_TRAINING, *_HELD_OUT}
+    if held_out and not train and not others and len(folders) > 1:
+        raise typer.BadParameter(
+            f"{source} holds {', '.join(path.name for path in folders.values())}, parts of a split, but none to train "
+            f"on: expected {' or '.join(_TRAINING)} beside them."
+        )
+    if train is None or (others and held_out is None):  # a train beside a car is a class
         return read_pictures(source, classes, skip_bad).split(share, seed)
     if aside := [str(path) for path in folders.values() if path not in (train, held_out)]:
         print(f"Left aside: {', '.join(aside)}.")
@@ -146,12 +156,22 @@ def _from_folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Pa
 
 
 def _from_csv(source: Path, _: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    reader = csv.DictReader(StringIO(_text(source), newline=""))
+    text = _text(source)
+    separator = max(",;\t", key=text.partition("\n")[0].count)  # of spreadsheets, by their language
+    reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator)
     columns = reader.fieldnames or []
     if missing := sorted({"file", "label"} - set(columns)):
-        raise typer.BadParameter(f"{source} has the columns {', '.join(columns)}, but no {' and no '.join(missing)}.")
-    rows = [(source.parent / row["file"], (row["label"] or "").strip()) for row in reader]
-    return rows, [f"{path} has no label" for path, label in rows if not label]
+        held = f"the columns {', '.join(columns)}" if columns else "no columns"
+        raise typer.BadParameter(
+            f"{source} has {held}, but no {' and no '.join(missing)}: expected file and label in its first line."
+        )
+    rows, problems = [], []
+    for row in reader:
+        if row["file"]:
+            rows.append((source.parent / row["file"], (row["label"] or "").strip()))
+        else:
+            problems.append(f"line {reader.line_num} of {source} has no file")
+    return rows, problems + [f"{path} has no label" for path, label in rows if not label]
 
 
 def _text(source: Path) -> str:
@@ -311,6 +331,10 @@ def augmented(image: Image.Image, random: np.random.Generator, flip: bool) -> Im
     return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
 
 
+# What an error asks for that no script has a flag for.
+_ASKED = re.compile(r"\b(key|prefix|num_attention_heads|stored_image_size|fold_layer_scale|ignore_unknown)=")
+
+
 def open_model(
     settings: Any, model_class: Any, shard: int, shards: int, scratch: bool = False, **overrides: Any
 ) -> tuple[Any, Loader]:
@@ -327,7 +351,8 @@ def open_model(
         )
         processor = find_processor(settings.model, model.config)
     except (OSError, ValueError) as error:
-        raise typer.BadParameter(f"--model {settings.model}: {error}") from error
+        hint = " Convert it with vit-convert first, which has flags for that." if _ASKED.search(str(error)) else ""
+        raise typer.BadParameter(f"--model {settings.model}: {error}{hint}") from error
     drawn = [name for name, *_ in report.mismatched_keys] + report.missing_keys
     if scratch:
         model, drawn = model_class(model.config, seed=settings.seed), ["everything"]

@@ -317,7 +317,7 @@ def split_folder(root: Path, train: str, held_out: str, classes: tuple[str, ...]
 
 
 @pytest.mark.parametrize("train", ["train", "Training"])
-@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "test"])
+@pytest.mark.parametrize("held_out", ["val", "valid", "validation", "dev", "eval", "test", "Testing"])
 def test_folders_of_a_split_are_no_classes(tmp_path: Path, train: str, held_out: str) -> None:
     need("torch")
     root = split_folder(tmp_path / "data", train, held_out)
@@ -332,9 +332,10 @@ def test_a_third_folder_is_left_aside_and_named(tmp_path: Path, capsys: pytest.C
     root = split_folder(tmp_path / "data", "train", "val")
     split_folder(root.parent / "other", "train", "test")
     (root.parent / "other" / "test").rename(root / "test")
+    (root / "annotations").mkdir()
     _, validation = import_module("pictures").read_split(root, None, 0.5, 0)
     assert {path.parts[-3] for path in validation.paths} == {"val"}
-    assert f"Left aside: {root / 'test'}." in capsys.readouterr().out
+    assert f"Left aside: {root / 'annotations'}, {root / 'test'}." in capsys.readouterr().out
 
 
 def test_folders_that_are_no_split(tmp_path: Path) -> None:
@@ -342,6 +343,9 @@ def test_folders_that_are_no_split(tmp_path: Path) -> None:
     read_split = import_module("pictures").read_split
     vehicles = split_folder(tmp_path / "vehicles", "train", "car")  # a train beside a car is a class
     assert read_split(vehicles, None, 0.5, 0)[0].classes == ["car", "train"]
+    held_out = split_folder(tmp_path / "held-out", "val", "test")
+    with pytest.raises(typer.BadParameter, match="holds test, val, parts of a split, but none to train on"):
+        read_split(held_out, None, 0.5, 0)
     uneven = split_folder(tmp_path / "uneven", "train", "val")
     shutil.copytree(uneven / "train" / "cat", uneven / "train" / "cow")
     with pytest.raises(typer.BadParameter, match="must have the same class folders, one alone has cow"):
@@ -358,6 +362,42 @@ def test_hidden_folders_are_passed_over_at_every_level(tmp_path: Path) -> None:
         shutil.copytree(root / "dog" / "a", hidden)
     found = import_module("pictures").read_pictures(root)
     assert len(found.paths) == 6 and found.classes == ["cat", "dog"]
+
+
+@pytest.mark.filterwarnings("ignore:.*has no preprocessor_config.json")
+def test_a_training_file_to_start_from(framework: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What flags hand down to `from_pretrained`, and what an error says of an argument that has no flag."""
+    finetuning, golden = import_module("finetuning"), Path(__file__).parent / "golden"
+    package, prefix = {"torch": ("vit_torch", ""), "keras": ("vit_tf", "TF"), "jax": ("vit_flax", "Flax")}[framework]
+    cls = getattr(import_module(package), f"{prefix}ViTForImageClassification")
+
+    def prepared(model: Path, **flags: Any) -> Any:
+        settings = finetuning.FineTuning(pictures=pictures, out=Path("out"), model=str(model), batch_size=8, **flags)
+        return finetuning.prepare(settings, cls)[0]
+
+    with pytest.raises(typer.BadParameter, match=r"pass num_attention_heads=\. Convert it with vit-convert first"):
+        prepared(golden / "lightning" / "last.ckpt")
+    base = golden / "ckpt" / "base" / "pt_safetensors"
+    for pooler in ("keep", "drop"):
+        assert prepared(base, pooler=pooler).config.num_labels == 10
+        assert "Drawn anew: classifier.weight, classifier.bias." in capsys.readouterr().out
+    with pytest.raises(typer.BadParameter, match='pooler must be "keep" or "drop", got \'none\''):
+        prepared(base, pooler="none")
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_separators_of_a_csv_and_lines_without_a_file(tmp_path: Path, separator: str) -> None:
+    need("torch")
+    rows = ["label,file", *(f"{label},{label}{i}.png" for label in "ab" for i in range(2))]
+    for row in rows[1:]:
+        Image.new("L", (8, 8)).save(tmp_path / row.partition(",")[2])
+    table, read_pictures = tmp_path / "labels.csv", import_module("pictures").read_pictures
+    table.write_text("\n".join(rows).replace(",", separator))
+    assert read_pictures(table).classes == ["a", "b"]
+    for short in ("b", "b,"):
+        table.write_text("\n".join([*rows, short]).replace(",", separator))
+        with pytest.raises(typer.BadParameter, match=r"line 6 of .*labels\.csv has no file"):
+            read_pictures(table)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])

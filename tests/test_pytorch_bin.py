@@ -323,6 +323,7 @@ BAD_PICKLES: dict[str, tuple[bytes, str]] = {
     "two dtypes": (state(tensor(), tensor(kind=b"torch\nIntStorage")), "in two ways"),
     "function as storage": (state(tensor(kind=b"torch\nSize")), "torch.Size is no storage"),
     "module id": (b"\x80\2(U\6moduleNNNtQ.", "not that of a storage"),
+    "module of a global": (b"\x80\2(U\6modulecos\nsystem\nNNtQU\4exit\x85R.", "an object of os.system, .*nothing was"),
     "text as id": (b"\x80\2U\1aQ.", "not that of a storage"),
     "reduced number": (b"\x80\2K\1)R.", "holds an object of a int, called, .*; nothing was executed"),
     "reduced storage": (b"\x80\2ctorch\nFloatStorage\n)R.", "an object of torch.FloatStorage"),

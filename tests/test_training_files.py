@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from tolerances import both_rounded
 
 from conversion import convert, read
 from conversion.cli import main
+from vit_core.app.pipeline import find_processor
 from vit_core.channels import with_channels
+from vit_core.files.msgpack import read_msgpack
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
@@ -135,6 +138,31 @@ def test_the_average_of_a_student_and_a_teacher_in_one_dict(tmp_path: Path) -> N
     assert len(found.unknown) == len(state)
 
 
+def test_of_models_beside_each_other_none_is_taken_at_random(tmp_path: Path) -> None:
+    source, options = SOURCES["timm"]
+    copies = {name: {n: t + i for n, t in state_of(source).items()} for i, name in enumerate(("q_net", "k_net"))}
+    torch.save({f"{k}.{n}": t for k, state in copies.items() for n, t in state.items()}, tmp_path / "prefixes.pt")
+    torch.save(copies, tmp_path / "keys.pt")
+    for argument, names in (("prefix", ("q_net.", "k_net.")), ("key", ("q_net", "k_net"))):
+        path = tmp_path / ("prefixes.pt" if argument == "prefix" else "keys.pt")
+        with pytest.raises(
+            ValueError, match=rf"several models, .*'{names[0]}', '{names[1]}': choose one with {argument}="
+        ):
+            read(path, **options)
+        found = read(path, **{argument: names[1]}, **options).tensors["classifier.bias"].read()
+        np.testing.assert_array_equal(found, copies["k_net"]["head.bias"].numpy())
+
+
+def test_a_prefix_without_its_dot_and_one_without_a_model(tmp_path: Path) -> None:
+    source, options = SOURCES["timm"]
+    torch.save({f"model.{n}": t for n, t in state_of(source).items()}, tmp_path / "m.pt")
+    assert bits(read(tmp_path / "m.pt", prefix="model", **options)) == bits(read(source, **options))
+    with pytest.raises(
+        ValueError, match=r"none of a ViT under the prefix 'model\.blocks\.': .* model\. \(32\): pass prefix="
+    ):
+        read(tmp_path / "m.pt", prefix="model.blocks.", **options)
+
+
 def test_what_is_outside_the_prefix_is_reported_and_not_converted_in_silence(tmp_path: Path) -> None:
     content = {f"model.{n}": t for n, t in state_of(CLS / "model.safetensors").items()}
     torch.save(content | {"criterion.weight": torch.ones(3)}, tmp_path / "pytorch_model.bin")
@@ -191,6 +219,74 @@ def test_averaged_models(tmp_path: Path, around: str) -> None:
     torch.save({"model": model.state_dict(), around: content, "args": args} if around else content, path)
     assert_same(path, average.module)
     assert any("n_averaged: how many models" in note for note in read(tmp_path).notes)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_an_object_beside_the_model_is_dropped(tmp_path: Path, new: bool) -> None:
+    model, path = model_and_folder(tmp_path)
+    content = {"model": model.state_dict(), "ema": torch.nn.Linear(2, 2)}
+    with warnings.catch_warnings(action="ignore"):  # of source code that is not found
+        torch.save(content, path, _use_new_zipfile_serialization=new)
+    assert_same(path, model)
+    assert any("ema (torch.nn.modules.linear.Linear)" in note for note in read(tmp_path).notes)
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return 2 * values
+
+
+OTHER_FILES: dict[str, tuple[Any, str]] = {
+    "a model": (
+        lambda path: torch.save(torch.nn.Linear(2, 2), path),
+        "an object of torch.nn.modules.linear.Linear, exp",
+    ),
+    "a model, older layout": (
+        lambda path: torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=False),
+        "an object of torch.nn.modules.linear.Linear, expected tensors by name",
+    ),
+    "a list": (lambda path: torch.save([{"a": torch.ones(2)}], path), "a list, expected tensors by name"),
+    "a tensor": (lambda path: torch.save(torch.ones(2), path), "a single tensor, expected tensors by name"),
+    "too deep": (
+        lambda path: torch.save({"a": {"b": {"c": {"d": torch.ones(2)}}}}, path),
+        "in its first 3 levels, but a",
+    ),
+    "TorchScript": (
+        lambda path: torch.jit.save(torch.jit.trace(Doubled(), torch.ones(2)), path),
+        "a TorchScript archive",
+    ),
+    "torch.export": (
+        lambda path: torch.export.save(torch.export.export(Doubled(), (torch.ones(2),)), path),
+        "an archive of torch.export",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FILES)
+def test_files_of_pytorch_that_are_no_state_dicts_are_named(tmp_path: Path, kind: str) -> None:
+    write, what = OTHER_FILES[kind]
+    with warnings.catch_warnings(action="ignore"):
+        write(tmp_path / "m.pt2")
+    with pytest.raises(ValueError, match=rf"m\.pt2 .*{what}.*; nothing was executed.*save its tensors alone"):
+        read(tmp_path / "m.pt2")
+
+
+def test_parts_of_a_model_are_named(tmp_path: Path) -> None:
+    """Names as PEFT gives them to a model in training and to its adapters, FSDP to flattened shards."""
+    state = state_of(CLS / "model.safetensors")
+    query = "base_model.model.vit.encoder.layer.0.attention.attention.query"
+    adapter = {f"{query}.lora_A.weight": torch.ones(2, 4), f"{query}.lora_B.weight": torch.ones(4, 2)}
+    wrapped = {f"base_model.model.{n.replace('query.', 'query.base_layer.')}": t for n, t in state.items()}
+    cases = {
+        "an adapter of PEFT, not merged: .*merge_and_unload": (adapter, wrapped | adapter),
+        "FSDP's shard of flattened .*FULL_STATE_DICT": ({"_fsdp_wrapped_module._flat_param": torch.ones(9)},),
+        "that shared it out, .*zero_to_fp32": ({n: t[:0].flatten() for n, t in state.items()},),
+    }
+    for reason, contents in cases.items():
+        for content in contents:
+            torch.save(content, tmp_path / "m.pt")
+            with pytest.raises(ValueError, match=rf"(?s)m\.pt .*{reason}"):
+                read(tmp_path / "m.pt", config=SOURCES["hugging_face"][1]["config"])
 
 
 def test_layers_that_were_compiled_or_wrapped_one_by_one(tmp_path: Path) -> None:
@@ -260,6 +356,45 @@ def test_a_fresh_head_takes_the_place_of_one_that_no_vit_has(backend: Any, name:
         np.testing.assert_array_equal(found[parameter], array, parameter)
 
 
+def linear_probe(linear: Any) -> Any:
+    """As MAE's main_linprobe.py puts it in the place of the head."""
+    return torch.nn.Sequential(torch.nn.BatchNorm1d(8, affine=False), linear)
+
+
+def two_layers(linear: Any) -> Any:
+    return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.GELU(), linear)
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
+@pytest.mark.parametrize("head", [linear_probe, two_layers])
+def test_a_head_of_other_layers_is_named_and_dropped_on_request(
+    backend: Any, tmp_path: Path, family: str, head: Any
+) -> None:
+    source, options = SOURCES[family]
+    place = {"timm": "head.", "torchvision": "heads."}[family]
+    trunk = {n: t for n, t in state_of(source).items() if not n.startswith(place)}
+    more = {f"{place}{n}": t for n, t in head(torch.nn.Linear(8, 3)).state_dict().items()}
+    torch.save({"model": trunk | more, "args": argparse.Namespace()}, tmp_path / "m.pth")
+    cls = getattr(backend.package, f"{backend.prefix}ViTForImageClassification")
+    with pytest.raises(ValueError, match=r"a head of other layers than ViT's, .*heads?\.0\..*Pass head='drop'"):
+        cls.from_pretrained(tmp_path / "m.pth", **options)
+    _, report = cls.from_pretrained(tmp_path / "m.pth", id2label={0: "a"}, output_loading_info=True, **options)
+    fresh = ["classifier.weight", "classifier.bias"]
+    assert (report.missing_keys, report.unexpected_keys) == (fresh, sorted(more))
+    notes = convert(tmp_path / "m.pth", tmp_path / "new", to="torch", head="drop", **options).notes
+    assert {f"left out {name}, as asked" for name in more} <= {*notes}
+
+
+@pytest.mark.parametrize("name", ["fc", "head.0.1", "linear"])
+@pytest.mark.parametrize("family", SOURCES)
+def test_one_layer_in_the_place_of_the_head_is_the_head(tmp_path: Path, family: str, name: str) -> None:
+    source, options = SOURCES[family]
+    own, place = {"timm": ("head", "head"), "torchvision": ("heads.head", "heads")}.get(family, ("classifier",) * 2)
+    state = {n.replace(f"{own}.", f"{place}.{name}."): t for n, t in state_of(source).items()}
+    torch.save(state, tmp_path / "m.pt")
+    assert bits(read(tmp_path / "m.pt", **options)) == bits(read(source, **options))
+
+
 def test_head_and_pooler_are_dropped_on_request(backend: Any) -> None:
     cls = getattr(backend.package, f"{backend.prefix}ViTForImageClassification")
     _, report = cls.from_pretrained(CLS, head="drop", output_loading_info=True)
@@ -270,6 +405,18 @@ def test_head_and_pooler_are_dropped_on_request(backend: Any) -> None:
     assert report.missing_keys == report.unexpected_keys[::-1] == ["pooler.dense.weight", "pooler.dense.bias"]
     with pytest.raises(ValueError, match='pooler must be "keep" or "drop", got False'):
         cls.from_pretrained(folder, pooler=False)
+
+
+def test_a_trunk_reports_the_head_that_it_does_not_use(backend: Any, tmp_path: Path) -> None:
+    """In every family as in Hugging Face's formats."""
+    cls = getattr(backend.package, f"{backend.prefix}ViTModel")
+    heads = {"hugging_face": "classifier.", "timm": "head.", "torchvision": "heads.head."}
+    for family, place in heads.items():
+        source, options = SOURCES[family]
+        _, report = cls.from_pretrained(source, output_loading_info=True, **options)
+        assert report.unexpected_keys == [f"{place}bias", f"{place}weight"]
+    notes = convert(SOURCES["timm"][0], tmp_path, to="torch", head="drop", **SOURCES["timm"][1]).notes
+    assert {"left out head.bias, as asked", "left out head.weight, as asked"} <= {*notes}
 
 
 # ---- keras-hub's converters --------------------------------------------------------------------------------------
@@ -345,6 +492,29 @@ def test_the_train_state_of_flax(tmp_path: Path, name: str) -> None:
     assert any("the optimizer's state" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("name", ["google", "big_vision"])
+def test_googles_names_in_a_train_state_of_flax(tmp_path: Path, name: str) -> None:
+    serialization = pytest.importorskip("flax.serialization")
+    from flax.traverse_util import unflatten_dict
+
+    source = FORMATS / name / "model.npz"
+    with np.load(source) as file:
+        tree = unflatten_dict({n.removeprefix("params/"): file[n] for n in file}, sep="/")
+    around = {"step": 3, "rng": np.zeros(2, np.uint32), "loss": 0.5}
+    for content in (tree, {"params": tree, **around}, {"state": {"params": tree, **around}, "epoch": 1}):
+        (tmp_path / "m.msgpack").write_bytes(serialization.to_bytes(content))
+        found = read(tmp_path / "m.msgpack")
+        assert (found.format, bits(found)) == (name, bits(read(source)))
+
+
+def test_names_of_flax_in_an_npz(tmp_path: Path) -> None:
+    options = SOURCES["hugging_face"][1]
+    tensors = read_msgpack(CHECKPOINTS / "cls" / "flax_msgpack" / "flax_model.msgpack")
+    for prefix in ("", "params/"):
+        np.savez(tmp_path / "m.npz", **{prefix + n.replace(".", "/"): t.read() for n, t in tensors.items()})
+        assert bits(read(tmp_path / "m.npz", **options)) == bits(read(CLS))
+
+
 def test_a_folder_of_orbax_is_named(tmp_path: Path) -> None:
     checkpoints = pytest.importorskip("orbax.checkpoint")
     with checkpoints.StandardCheckpointer() as checkpointer:
@@ -352,6 +522,22 @@ def test_a_folder_of_orbax_is_named(tmp_path: Path) -> None:
     for folder in (tmp_path / "run", tmp_path / "run" / "0"):
         with pytest.raises(ValueError, match=r"run/0 is a checkpoint of Orbax, .* model\.save_pretrained"):
             read(folder)
+
+
+def test_folders_that_a_training_has_shared_out_are_named(tmp_path: Path) -> None:
+    """Of torch.distributed.checkpoint, as FSDP and Lightning use it, and of DeepSpeed by the script that it leaves."""
+    import torch.distributed.checkpoint
+
+    state = {"state_dict": {"head.weight": torch.ones(2)}}
+    with warnings.catch_warnings(action="ignore"):  # of the one process that there is
+        torch.distributed.checkpoint.save(state, checkpoint_id=tmp_path / "last.ckpt")
+    torch.save({"epoch": 1}, tmp_path / "last.ckpt" / "meta.pt")
+    with pytest.raises(ValueError, match=r"last\.ckpt is a checkpoint of torch\.distributed\.checkpoint, .*dcp_to"):
+        read(tmp_path / "last.ckpt")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "zero_to_fp32.py").write_text("")
+    with pytest.raises(ValueError, match=r"run is a checkpoint of DeepSpeed, .* with the zero_to_fp32\.py"):
+        read(tmp_path / "run")
 
 
 def test_what_a_folder_holds_is_named_with_filename(tmp_path: Path) -> None:
@@ -363,12 +549,24 @@ def test_what_a_folder_holds_is_named_with_filename(tmp_path: Path) -> None:
 def test_a_mistyped_folder_answers_before_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    for there, typed in (("my-ti", "my-tii"), ("runs/vit-small", "runs/vit-smal")):
+    for there, typed in (("my-ti", "my-tii"), ("runs/vit-small", "runs/vit-smal"), ("Run-10", "run-1")):
         shutil.copytree(CLS, tmp_path / there)
+        (tmp_path / there / "config.json").unlink()  # as training code leaves a folder
         with pytest.raises(FileNotFoundError, match=rf"There is no folder {typed} here; {there} is\. Correct the name"):
             vit_torch.ViTModel.from_pretrained(typed)
         with pytest.raises(ImportError, match="huggingface_hub"):
             vit_torch.ViTModel.from_pretrained(typed, revision="main")
+
+
+def test_a_mistyped_file_or_path_names_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    (tmp_path / "run").mkdir()
+    torch.save(state_of(SOURCES["timm"][0]), tmp_path / "run" / "last.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"There is no file run/last\.ckp here; run/last\.ckpt is\."):
+        vit_torch.ViTModel.from_pretrained("run/last.ckp")
+    with pytest.raises(FileNotFoundError, match=r"The folder '\./runn' does not exist, but run does\."):
+        vit_torch.ViTModel.from_pretrained("./runn")
 
 
 def test_arrays_of_tensors_that_were_read() -> None:
@@ -408,6 +606,28 @@ def test_models_of_other_channels(backend: Any, tmp_path: Path, channels: int) -
     again = backend.parameters(backend.load("ViTForImageClassification", tmp_path))
     for parameter, array in backend.parameters(model).items():
         np.testing.assert_array_equal(again[parameter], array, parameter)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_preprocessor_of_other_channels(tmp_path: Path, channels: int) -> None:
+    """What pictures are normalised with is averaged, or repeated, whichever way a model of other channels is made."""
+    statistics = {f"image_{name}": values for name, values in IMAGENET.items()}
+    shutil.copytree(CLS, tmp_path / "three")
+    ViTImageProcessor(size=32, **statistics).save_pretrained(tmp_path / "three")
+    model = vit_torch.ViTForImageClassification.from_pretrained(tmp_path / "three", num_channels=channels)
+    model.save_pretrained(tmp_path / "saved")
+    report = convert(tmp_path / "three", tmp_path / "converted", to="torch", num_channels=channels)
+    how = "averaged" if channels == 1 else "repeated in turn"
+    assert f"image_mean and image_std are {how} for pictures of {channels} channels" in report.notes
+    convert(tmp_path / "three", tmp_path / "timm", to="timm", num_channels=channels)
+    pixels = np.full((40, 40, channels), 128, np.uint8)
+    for name in ("saved", "converted", "timm"):
+        processor = find_processor(tmp_path / name, model.config)
+        for key, values in statistics.items():
+            wanted = [np.mean(values)] if channels == 1 else [*values, values[0]]
+            np.testing.assert_allclose(getattr(processor, key), wanted)
+        batch = processor(pixels, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+        assert batch.shape == (1, channels, model.config.image_size, model.config.image_size)
 
 
 def test_channels_that_no_projection_can_be_made_of(tmp_path: Path) -> None:

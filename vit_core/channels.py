@@ -1,12 +1,18 @@
-"""The patch projection for pictures of another number of channels, as `timm.models.adapt_input_conv` makes it."""
+"""The patch projection for pictures of another number of channels, as `timm.models.adapt_input_conv` makes it, and the
+statistics that such pictures are normalised with.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from vit_core.files.tensor import Array, Tensor
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
+STATISTICS = ("image_mean", "image_std")
 ADAPTABLE = (1, 3)  # channels of a projection that another can be made of
 
 
@@ -30,3 +36,16 @@ def with_channels(weight: Tensor, channels: int) -> Tensor:
         return adapted.astype(array.dtype)
 
     return weight.changed(("channels", f"{stored} to {channels}"), adapt, shape=(width, channels, height, length))
+
+
+def with_statistics(document: Mapping[str, Any], stored: int, channels: int) -> dict[str, Any]:
+    """A preprocessor's document with a mean and deviation for each of `channels`, where it has those of `stored` ones.
+
+    They are averaged for 1, else repeated in turn, as the projection is. A single number stays.
+    """
+    lists = {name: document[name] for name in STATISTICS if isinstance(document.get(name), list)}
+    other = {name: values for name, values in lists.items() if len(values) == stored != channels}
+    return {**document} | {
+        name: [float(np.mean(values))] if channels == 1 else [values[i % stored] for i in range(channels)]
+        for name, values in other.items()
+    }

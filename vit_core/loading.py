@@ -135,7 +135,7 @@ def fit(
         )
     others = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in wanted}
     left = [tensor.source or name for name, tensor in others.items() if not is_absent_bias(name, tensor, config)]
-    report.unexpected_keys = sorted([*left, *checkpoint.unknown])
+    report.unexpected_keys = sorted([*left, *checkpoint.unknown, *checkpoint.dropped])
     return taken, report
 
 

@@ -16,6 +16,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from vit_core.channels import with_statistics
 from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS, PARTS, VIT, Family, family_of, has_head
 from vit_core.files import hub
@@ -194,11 +195,13 @@ class PretrainedModel(ABC):
 
         `overrides` are fields of the configuration, such as `num_labels` or `image_size`, and arguments of the class.
         A head of another size is an error, unless `id2label` or `ignore_mismatched_sizes=True` asks for a fresh one,
-        which also takes the place of a head that no ViT has: on top of a pooler, or on the mean of the patches.
+        which also takes the place of a head that no ViT has: on top of a pooler, on the mean of the patches, or of
+        several layers.
         `head="drop"` and `pooler="drop"` leave out those of the checkpoint, whatever their size. Another `image_size`
         resizes the position embeddings with `position_kernel`, another `num_channels` sums or repeats the patch
-        projection, as timm does. `dtype` is float32 unless given; "auto" takes the file's. `seed` makes the
-        initialisation of missing parameters the same in every framework.
+        projection, as timm does, and averages or repeats the mean and deviation that pictures are normalised with.
+        `dtype` is float32 unless given; "auto" takes the file's. `seed` makes the initialisation of missing parameters
+        the same in every framework.
         `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read, from
         a single file as well, with those of its options that are needed: `filename`, `key`, `prefix`,
         `stored_image_size`, `fold_layer_scale`, `ignore_unknown`. `use_safetensors=True` demands that container.
@@ -267,7 +270,7 @@ class PretrainedModel(ABC):
         made = model[0] if isinstance(model, tuple) else model  # Flax's, with the parameters beside it
         report = made.load_additions(checkpoint.by_any_name(), report, strict=not ignore_mismatched_sizes)
         made.name_or_path = str(pretrained_model_name_or_path)
-        made.preprocessor = _of_size(checkpoint.processor, None if stored is None else stored.image_size, used)
+        made.preprocessor = _fitting(checkpoint.processor, stored, used)
         if output_loading_info:
             return model, report
         if message := report.warning(cls.__name__):
@@ -364,10 +367,13 @@ class PretrainedModel(ABC):
         return self.to_tensors(), {}
 
 
-def _of_size(document: dict[str, Any] | None, stored: Any, config: ViTConfig) -> dict[str, Any] | None:
-    """A preprocessor's document, for pictures of the model's size where that is not the `stored` one."""
-    if document is None or config.image_size == stored:
-        return document and dict(document)
+def _fitting(document: dict[str, Any] | None, stored: ViTConfig | None, config: ViTConfig) -> dict[str, Any] | None:
+    """A preprocessor's document, for the channels and the size of the model where they are not the `stored` ones."""
+    if document is None:
+        return None
+    document = with_statistics(document, (stored or config).num_channels, config.num_channels)
+    if stored is not None and config.image_size == stored.image_size:
+        return document
     return for_size(document, *pair(config.image_size))
 
 

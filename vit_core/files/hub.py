@@ -26,6 +26,7 @@ from vit_core.files.saving import find
 StrPath = str | os.PathLike[str]
 _HUB_ID = "'name' or 'org/name' of letters, digits, '-', '_' and '.'"
 _LIKE = 0.8  # how like another name a mistyped one is, as difflib measures
+_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pyth", ".tar", ".npz", ".h5", ".msgpack")
 _INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")  # model.safetensors.index.json, with a variant ...index.fp16.json
 
 
@@ -246,12 +247,16 @@ def _source(name_or_path: StrPath, options: _Options) -> _Folder | _Repo:
     if path.is_file():
         raise NotADirectoryError(f"{name!r} is a file, expected a folder. Pass its folder, {str(path.parent)!r}.")
     looks_local = name.startswith((".", "~")) or "\\" in name or name.count("/") > 1 or path.is_absolute()
+    near = _near(path)
     if looks_local or not isinstance(name_or_path, str):
-        raise FileNotFoundError(f"The folder {name!r} does not exist. Correct the path, or pass a hub id 'org/name'.")
-    if options.revision is None and (near := _near(path)):
+        there = f", but {near} does" if near else ""
         raise FileNotFoundError(
-            f"There is no folder {name} here; {near} is. Correct the name, or pass revision='main' to take {name!r} "
-            "from the hub."
+            f"The folder {name!r} does not exist{there}. Correct the path, or pass a hub id 'org/name'."
+        )
+    if options.revision is None and near:
+        raise FileNotFoundError(
+            f"There is no {'folder' if near.is_dir() else 'file'} {name} here; {near} is. Correct the name, or pass "
+            f"revision='main' to take {name!r} from the hub."
         )
     if options.force_download and options.local_files_only:
         raise ValueError("force_download=True needs the network that local_files_only=True forbids. Pass only one.")
@@ -259,11 +264,17 @@ def _source(name_or_path: StrPath, options: _Options) -> _Folder | _Repo:
 
 
 def _near(path: Path) -> Path | None:
-    """The folder of a model whose name is most like that of one that is not there, if there is one."""
+    """The model's folder, or weights file, whose name is most like that of one that is not there, if there is one."""
     with suppress(OSError):
-        models = [each.name for each in path.parent.iterdir() if (each / CONFIG_NAME).is_file()]
-        return next((path.parent / name for name in get_close_matches(path.name, models, 1, _LIKE)), None)
+        models = {each.name.lower(): each for each in sorted(path.parent.iterdir()) if _holds_model(each)}
+        return next((models[name] for name in get_close_matches(path.name.lower(), models, 1, _LIKE)), None)
     return None
+
+
+def _holds_model(path: Path) -> bool:
+    """Whether this is a weights file, or a folder with one or with a configuration."""
+    held = path.iterdir() if path.is_dir() else [path]
+    return any(each.name == "config.json" or each.suffix in _WEIGHTS for each in held)
 
 
 def _shards(weights: Path) -> list[str]:

@@ -24,7 +24,21 @@ _CHUNKED = "__msgpack_chunked_array__"
 _CHUNK = 2**30  # bytes beyond which Flax splits an array
 _DTYPES = {
     name: np.dtype(getattr(ml_dtypes, name, name))
-    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+    for name in (
+        "float64",
+        "float32",
+        "float16",
+        "bfloat16",
+        "int64",
+        "int32",
+        "int16",
+        "int8",
+        "uint64",
+        "uint32",
+        "uint16",
+        "uint8",
+        "bool",
+    )
 }
 _BIN, _FIXEXT, _EXT = 0xC4, 0xD4, 0xC7  # the first of 3, 5 and 3 codes
 _MAPS = {*range(0x80, 0x90), 0xDE, 0xDF}
@@ -36,7 +50,7 @@ _MAX_DIMENSIONS = 32
 def read_msgpack(path: Path) -> dict[str, Tensor]:
     """The arrays of a file by their paths in the tree, joined by dots; a top-level `params` is left out of them.
 
-    Beside `params`, as in a file of Flax's TrainState, may be values that are no arrays; they are passed over.
+    Numbers and texts beside the arrays, as in a file of Flax's TrainState, are passed over.
 
     An array is read when it is used: as a private, writable view of the mapped file where its bytes allow that,
     otherwise as a copy. Raises OSError when the file can't be opened, ImportError without msgpack, ValueError when it
@@ -51,9 +65,11 @@ def read_msgpack(path: Path) -> dict[str, Tensor]:
                 raise ValueError(f"{len(reader.mapped) - reader.position} bytes follow its end")
             if not isinstance(tree, dict):
                 raise ValueError(f"it holds a {type(tree).__name__}, expected a map")
-            if not isinstance(tree.get("params"), dict):
-                return dict(_leaves(tree))
-            return dict(_leaves(tree.pop("params"))) | dict(_leaves(tree, arrays_alone=False))
+            params = tree.pop("params") if isinstance(tree.get("params"), dict) else {}
+            found = dict(_leaves(params)) | dict(_leaves(tree))
+            if tree and not found:
+                raise ValueError("it holds no array")
+            return found
         except (ValueError, TypeError, LookupError, msgpack.UnpackException) as error:
             raise ValueError(f"{path} is damaged or not a Flax file ({error}): fetch or save it again.") from error
 
@@ -127,21 +143,17 @@ class _Reader:
         return int.from_bytes(self.mapped[begin : self.position], "big")
 
 
-def _leaves(
-    node: dict[str, Any], path: tuple[str, ...] = (), arrays_alone: bool = True
-) -> Iterator[tuple[str, Tensor]]:
-    """(dotted path, array) of a tree, chunked arrays joined. Raises ValueError where it must hold `arrays_alone`."""
+def _leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """(dotted path, array) of a tree, chunked arrays joined."""
     for part, child in node.items():
         here = (*path, part)
         name = ".".join(here)
         if isinstance(child, dict) and _CHUNKED in child:
             yield name, _joined(name, child)
         elif isinstance(child, dict):
-            yield from _leaves(child, here, arrays_alone)
+            yield from _leaves(child, here)
         elif isinstance(child, Tensor):
             yield name, child
-        elif arrays_alone:
-            raise ValueError(f"{name} is a {type(child).__name__}, expected an array")
 
 
 def _check_part(name: str) -> None:

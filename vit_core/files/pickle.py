@@ -44,7 +44,7 @@ _MAX_DIMENSIONS = 32
 
 
 class Unsafe(Exception):
-    """A pickle asks for more than values. Not a ValueError, so as to be told apart from damage."""
+    """A file asks for more than values, or has none by name. Not a ValueError, so as to be told apart from damage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,7 +278,7 @@ class Unpickler:
         elif name == "STACK_GLOBAL":
             self.stack.append(_global(self.stack.pop(), last))
         elif name == "BINPERSID":
-            self.stack.append(self._storage(last))
+            self.stack.append(self._persistent(last))
         elif name == "REDUCE":
             self.stack.append(_call(self.stack.pop(), last))
         elif name.startswith("NEWOBJ"):
@@ -309,6 +309,12 @@ class Unpickler:
             raise ValueError("something is appended to what is no list")
         else:
             target.extend(items)
+
+    def _persistent(self, identity: Any) -> Any:
+        """What a persistent id stands for: a storage, or in the older layout ("module", class, file, source)."""
+        if type(identity) is tuple and len(identity) == 4 and isinstance(identity[1], _Global):
+            return identity[1]
+        return self._storage(identity)
 
     def _storage(self, identity: Any) -> Storage:
         """The storage of a persistent id: ("storage", class, key, location, number of elements[, None])."""

@@ -41,6 +41,10 @@ _LARGE = 1 << 30  # bytes, from which on an entry is written with the sizes of z
 _Nodes = dict[str, tuple[dict[Any, Any], tuple[str, str]]]
 
 
+class _OtherKind(Exception):
+    """A whole file of another library. Not a ValueError, so as to be told apart from damage."""
+
+
 class StateDict(dict[str, Tensor]):
     """Tensors by name, and what the file holds beside them.
 
@@ -99,6 +103,8 @@ def read_state_dicts(path: Path) -> dict[str, StateDict]:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             tree, big = _read_zip(file, mapped) if first.startswith(b"PK") else (_read_legacy(mapped), False)
             return _state_dicts(path, mapped, tree, big)
+        except _OtherKind as error:
+            raise ValueError(f"{path} {error}") from None
         except Unsafe as error:
             raise ValueError(
                 f"{path} {error}; nothing was executed. If you trust where it comes from, load it with torch and save "
@@ -125,9 +131,8 @@ def _state_dicts(path: Path, mapped: mmap.mmap, tree: Any, big: bool) -> dict[st
     }
     views = {key: found for key, found in views.items() if found} or ({} if tree else {"": {}})
     if not views:
-        if any(isinstance(value, Opaque) for value in tree.values()):
-            raise Unsafe(f"holds no tensors by name, but {', '.join(list(_left_out(nodes, '', ()))[:8])}")
-        raise ValueError("it holds no tensors by name")
+        held = ", ".join(list(_left_out(nodes, "", ()))[:8])
+        raise Unsafe(f"holds no tensors by name in its first {_MAX_WRAPPING + 1} levels, but {held}")
     for name in (*filter(None, views), *(name for found in views.values() for name in found)):
         if not name or not name.isprintable():
             raise ValueError(f"{name!r} is no name")
@@ -149,8 +154,8 @@ def _nodes(tree: Any) -> _Nodes:
     if type(tree) is not dict:
         kind = "a single tensor" if isinstance(tree, View) else f"a {type(tree).__name__}"
         if isinstance(tree, Opaque):
-            raise Unsafe(f"holds an object of {tree}, expected tensors by name")
-        raise ValueError(f"it holds {kind}, expected tensors by name")
+            kind = f"an object of {tree}"
+        raise Unsafe(f"holds {kind}, expected tensors by name")
     nodes: _Nodes = {"": (tree, ("", ""))}
     names = len(tree)
     for _ in range(_MAX_WRAPPING):
@@ -211,13 +216,13 @@ def _read_zip(file: IO[bytes], mapped: mmap.mmap) -> tuple[Any, bool]:
     entries = _entries(file, mapped)
     roots = [name.partition("/")[0] for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if PRESET_MODEL in entries:
-        raise ValueError("it is a .keras archive: load it with Keras, and save the model by save_pretrained()")
+        raise _OtherKind("is a .keras archive: load it with Keras, and save the model by save_pretrained().")
     if len(roots) != 1:
         raise ValueError(f"it is a zip archive with {len(roots)} data.pkl, torch.save writes one")
     root = roots[0]
     begin, end, checksum = entries[f"{root}/data.pkl"]
     if end - begin > _MAX_PICKLE:
-        raise ValueError(f"its data.pkl has {end - begin} bytes, expected at most {_MAX_PICKLE}")
+        raise Unsafe(f"has {end - begin} bytes of values beside its tensors (data.pkl), expected at most {_MAX_PICKLE}")
     if checksum not in (0, zlib.crc32(mapped[begin:end])):
         raise ValueError("the checksum of its data.pkl is wrong")
     unpickler = Unpickler()
@@ -238,8 +243,11 @@ def _read_zip(file: IO[bytes], mapped: mmap.mmap) -> tuple[Any, bool]:
 def _entries(file: IO[bytes], mapped: mmap.mmap) -> dict[str, tuple[int, int, int]]:
     """Where the data of each entry of a zip archive begins and ends, and its checksum."""
     found = zip_entries(file, mapped)
-    if any(name.partition("/")[2].startswith(("code/", "constants.pkl")) for name in found):
-        raise ValueError("it is a TorchScript archive, which holds code: save the module's state_dict() instead")
+    inner = [name.partition("/")[2] for name in found]
+    if any(name.startswith(("code/", "constants.pkl")) for name in inner):
+        raise Unsafe("is a TorchScript archive, which holds code (torch.jit.load reads it)")
+    if "archive_format" in inner and "models/model.json" in inner:
+        raise Unsafe("is an archive of torch.export, which holds a program (torch.export.load reads it)")
     for name, (info, _) in found.items():
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(f"the entry {name!r} is compressed, torch.save writes it plain")

@@ -44,6 +44,7 @@ class Format:
     has_qkv_bias: bool = True  # whether its models always have biases of queries, keys and values
     refused: tuple[tuple[str, str], ...] = ()  # (pattern of a name, why no ViT of this package has it)
     left_out: tuple[tuple[str, str], ...] = ()  # (pattern of a name, what it is): no part of the model
+    head: str = "head"  # the place of the head: what its names begin with
     absent: Mapping[str, str] = field(default_factory=dict)  # canonical parts it can't hold, and why
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors  # other spellings to those of the rules
     finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors  # the inverse, for writing
@@ -64,6 +65,10 @@ class Format:
             elif reason := first_match(self.left_out, name):
                 left[name] = reason
         return found, left
+
+    def in_head(self, name: str) -> bool:
+        """Whether a name is one in the place of the head."""
+        return name.startswith((f"{self.head}.", f"{self.head}/"))
 
     def find(self, tensors: dict[str, Tensor], prefix: str | None = None) -> Under:
         """The tensors that stand under this family's names, in the spelling of its rules, and those that do not."""

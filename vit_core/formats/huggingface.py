@@ -142,6 +142,7 @@ class Checkpoint:
     processor: dict[str, Any] | None = None  # what preprocessor_config.json says, where that is known
     notes: tuple[str, ...] = ()  # what a user should know of how it was read
     files: tuple[Path, ...] = ()  # that hold the tensors
+    dropped: tuple[str, ...] = ()  # names in the file of what was left out as asked for: a head
 
     @property
     def dtypes(self) -> dict[str, int]:
@@ -263,7 +264,8 @@ def checked_rank(path: Path, native: str, tensor: Tensor, rank: int) -> Tensor:
     """The tensor, when it has as many axes as the parameter its name stands for. Raises ValueError otherwise."""
     if len(tensor.shape) != rank:
         raise ValueError(
-            f"{path} holds {native!r} of shape {tensor.shape}, expected {rank} axes: it is no ViT's, or damaged."
+            f"{path} holds {native!r} of shape {tensor.shape}, expected {rank} axes: it is no ViT's, damaged, or of a "
+            "training that shared it out, as DeepSpeed's ZeRO-3 does (its zero_to_fp32.py joins the parts)."
         )
     return tensor
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vit_core.family import FAMILIES
 from vit_core.files.tensor import Tensor
@@ -26,12 +26,16 @@ _MOST = 4  # prefixes that are tried
 
 @dataclass(frozen=True)
 class Under:
-    """The tensors under a prefix, by names without it, those outside, and how many of the former are a model's."""
+    """The tensors under a prefix, by names without it, those outside, and how many of the former are a model's.
+
+    `rivals` are the other prefixes under which there is as much of a model, and no word says which to take.
+    """
 
     prefix: str
     inside: dict[str, Tensor]
     outside: dict[str, Tensor]
     score: int
+    rivals: tuple[str, ...] = ()
 
 
 def copy_rank(key: str) -> int:
@@ -74,7 +78,11 @@ def find_prefix(
     if given is not None or first.score == len(tensors):
         return first
     found = [first, *map(under, _candidates(tensors, endings))]
-    return min(found, key=lambda each: (-each.score, copy_rank(each.prefix), len(each.prefix)))
+    places = {each.prefix: (-each.score, copy_rank(each.prefix)) for each in found}
+    best = min(found, key=lambda each: (*places[each.prefix], len(each.prefix)))
+    equal = [prefix for prefix, place in places.items() if place == places[best.prefix]]
+    rivals = tuple(p for p in equal if not p.startswith(best.prefix) and not best.prefix.startswith(p))
+    return replace(best, rivals=rivals)
 
 
 def _candidates(names: Collection[str], endings: Collection[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,10 @@ from vit_core.files.tensor import Tensor
 from vit_core.formats import FORMATS
 from vit_core.formats.detect import container_of
 from vit_core.formats.format import Format, Side, Tensors, first_match
+from vit_core.formats.google import NPZ
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import (
+    FLAX_MSGPACK,
     PYTORCH_BIN,
     Checkpoint,
     Named,
@@ -41,11 +43,33 @@ from vit_core.params import DIALECTS
 StrPath = str | os.PathLike[str]
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".ckpt", ".pth.tar", ".pyth")
 _FLAX_CHECKPOINT = re.compile(r"checkpoint_\d+")  # as flax.training.checkpoints names them
-_ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
+# Folders that another library alone reads: files in them, its name, and what to do.
+_SHARED_OUT = (
+    (
+        ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"),
+        "Orbax",
+        "restore its params with it, and save them as a checkpoint, model.save_pretrained(folder, params=params)",
+    ),
+    (
+        (".metadata",),
+        "torch.distributed.checkpoint",
+        "make one file of it, python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
+    (("zero_to_fp32.py",), "DeepSpeed", "make one file of it, with the zero_to_fp32.py that is in it"),
+)
 _BOOKKEEPING = (
     (r"(^|\.)n_averaged$", "how many models were averaged"),
     (r"^(opt_state|optimizer)[./]", "the optimizer's state"),
-    (r"^step$", "the number of a step"),
+    (r"(^|[./])step$", "the number of a step"),
+    (r"(^|[./])(\w*_)?rng(_key)?$", "the state of random numbers"),
+)
+# What no tensors of a whole model are called, and what to do about it.
+_PARTS_OF_MODELS = (
+    (
+        r"\.(base_layer|lora_[AB]|modules_to_save)\.",
+        "an adapter of PEFT, not merged: load it with peft and save model.merge_and_unload()",
+    ),
+    (r"(^|\.)_?flat_param$", "FSDP's shard of flattened parameters: save with StateDictType.FULL_STATE_DICT"),
 )
 _prepare = partial(renamed_head, place="classifier", name="classifier")  # for Hugging Face's names
 # The names of Hugging Face's formats that stand once in a model, without the trunk's prefix.
@@ -112,6 +136,8 @@ def _read(
 ) -> Checkpoint:
     """What `read` makes of the weights file, or index, that it has found."""
     named, notes = _open(path, key, ignore_unknown)
+    if parts := {name: reason for name in named.tensors if (reason := first_match(_PARTS_OF_MODELS, name))}:
+        raise ValueError(f"{path} is no whole model:\n  " + "\n  ".join(_grouped(parts)))
     family, under = _family(named, prefix)
     tensors = under.inside
     format = family.name if family else recognise(tensors, named.format)[1]
@@ -129,7 +155,8 @@ def _read(
         promised = {n: shard for n, shard in (named.weight_map or {}).items() if n not in named.tensors}
         checkpoint = as_checkpoint(replace(named, tensors=tensors, weight_map=named.weight_map and promised))
         if named.tensors and not checkpoint.tensors:
-            raise ValueError(_no_vit(path, named.tensors))
+            raise ValueError(_no_vit(path, named.tensors, prefix))
+        _check_one_model(path, under)
         checkpoint = folded(checkpoint) if fold else checkpoint
         return replace(
             checkpoint,
@@ -141,14 +168,27 @@ def _read(
     stored = AutoConfig.from_json_file(beside(path, CONFIG_NAME)) if stated else config
     side = family.read_side(path) if stored is None else Side(processor=family.read_side(path).processor)
     side.config |= {name: value for name, value in given.items() if value is not None}
-    found, unknown, left = _canonical(path, family, tensors, ignore_unknown)
+    found, unknown, left = _canonical(path, family, tensors, head, ignore_unknown)
     left |= {name: reason for name in under.outside if (reason := first_match(family.left_out, name))}
+    dropped = sorted(name for name in unknown if head == "drop" and family.in_head(name))
+    unknown = {name: tensor for name, tensor in unknown.items() if name not in dropped}
     unknown |= {name: tensor for name, tensor in under.outside.items() if name not in left}
     notes += [f"left out {line}" for line in _grouped(left)]
     processor = processor or side.processor
-    member = family_of(stored) if stored else member_of(found)
-    opened = Checkpoint(path, family.name, member, found, unknown, stored, processor, tuple(notes), named.files)
-    return settle(opened, family, side, _heads(family, tensors), head=head, fold=fold)
+    member, files = family_of(stored) if stored else member_of(found), named.files
+    opened = Checkpoint(
+        path, family.name, member, found, unknown, stored, processor, tuple(notes), files, tuple(dropped)
+    )
+    whole = settle(opened, family, side, _heads(family, tensors), head=head, fold=fold)
+    _check_one_model(path, under)
+    return whole
+
+
+def _check_one_model(path: Path, under: Under) -> None:
+    """Raise ValueError where several models stand beside each other, and no word says which to take."""
+    if under.rivals:
+        names = ", ".join(map(repr, (under.prefix, *under.rivals)))
+        raise ValueError(f"{path} holds several models, whose names begin with {names}: choose one with prefix=.")
 
 
 def _refuse_other_models(path: Path) -> None:
@@ -188,19 +228,17 @@ def _locate(
 def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
     """The one weights file of a folder that has none of the usual names.
 
-    Raises ValueError where there are several, and for a folder of Orbax, which other libraries can't read.
+    Raises ValueError where there are several, and for a checkpoint that a training has shared out over many files.
     """
     if any(find(folder, name).is_file() for name in usual):
         return []
     found = [name for name in listing(folder) if name.endswith(SUFFIXES) or _FLAX_CHECKPOINT.fullmatch(name)]
+    for each in (folder, *([] if found else folder.iterdir())):
+        for names, library, todo in _SHARED_OUT:
+            if any((each / name).is_file() for name in names):
+                raise ValueError(f"{each} is a checkpoint of {library}, which {library} alone reads: {todo}.")
     if len(found) > 1:
         raise ValueError(f"{folder} holds several weights files, {', '.join(found)}: choose one with filename=.")
-    orbax = [each for each in (folder, *folder.iterdir()) if any((each / name).is_file() for name in _ORBAX)]
-    if orbax and not found:
-        raise ValueError(
-            f"{orbax[0]} is a checkpoint of Orbax, which Orbax alone reads: restore its params with it, and save them "
-            "as a checkpoint, model.save_pretrained(folder, params=params)."
-        )
     return found
 
 
@@ -222,7 +260,7 @@ def _open(path: Path, key: str | None, ignore_unknown: bool) -> tuple[Named, lis
     if key is None and len(groups) == 1:
         key = next(iter(groups))
     elif key is None:
-        key = max(sorted(groups, key=copy_rank), key=lambda k: _score(groups[k]))  # the first that hold most of a ViT
+        key = _key_of_model(path, groups)
     if key not in groups:
         raise ValueError(f"{path} has no state dict {key!r}: choose with key= among {', '.join(map(repr, groups))}.")
     chosen = groups[key].checked(path, ignore_unknown)
@@ -230,23 +268,51 @@ def _open(path: Path, key: str | None, ignore_unknown: bool) -> tuple[Named, lis
     return Named(path, chosen, "pt"), notes
 
 
+def _key_of_model(path: Path, groups: Mapping[str, Tensors]) -> str:
+    """The key of the first state dict that holds most of a ViT. Raises ValueError where no word says which is first."""
+    places = {key: (-_score(tensors), copy_rank(key)) for key, tensors in groups.items()}
+    best = min(places.values())
+    equal = [key for key, place in places.items() if place == best]
+    if len(equal) > 1 and best[0]:
+        names = ", ".join(map(repr, equal))
+        raise ValueError(f"{path} holds several models, the state dicts {names}: choose one with key=.")
+    return equal[0]
+
+
 def _score(tensors: Tensors) -> int:
     return max(under.score for under in _found(tensors, "pt").values())
 
 
 def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[str, Under]:
-    """What each family finds of its names; "" for Hugging Face's formats."""
+    """What each family finds of its names; "" for Hugging Face's formats.
+
+    Flax's trees are joined by dots in msgpack, by slashes in .npz, whosever names they hold.
+    """
     names = unwrapped({n: t for n, t in tensors.items() if not first_match(_BOOKKEEPING, n)})
-    own = find_prefix(names, _ONCE, _prepare, lambda inside: len(recognise(inside, claimed)[2]), prefix)
+
+    def joined(separator: str) -> tuple[dict[str, Tensor], str | None]:
+        other = {".": "/", "/": "."}[separator]
+        return {n.replace(other, separator): t for n, t in names.items()}, prefix and prefix.replace(other, separator)
+
+    dotted, before = joined(".") if claimed == NPZ.format else (names, prefix)
+    own = find_prefix(dotted, _ONCE, _prepare, lambda inside: len(recognise(inside, claimed)[2]), before)
     if own.score == len(names):
         return {"": own}
-    return {"": own} | {name: family.find(names, prefix) for name, family in FORMATS.items()}
+    slashed = joined("/") if claimed == FLAX_MSGPACK.format else (names, prefix)
+    return {"": own} | {
+        name: family.find(*(slashed if family.container is NPZ else (names, prefix)))
+        for name, family in FORMATS.items()
+    }
 
 
 def _family(named: Named, prefix: str | None) -> tuple[Format | None, Under]:
     """The family whose names explain most, None for Hugging Face's formats, and the tensors under its prefix."""
+    names = unwrapped(named.tensors)
     prefix = prefix and unwrapped_name(prefix)
-    if prefix and not any(name.startswith(prefix) for name in unwrapped(named.tensors)):
+    if prefix and not prefix.endswith((".", "/")):  # "model" is meant for "model."
+        whole = (f"{prefix}{separator}" for separator in "./")
+        prefix = next((each for each in whole if any(name.startswith(each) for name in names)), prefix)
+    if prefix and not any(name.startswith(prefix) for name in names):
         raise ValueError(f"{named.path} has no names that begin with {prefix!r}, but {seen(named.tensors)}.")
     found = _found(named.tensors, named.format, prefix)
     best = max(found, key=lambda name: found[name].score)
@@ -254,17 +320,18 @@ def _family(named: Named, prefix: str | None) -> tuple[Format | None, Under]:
     return FORMATS.get(name), found[name]
 
 
-def _no_vit(path: Path, tensors: Tensors) -> str:
+def _no_vit(path: Path, tensors: Tensors, prefix: str | None) -> str:
     shown = ", ".join(sorted(tensors)[:5])
     families = ", ".join(["Hugging Face's ViT", *(family.title for family in FORMATS.values())])
     return (
-        f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT: expected the names of {families}, with "
-        f"one prefix or none. Its names begin with {seen(tensors)}."
+        f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT"
+        f"{'' if prefix is None else f' under the prefix {prefix!r}'}: expected the names of {families}, with one "
+        f"prefix or none. Its names begin with {seen(tensors)}: pass prefix= with what a ViT's begin with, if one does."
     )
 
 
 def _canonical(
-    path: Path, family: Format, tensors: Tensors, ignore_unknown: bool
+    path: Path, family: Format, tensors: Tensors, head: str, ignore_unknown: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
     """Tensors by canonical name, those that are unknown, and what is left out with the reason."""
     matched, left = family.match(tensors)
@@ -272,9 +339,15 @@ def _canonical(
     odd = {name: reason for name in unknown if (reason := first_match(family.refused, name))}
     if odd:
         raise ValueError(f"{path} is no plain ViT ({family.title}):\n  " + "\n  ".join(_grouped(odd)))
-    if unknown and not ignore_unknown:
+    in_head = set(filter(family.in_head, unknown))
+    if head == "keep" and in_head and not ignore_unknown:
         raise ValueError(
-            f"{path} holds what no ViT of {family.title} has: {', '.join(sorted(unknown)[:8])}. Pass "
+            f"{path} has a head of other layers than ViT's, which no ViT class has: {', '.join(sorted(in_head)[:8])}. "
+            "Pass head='drop' for the model below it."
+        )
+    if unknown.keys() - in_head and not ignore_unknown:
+        raise ValueError(
+            f"{path} holds what no ViT of {family.title} has: {', '.join(sorted(unknown.keys() - in_head)[:8])}. Pass "
             "ignore_unknown=True to leave that out, if it has no part in what the model computes."
         )
     found: dict[str, Tensor] = {}

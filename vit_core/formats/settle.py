@@ -38,8 +38,8 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
     tensors, notes = dict(opened.tensors), list(opened.notes)
     if "embeddings.cls_token" not in tensors:
         raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({family.title}).")
-    if drop_head:
-        tensors = {name: t for name, t in tensors.items() if not (row := opened.family.row_of(name)) or not row.head}
+    head_names = [name for name in tensors if drop_head and (row := opened.family.row_of(name)) and row.head]
+    dropped = (*opened.dropped, *(tensors.pop(name).source for name in head_names))
     tensors = _final_norm(opened, tensors, drop_head, notes)
     if _has_odd_head(tensors):
         raise ValueError(
@@ -62,7 +62,7 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
     if opened.config is None:
         config = config.copy(architectures=[architecture])
         notes += [*side.notes, _computes(config, family)]
-    return replace(opened, tensors=tensors, config=config, notes=tuple(notes))
+    return replace(opened, tensors=tensors, config=config, notes=tuple(notes), dropped=dropped)
 
 
 def _has_odd_head(tensors: Mapping[str, Tensor]) -> bool:

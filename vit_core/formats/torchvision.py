@@ -65,6 +65,7 @@ TORCHVISION = Format(
     "torchvision's VisionTransformer",
     PTH,
     _RULES,
+    head="heads",
     refused=((r"^conv_proj\.\D+\.", "a stem of several convolutions, where ViT has one"),),
     absent={
         "embeddings.mask_token": "pass head='drop'",
