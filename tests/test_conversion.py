@@ -26,7 +26,7 @@ from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
 from vit_core.app.pipeline import find_processor
 from vit_core.config import pair
-from vit_core.family import PARTS
+from vit_core.family import DEIT, PARTS
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint, read_checkpoint, write_checkpoint
@@ -46,10 +46,16 @@ def bits(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]
     return {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in found.items()}
 
 
+# Cases that are no plain ViT, and their classes.
+DEITS = dict.fromkeys(("timm_distilled", "deit_distilled"), "DeiTForImageClassificationWithTeacher")
+DEITS["transformers_deit"] = "DeiTForImageClassification"
+SCALED = ("timm_layer_scale", "deit3")
+
+
 def options(case: str) -> dict[str, Any]:
     """What a user says of a source that does not say it itself."""
     given: dict[str, Any] = {"num_attention_heads": 2}
-    if case in ("timm_layer_scale", "deit3"):
+    if case in SCALED:
         given["fold_layer_scale"] = True
     if case == "vit_tf_masked":
         given["stored_image_size"] = (16, 24)
@@ -63,6 +69,8 @@ def holds(checkpoint: Checkpoint, target: str) -> bool:
     pooled, config = "pooler.dense.weight" in names, checkpoint.config
     if target in ("torch", "tf", "flax", "keras"):
         return True
+    if checkpoint.family is DEIT:
+        return target == "timm" and not (masked or pooled or "classifier.weight" in names)
     square = all(height == width for height, width in map(pair, (config.image_size, config.patch_size)))
     row = checkpoint.tensors["embeddings.position_embeddings"].read()[:, 0].any()
     return not (
@@ -84,7 +92,9 @@ def test_every_golden_checkpoint_to_every_format_and_back(tmp_path: Path, folder
     for to, container in ALL:
         target, back = tmp_path / f"{to}-{container}", tmp_path / f"{to}-{container}-back"
         if not holds(source, to):
-            with pytest.raises(ValueError, match=r"has no place for|torchvision's ViT takes square"):
+            with pytest.raises(
+                ValueError, match=r"has no place for|torchvision's ViT takes square|distilled models have two heads"
+            ):
                 convert(folder, target, to=to, container=container)
             assert not target.exists()
             continue
@@ -196,6 +206,8 @@ def test_outputs_are_those_of_the_library_that_wrote_it(backend: Any, name: str)
     wanted = np.load(FORMATS / name / "outputs.npz")
     pixels = np.load(FORMATS / case["inputs"])
     heads = {"logits": "ViTForImageClassification", "reconstruction": "ViTForMaskedImageModeling"}
+    if name in DEITS:
+        heads = {"logits": DEITS[name], "last_hidden_state": "DeiTModel"}
     for output in wanted.files:
         cls = heads.get(output, "ViTModel")
         if "pre_logits" in name and cls != "ViTModel":
@@ -235,10 +247,34 @@ def test_a_head_on_the_mean_is_refused_and_the_model_below_it_converts(tmp_path:
     assert read(tmp_path / "new").config.architectures == ["ViTModel"]
 
 
+@pytest.mark.parametrize("name", SCALED)
+def test_layer_scale_is_the_blocks_own(backend: Any, name: str, tmp_path: Path) -> None:
+    """It loads as it is, trains, is saved, and goes to the one other format that has a place for it."""
+    file, wanted = FORMATS / CASES[name]["file"], np.load(FORMATS / name / "outputs.npz")["logits"]
+    pixels = np.load(FORMATS / CASES[name]["inputs"])
+    model = backend.load("ViTForImageClassification", file, num_attention_heads=2)
+    assert model.config.layer_scale
+    assert_close(backend.call(model, pixel_values=pixels).logits, wanted, both_rounded(model.config))
+    _, gradients = backend.step(model, pixel_values=pixels, labels=np.zeros(len(pixels), np.int64))
+    assert all(np.abs(gradients[f"encoder.layer.0.{name}output.scale"]).max() > 0 for name in ("", "attention."))
+    with pytest.warns(UserWarning, match="has no place for layer scales"):
+        model.save_pretrained(tmp_path / "own")
+    again = backend.load("ViTForImageClassification", tmp_path / "own")
+    assert_close(backend.call(again, pixel_values=pixels).logits, wanted, both_rounded(model.config))
+    convert(tmp_path / "own", tmp_path / "timm", to="timm")
+    assert bits(read(tmp_path / "timm", num_attention_heads=2)) == bits(read(tmp_path / "own"))
+    convert(tmp_path / "own", tmp_path / "folded", to="torch", fold_layer_scale=True)
+    folded = backend.load("ViTForImageClassification", tmp_path / "folded")
+    assert not folded.config.layer_scale
+    assert_close(backend.call(folded, pixel_values=pixels).logits, wanted, 2 * both_rounded(model.config))
+
+
 def test_layer_scale_is_folded_on_request_alone(tmp_path: Path) -> None:
     file = FORMATS / CASES["timm_layer_scale"]["file"]
-    with pytest.raises(ValueError, match=r"ls1.gamma .*pass fold_layer_scale=True"):
-        read(file)
+    for to in TARGETS:
+        if to not in ("timm", "keras"):
+            with pytest.raises(ValueError, match=r"has no place for .*pass fold_layer_scale=True"):
+                convert(file, tmp_path, to=to, num_attention_heads=2)
     stored, _ = read_safetensors(file if file.is_file() else file / "model.safetensors")
     report = convert(file, tmp_path, to="torch", fold_layer_scale=True, num_attention_heads=2)
     gamma, weight, bias = (stored[f"blocks.0.{n}"].read() for n in ("ls1.gamma", "attn.proj.weight", "attn.proj.bias"))

@@ -172,9 +172,18 @@ def run_timm(source: Path, arguments: dict[str, Any], pixels: np.ndarray) -> Out
     if source.is_dir():
         model = timm.create_model(f"local-dir:{source}", pretrained=True)
     else:
-        model = timm.models.VisionTransformer(**arguments)
+        model = timm_model(arguments)
         model.load_state_dict(state_dict(source))
     return timm_outputs(model, pixels)
+
+
+def timm_model(arguments: dict[str, Any]) -> Any:
+    """timm's VisionTransformer; with `distilled` the one with two heads."""
+    import timm
+
+    distilled = timm.models.deit.VisionTransformerDistilled
+    given = {name: value for name, value in arguments.items() if name != "distilled"}
+    return (distilled if "distilled" in arguments else timm.models.VisionTransformer)(**given)
 
 
 @torch.inference_mode()
@@ -396,14 +405,16 @@ def make_timm(golden: Golden) -> None:
         "timm_no_qkv_bias": (one | {"qkv_bias": False}, "no attn.qkv.bias"),
         "timm_no_proj_bias": (one | {"proj_bias": False}, "no bias of attn.proj, mlp.fc1, mlp.fc2: as if zero"),
         "timm_no_embed_class": (one | {"no_embed_class": True}, "pos_embed has no row for the class token"),
-        "timm_layer_scale": (one | {"init_values": 0.1}, "ls1.gamma, ls2.gamma: convertible by folding, on request"),
+        "timm_layer_scale": (one | {"init_values": 0.1}, "ls1.gamma, ls2.gamma: layer scale, folded on request"),
+        "timm_distilled": (one, "dist_token and head_dist: DeiT with both heads"),
         "timm_gelu_tanh": (one | {"act_layer": "gelu_tanh"}, "the activation is in model_args only"),
         "timm_not_square": ({"img_size": [16, 24], "patch_size": [8, 4]}, "image and patch are not square"),
         "timm_12_layers": ({"depth": 12, "embed_dim": 4, "patch_size": 16}, "blocks.10 sorts before blocks.2"),
     }
     for name, (changes, note) in variants.items():
         arguments = SIZES | changes
-        model = randomized(timm.create_model("vit_base_patch16_224", **arguments), name)
+        architecture = "deit_base_distilled_patch16_224" if name == "timm_distilled" else "vit_base_patch16_224"
+        model = randomized(timm.create_model(architecture, **arguments), name)
         safe, labels = name != "timm_bin", {"label_names": ["cat", "dog", "owl"]} if name == "timm" else {}
         timm.models.save_for_hf(model, golden.folder(name), model_config=labels, safe_serialization=safe)
         inputs = "inputs_16x24.npy" if name == "timm_not_square" else "inputs.npy"
@@ -423,18 +434,18 @@ def add_wrapped(golden: Golden, name: str, content: Any, model: Any, arguments: 
 
 def make_wrapped(golden: Golden) -> None:
     """What DeiT and timm's training script wrap around timm's names."""
-    import timm
 
     def add(name: str, wrap: Callable[[dict[str, Any]], Any], note: str, **changes: Any) -> None:
-        model = randomized(timm.models.VisionTransformer(**ONE_BLOCK | changes), name)
+        model = randomized(timm_model(ONE_BLOCK | changes), name)
         add_wrapped(golden, name, wrap(model.state_dict()), model, ONE_BLOCK | changes, note)
 
     add("deit", lambda state: {"model": state, "epoch": 299}, "{'model': ...}")
+    add("deit_distilled", lambda state: {"model": state}, "{'model': ...}, both heads", distilled=True)
 
     def deit3(state: dict[str, Any]) -> dict[str, Any]:
         return {"model": {re.sub(r"ls(\d)\.gamma", r"gamma_\1", key): value for key, value in state.items()}}
 
-    note = "{'model': ...}, layer scale by the names of DeiT-3, gamma_1 and gamma_2: convertible by folding, on request"
+    note = "{'model': ...}, layer scale by the names of DeiT-3, gamma_1 and gamma_2, folded on request"
     add("deit3", deit3, note, no_embed_class=True, init_values=0.1)
     around = {"epoch": 1, "arch": "vit_base_patch16_224", "version": 2, "metric": 50.0}
     note = "{'state_dict': {'module. ...'}}"
@@ -542,7 +553,7 @@ def make_channels(golden: Golden) -> None:
 
 
 def make_transformers(golden: Golden) -> None:
-    """Folders of transformers' other vision models; of ViTMAE and ViT-MSN, whose trunks are ViTs, what they compute."""
+    """Folders of transformers' other vision models; what they compute of DeiT, ViTMAE and ViT-MSN."""
     import transformers
 
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
@@ -552,12 +563,12 @@ def make_transformers(golden: Golden) -> None:
         case = f"transformers_{config.model_type}"
         model = randomized(getattr(transformers, f"{name}ForImageClassification")(config).eval(), case)
         model.save_pretrained(golden.folder(case))
-        if name != "ViTMSN":
+        if name not in ("DeiT", "ViTMSN"):
             golden.refuse("pt", golden.root / case, {}, type(model).__name__, "model_type says so")
             continue
         with torch.no_grad():
             logits = model(torch.from_numpy(np.load(golden.root / "inputs.npy"))).logits.numpy()
-        golden.add("pt", golden.root / case, {}, "a ViT by its own model_type", {"logits": logits})
+        golden.add("pt", golden.root / case, {}, "known by its own model_type", {"logits": logits})
     config = transformers.ViTMAEConfig(**sizes, mask_ratio=0.0, decoder_hidden_size=8, decoder_num_hidden_layers=1)
     model = randomized(transformers.ViTMAEModel(config).eval(), "transformers_vit_mae")
     model.save_pretrained(golden.folder("transformers_vit_mae"))
@@ -584,11 +595,9 @@ def make_timm_refusals(golden: Golden) -> None:
         "no_final_norm": ({"final_norm": False}, "norm.weight"),
         "no_positions": ({"pos_embed": "none"}, "pos_embed"),
         "swiglu": ({"mlp_layer": timm.layers.SwiGLU}, "blocks.0.mlp.fc1_g.weight"),
-        "distilled": ({}, "dist_token"),
     }
     for name, (changes, tensor) in variants.items():
-        build = timm.models.deit.VisionTransformerDistilled if name == "distilled" else timm.models.VisionTransformer
-        model = randomized(build(**SMALL | changes), name)
+        model = randomized(timm.models.VisionTransformer(**SMALL | changes), name)
         path = golden.folder(f"timm_{name}") / "model.safetensors"
         safetensors.torch.save_file(model.state_dict(), path)
         arguments = {key: getattr(value, "__name__", value) for key, value in (SMALL | changes).items()}
