@@ -10,22 +10,27 @@ from pathlib import Path
 
 import pytest
 
-from vit_core.config import ARCHITECTURE_FIELDS, ViTConfig
+from vit_core.config import ViTConfig
+from vit_core.family import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PREFIXES = {"torch": "", "tf": "TF", "flax": "Flax"}
 OTHERS = ("tf", "flax")
+SHARED = ("embeddings.py", "encoder.py", "modeling.py")  # of all members
+MEMBERS = tuple(f"{name}.py" for name in FAMILIES if name != "vit")  # the file of each has its name
+FIELDS = ViTConfig.fields()
 CALLS = {"torch": "forward", "tf": "call", "flax": "__call__"}
 
 # What a package has that PyTorch's has not, with the reason.
 OWN_FILES = {
-    "tf": {"layers.py": "Keras's layers in a faster form", "remat.py": "gradient checkpointing, which torch brings",
+    "tf": {"layers.py": "Keras's layers in a faster form", "module.py": "what every layer is built with", "remat.py": "gradient checkpointing, which torch brings",
            "training.py": "what fit, predict and export ask of a model"},
-    "flax": {"layers.py": "Linen's layers in a faster form", "sharding.py": "partition specs of the parameters"},
+    "flax": {"layers.py": "Linen's layers in a faster form", "module.py": "what every module knows", "sharding.py": "partition specs of the parameters"},
 }  # fmt: skip
+TORCH_FILES = {"devices.py": "PyTorch alone places models where it is told"}
 OWN_CLASSES = {
-    "tf": {"ViTModule": "base of the layers", "ViTDecoder": "a sequence of two, which in torch is an nn.Sequential"},
-    "flax": {"ViTModule": "base of the modules", "ViTPatchProjection": "a convolution by a product of matrices",
+    "tf": {"ViTDecoder": "a sequence of two, which in torch is an nn.Sequential"},
+    "flax": {"ViTPatchProjection": "a convolution by a product of matrices",
              "ViTLayers": "layers by their numbers", "ViTDecoder": "a sequence, which in torch is an nn.Sequential"},
 }  # fmt: skip
 OWN_ARGUMENTS = {"tf": {"training"}, "flax": {"train"}}  # dropout, which torch switches by model.train()
@@ -48,15 +53,27 @@ def exported(backend: str) -> set[str]:
     raise AssertionError(f"vit_{backend} has no __all__")
 
 
-def classes(backend: str) -> dict[str, ast.ClassDef]:
-    """The classes of modeling.py in their order, by PyTorch's names; of Flax's models the modules that compute."""
-    found = [node for node in tree(backend, "modeling.py").body if isinstance(node, ast.ClassDef)]
-    if backend == "flax":  # FlaxViTModule computes, FlaxViTModel wraps it
-        found = [node for node in found if not node.name.startswith("Flax") or node.name.endswith("Module")]
-        return {
-            plain(backend, n.name).removesuffix("Module") if n.name.startswith("Flax") else n.name: n for n in found
-        }
-    return {plain(backend, node.name): node for node in found}
+def classes(backend: str, *files: str) -> dict[str, ast.ClassDef]:
+    """The classes of files in their order, by PyTorch's names; of Flax's models the modules that compute."""
+    found = [node for file in files for node in tree(backend, file).body if isinstance(node, ast.ClassDef)]
+    if backend != "flax":
+        return {plain(backend, node.name): node for node in found}
+    wrappers = [node for node in found if node.name.startswith("Flax") and not node.name.endswith("Module")]
+    named = {plain(backend, node.name).removesuffix("Module"): node for node in found if node not in wrappers}
+    bare = {name: f"{name}Model" if f"Flax{name}Model" in {node.name for node in wrappers} else name for name in named}
+    own = {node.name.removeprefix("Flax") for node in wrappers} - set(bare.values())
+    assert all(name.endswith("PreTrainedModel") for name in own)
+    return {bare[name]: node for name, node in named.items()}
+
+
+def hooks(node: ast.ClassDef) -> list[str]:
+    """The names that a class of a member sets or defines."""
+    found = [item.name for item in node.body if isinstance(item, ast.FunctionDef)]
+    for item in node.body:
+        if isinstance(item, ast.Assign | ast.AnnAssign):
+            found.append(ast.unparse(item.targets[0] if isinstance(item, ast.Assign) else item.target))
+    called = {"forward": "call", "__call__": "call"}
+    return sorted(called.get(name, name) for name in found)
 
 
 def arguments(backend: str, node: ast.ClassDef) -> list[tuple[str, str]]:
@@ -70,7 +87,7 @@ def arguments(backend: str, node: ast.ClassDef) -> list[tuple[str, str]]:
 
 def fields(backend: str) -> set[str]:
     """The fields of a configuration that a package reads."""
-    known = {*ARCHITECTURE_FIELDS, *(name for name in vars(ViTConfig) if isinstance(vars(ViTConfig)[name], property))}
+    known = {*FIELDS, *(name for name in vars(ViTConfig) if isinstance(vars(ViTConfig)[name], property))}
     read: set[str] = set()
     for file in (ROOT / f"vit_{backend}").glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -82,7 +99,8 @@ def fields(backend: str) -> set[str]:
 @pytest.mark.parametrize("backend", OTHERS)
 def test_the_same_files(backend: str) -> None:
     theirs, ours = ({f.name for f in (ROOT / f"vit_{name}").glob("*.py")} for name in (backend, "torch"))
-    assert theirs == ours | OWN_FILES[backend].keys()
+    assert theirs == (ours - TORCH_FILES.keys()) | OWN_FILES[backend].keys()
+    assert theirs >= {*SHARED, *MEMBERS}
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -92,19 +110,40 @@ def test_the_same_names(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-def test_the_same_classes_in_the_same_order(backend: str) -> None:
-    names = [name for name in classes(backend) if name not in OWN_CLASSES[backend]]
-    if backend == "flax":
-        names = ["ViTModel" if name == "ViT" else name for name in names]
-    assert names == list(classes("torch"))
-    assert OWN_CLASSES[backend].keys() <= {node.name for node in classes(backend).values()}
+@pytest.mark.parametrize("file", [*SHARED, *MEMBERS])
+def test_the_same_classes_in_the_same_order(backend: str, file: str) -> None:
+    names = [name for name in classes(backend, file) if name not in OWN_CLASSES[backend]]
+    expected = list(classes("torch", file))
+    if backend == "flax":  # whose modules have no base of a member's own
+        expected = [name for name in expected if not name.endswith("PreTrainedModel")]
+    assert names == expected
 
 
 @pytest.mark.parametrize("backend", OTHERS)
-@pytest.mark.parametrize("name", ["ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling"])
+def test_no_class_is_excused_that_is_not_there(backend: str) -> None:
+    assert OWN_CLASSES[backend].keys() <= classes(backend, *SHARED).keys()
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize(
+    "name", [n for n in classes("torch", "modeling.py", *MEMBERS) if "For" in n or n.endswith("Model")]
+)
 def test_the_same_signatures(backend: str, name: str) -> None:
-    theirs = classes(backend)["ViT" if (backend, name) == ("flax", "ViTModel") else name]
-    assert arguments(backend, theirs) == arguments("torch", classes("torch")[name])
+    theirs, ours = (classes(each, "modeling.py", *MEMBERS) for each in (backend, "torch"))
+    if name in theirs and any(isinstance(f, ast.FunctionDef) and f.name == CALLS["torch"] for f in ours[name].body):
+        assert arguments(backend, theirs[name]) == arguments("torch", ours[name])
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("name", classes("torch", *MEMBERS))
+def test_members_override_the_same_hooks(backend: str, name: str) -> None:
+    """Those of what computes; `architecture` and the like stand on Flax's wrappers."""
+    theirs, ours = classes(backend, *MEMBERS), classes("torch", *MEMBERS)
+    if backend == "flax" and name.endswith("PreTrainedModel"):
+        return
+    wrapper = {"architecture"} if backend == "flax" else set()
+    own = {"main_output_name"} if backend == "tf" else set()  # what fit and predict are about
+    assert [h for h in hooks(theirs[name]) if h not in own] == [h for h in hooks(ours[name]) if h not in wrapper]
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -116,4 +155,4 @@ def test_every_field_is_read_by_someone() -> None:
     """Those that are not are read through another: sizes as pairs, the pooler's as pooler_size."""
     through = {"image_size": "grid", "pooler_output_size": "pooler_size"}
     read = fields("torch")
-    assert {through.get(name, name) for name in ARCHITECTURE_FIELDS} <= read
+    assert {through.get(name, name) for name in FIELDS} <= read
