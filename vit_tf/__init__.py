@@ -11,17 +11,26 @@ if keras.config.backend() != "tensorflow":
     )
 
 from vit_core.app.pipeline import pipeline as _pipeline
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import DeiTConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     ViTFeatureExtractor,
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_tf.deit import (
+    TFDeiTForImageClassification,
+    TFDeiTForImageClassificationWithTeacher,
+    TFDeiTForMaskedImageModeling,
+    TFDeiTModel,
+    TFDeiTPreTrainedModel,
+)
 from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 from vit_tf.outputs import (
     BaseModelOutput,
     BaseModelOutputWithPooling,
+    DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
@@ -32,9 +41,13 @@ ViTModel = TFViTModel
 ViTForImageClassification = TFViTForImageClassification
 ViTForMaskedImageModeling = TFViTForMaskedImageModeling
 ViTPreTrainedModel = TFViTPreTrainedModel
+DeiTModel = TFDeiTModel
+DeiTForImageClassification = TFDeiTForImageClassification
+DeiTForImageClassificationWithTeacher = TFDeiTForImageClassificationWithTeacher
+DeiTForMaskedImageModeling = TFDeiTForMaskedImageModeling
+DeiTPreTrainedModel = TFDeiTPreTrainedModel
 
-# This package has one family: what is chosen automatically is always it.
-AutoConfig, AutoFeatureExtractor = ViTConfig, AutoImageProcessor
+AutoFeatureExtractor = AutoImageProcessor
 AutoModel = TFAutoModel = TFViTModel
 AutoModelForImageClassification = TFAutoModelForImageClassification = TFViTForImageClassification
 AutoModelForMaskedImageModeling = TFAutoModelForMaskedImageModeling = TFViTForMaskedImageModeling
@@ -48,11 +61,23 @@ __all__ = [
     "AutoModelForMaskedImageModeling",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "DeiTConfig",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTForImageClassificationWithTeacherOutput",
+    "DeiTForMaskedImageModeling",
+    "DeiTModel",
+    "DeiTPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
     "TFAutoModel",
     "TFAutoModelForImageClassification",
     "TFAutoModelForMaskedImageModeling",
+    "TFDeiTForImageClassification",
+    "TFDeiTForImageClassificationWithTeacher",
+    "TFDeiTForMaskedImageModeling",
+    "TFDeiTModel",
+    "TFDeiTPreTrainedModel",
     "TFViTForImageClassification",
     "TFViTForMaskedImageModeling",
     "TFViTModel",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow import Tensor
 
-from vit_core.calls import check_labels, check_reconstruction, problem_type
+from vit_core.calls import check_distillation, check_labels, check_reconstruction, problem_type
 from vit_core.config import ViTConfig, pair
 
 
@@ -44,6 +44,28 @@ def classification_loss(
     if sample_weight is not None:
         each = each * tf.cast(tf.reshape(sample_weight, [-1]), each.dtype)
     return tf.reduce_sum(each) / divisor
+
+
+def distillation_loss(
+    logits: Tensor, distilled: Tensor, labels: Tensor | None, teacher_logits: Tensor, config: ViTConfig
+) -> Tensor:
+    """Cross entropy of `logits` with the labels, and of the `distilled` ones with a teacher's; all logits are (B, K).
+
+    DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
+    Raises ValueError for what does not fit.
+    """
+    problem = None if labels is None else problem_type(config, not labels.dtype.is_floating)
+    check_distillation(problem, tuple(teacher_logits.shape), tuple(logits.shape), config)
+    assert labels is not None
+    weight = config.distillation_weight
+    student, teacher = (tf.cast(x, wide(logits.dtype)) for x in (distilled, teacher_logits))
+    if config.distillation == "hard":
+        each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.argmax(teacher, axis=1), student)
+    else:
+        tau = config.distillation_temperature
+        student, teacher = tf.nn.log_softmax(student / tau), tf.nn.log_softmax(teacher / tau)
+        each = tau * tau * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=1)
+    return (1 - weight) * classification_loss(logits, labels, config) + weight * tf.reduce_mean(each)
 
 
 def masked_reconstruction_loss(

@@ -6,15 +6,8 @@ from typing import Any
 
 import optree
 
-from vit_core.outputs import (
-    OUTPUTS,
-    BaseModelOutput,
-    BaseModelOutputWithPooling,
-    ImageClassifierOutput,
-    MaskedImageModelingOutput,
-)
-
-__all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput"]
+from vit_core.outputs import *  # noqa: F403
+from vit_core.outputs import OUTPUTS
 
 
 def _register(output: Any) -> None:

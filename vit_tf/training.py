@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any
 
 import keras
 import numpy as np
@@ -12,8 +14,26 @@ from keras import export
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig, pair
-from vit_core.outputs import OUTPUTS, ModelOutput
-from vit_tf.losses import classification_loss
+from vit_core.outputs import ModelOutput
+from vit_tf.losses import classification_loss, distillation_loss
+
+TARGETS = ("labels", "teacher_logits")  # what a call may be given for its loss alone
+targets_follow: ContextVar[bool] = ContextVar("targets_follow", default=False)  # whether labels may come after a call
+
+
+def following(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of Keras's in which labels may come to `compute_loss`, after the call."""
+
+    @tf.autograph.experimental.do_not_convert
+    @wraps(step)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        token = targets_follow.set(True)
+        try:
+            return step(self, *args, **kwargs)
+        finally:
+            targets_follow.reset(token)
+
+    return run
 
 
 class Training(keras.Model):
@@ -24,7 +44,7 @@ class Training(keras.Model):
     """
 
     config: ViTConfig
-    main_output_name: ClassVar[str]
+    output_class: type[ModelOutput]
     data_format: str
 
     @property
@@ -35,8 +55,8 @@ class Training(keras.Model):
     @run_eagerly.setter
     def run_eagerly(self, value: bool) -> None:
         self._run_eagerly = value
-        if "vit" in vars(self):
-            self.vit.run_eagerly = value
+        if self._trunk() is not self:
+            self._trunk().run_eagerly = value
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
         """Keras's `compile`; without a loss the model's own is trained, whatever was compiled before."""
@@ -51,28 +71,37 @@ class Training(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    train_step, test_step = following(keras.Model.train_step), following(keras.Model.test_step)
+    _symbolic_build = following(keras.Model._symbolic_build)
+
     def main_output(self, output: Any) -> Tensor:
         """What a user's loss and metrics are applied to: the first field but the loss."""
-        return output[0 if _loss_of(output) is None else 1]
+        return _but_loss(output)[0]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """The compiled loss, or the model's own: of the labels where it has classes, else what the call returned.
 
-        Raises ValueError for a model that has none, and for sample weights that its own can't apply.
+        With a teacher's logits in the inputs it is that of distillation. Raises ValueError for a model that has none,
+        and for sample weights that its own can't apply.
         """
         labels, output = _labels(x, y), self.main_output(y_pred)
         if self.loss is not None:
             return super().compute_loss(x, labels, output, sample_weight, training)
+        teacher = x.get("teacher_logits") if isinstance(x, Mapping) else None
+        labels = None if labels is None else tf.convert_to_tensor(labels)
         loss = _loss_of(y_pred)
-        if self.main_output_name == "logits" and labels is not None:
-            loss = classification_loss(output, tf.convert_to_tensor(labels), self.config, sample_weight)
-        elif loss is None:
+        if teacher is not None:
+            _, ours, theirs, *_ = _but_loss(y_pred)
+            loss = distillation_loss(ours, theirs, labels, tf.convert_to_tensor(teacher), self.config)
+        elif labels is not None and "logits" in self.output_class.__dataclass_fields__:
+            loss, sample_weight = classification_loss(output, labels, self.config, sample_weight), None
+        if loss is None:
             raise ValueError(
                 f"There is no loss to compute: pass one to compile(), or the inputs of {type(self).__name__}'s own."
             )
-        elif sample_weight is not None:
+        if sample_weight is not None:
             raise ValueError(f"{type(self).__name__}'s own loss takes no sample weights: pass a loss to compile().")
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return (loss + sum(self.losses)) / replicas
@@ -82,12 +111,12 @@ class Training(keras.Model):
         return super().compute_metrics(x, _labels(x, y), self.main_output(y_pred), sample_weight)
 
     def predict_step(self, data: Any) -> Any:
-        """The fields of one batch's output but the loss, whose batches make no array; labels are left aside."""
+        """The fields of one batch's output but the loss, whose batches make no array; targets are left aside."""
         x = data[0] if isinstance(data, tuple) else data
-        output = self({k: v for k, v in x.items() if k != "labels"} if isinstance(x, Mapping) else x, training=False)
+        output = self({k: v for k, v in x.items() if k not in TARGETS} if isinstance(x, Mapping) else x, training=False)
         if isinstance(output, ModelOutput):
             return {name: value for name, value in output.items() if name != "loss"}  # distribution splits dicts only
-        return output if _loss_of(output) is None else output[1:]
+        return _but_loss(output)
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's `predict`; returns the output class, its fields NumPy arrays."""
@@ -98,8 +127,7 @@ class Training(keras.Model):
         return self._as_output(super().predict_on_batch(*args, **kwargs))
 
     def _as_output(self, found: Any) -> Any:
-        output = next(o for o in OUTPUTS if self.main_output_name in o.__dataclass_fields__)
-        return output(**found) if isinstance(found, Mapping) else found
+        return self.output_class(**found) if isinstance(found, Mapping) else found
 
     def prepare_tf_dataset(
         self,
@@ -183,6 +211,12 @@ def _labels(x: Any, y: Any) -> Any:
 
 def _loss_of(output: Any) -> Any:
     return output[0] if output[0].shape.rank == 0 else None
+
+
+def _but_loss(output: Any) -> tuple[Any, ...]:
+    """The fields of an output, or values of a tuple, but the loss."""
+    values: tuple[Any, ...] = output[:]
+    return values if _loss_of(output) is None else values[1:]
 
 
 def _flat(output: ModelOutput) -> dict[str, Tensor]:

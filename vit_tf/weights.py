@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from functools import partial, wraps
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import layers, ops
-from tensorflow import Tensor
+from keras import ops
 
 from vit_core import calls
 from vit_core.config import ViTConfig
-from vit_core.family import HEADS
+from vit_core.family import has_head
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.files.tensor import own
 from vit_core.formats.reading import read
-from vit_core.initialization import BOUND, draw
-from vit_core.params import PREFIX, TF, Spec, native_name, specs, to_native
+from vit_core.initialization import constant, draw
+from vit_core.params import TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_tf.attention import choose
-from vit_tf.layers import Dense, LayerNorm
-from vit_tf.training import Training
+from vit_tf.module import Builder, Normal, loading
+from vit_tf.training import Training, targets_follow
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
 ASKED = ("output_attentions", "output_hidden_states", "return_dict")  # what a configuration has an answer to
-_loading: ContextVar[bool] = ContextVar("_loading", default=False)
 
 
 def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,76 +53,6 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class Normal(keras.initializers.Initializer):
-    """A normal distribution of standard deviation `std`, cut at -2 and 2, absolute; zeros while a model is loaded."""
-
-    def __init__(self, std: float) -> None:
-        self.std = std
-
-    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
-        if _loading.get() or not self.std:
-            return tf.zeros(shape, dtype)
-        seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
-        if self.std * 6 > BOUND:
-            limits = {"minvals": -BOUND, "maxvals": BOUND}
-            values = tf.random.stateless_parameterized_truncated_normal(shape, seed, 0.0, self.std, **limits)
-        else:
-            values = tf.random.stateless_normal(shape, seed, stddev=self.std)
-        return tf.cast(values, dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        """For Keras: the arguments."""
-        return {"std": self.std}
-
-
-class Builder:
-    """How layers and models make the layers inside them, each with its variables, when they are built."""
-
-    config: ViTConfig
-    channels_axis: int
-    dtype_policy: Any
-
-    def child(self, cls: type[Any], name: str, **kwargs: Any) -> Any:
-        """A ViTModule with the same configuration, pixel layout and dtype policy."""
-        layer = cls(config=self.config, channels_axis=self.channels_axis, dtype=self.dtype_policy, name=name, **kwargs)
-        layer.build()
-        return layer
-
-    def normal(self) -> Normal:
-        """The configuration's initialiser."""
-        return Normal(self.config.initializer_range)
-
-    def linear(self, inputs: int, outputs: int, name: str, use_bias: bool = True, act: Any = None) -> Dense:
-        """A linear layer, and an activation function."""
-        options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
-        return _built(Dense(outputs, act, use_bias, **options), (None, inputs))
-
-    def conv(self, inputs: int, outputs: int, kernel: tuple[int, int], name: str) -> layers.Conv2D:
-        """A convolution with strides of the kernel's size, channels last."""
-        options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
-        conv = layers.Conv2D(outputs, kernel, strides=kernel, data_format="channels_last", **options)
-        return _built(conv, (None, None, None, inputs))
-
-    def layer_norm(self, name: str) -> LayerNorm:
-        """A LayerNorm with the configuration's epsilon."""
-        norm = LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name)
-        return _built(norm, (None, self.config.hidden_size))
-
-    def dropout_layer(self, rate: float) -> layers.Dropout:
-        """Dropout."""
-        return layers.Dropout(rate, dtype=self.dtype_policy, name="dropout")
-
-    def size_of(self, pixel_values: Any) -> tuple[Any, ...]:
-        """(height, width) of pixels: ints where they are known while tracing, else tensors."""
-        shape = ops.shape(pixel_values)
-        return shape[2:] if self.channels_axis == 1 else shape[1:3]
-
-
-def _built(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
-    layer.build(input_shape)
-    return layer
-
-
 class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     """Base of the models: Keras models that are built at once, loadable and savable.
 
@@ -137,7 +64,6 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     file_format = "tf"
     _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
-    main_output_name: ClassVar[str]
 
     def __init__(
         self,
@@ -152,6 +78,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     ) -> None:
         config.validate()
         choose(config.attn_implementation, output_attentions=False)
+        self._check_member(config)
         if data_format not in CHANNELS_AXIS:
             raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)
@@ -200,34 +127,38 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def _check(self, inputs: Mapping[str, Any]) -> None:
         """Raises ValueError for inputs that do not fit, before Keras adds words of its own to what it passes on."""
-        masked, labels = inputs.get("bool_masked_pos"), inputs.get("labels")
+        masked = inputs.get("bool_masked_pos")
         if "pixel_values" in inputs:
             calls.check_kind("pixel_values", inputs["pixel_values"], object, "tf")
         calls.check_inputs(
             self.config,
-            {name: shape(inputs.get(name)) for name in calls.TENSORS[:4]},
+            {name: shape(inputs.get(name)) for name in calls.INPUTS},
             interpolate=bool(inputs.get("interpolate_pos_encoding")),
             has_mask_token="mask_token" in self.parts,
             channels_axis=self.channels_axis,
         )
         if "decoder" in self.parts and masked is not None:
             calls.check_reconstruction(self.config)
-        if labels is not None:
-            self._check_labels(labels, inputs["pixel_values"].shape[0])
+        self._check_targets(inputs.get("labels"), inputs.get("teacher_logits"), inputs["pixel_values"].shape[0])
 
-    def _check_labels(self, labels: Any, batch: int | None) -> None:
-        integers = not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
-        problem = calls.problem_type(self.config, integers)
-        calls.check_labels(tuple(labels.shape), (batch, self.config.num_labels), problem, integers)
-        if tf.is_tensor(labels) and not tf.is_symbolic_tensor(labels):
-            calls.check_label_values(labels.numpy(), self.config)
+    def _check_targets(self, labels: Any, teacher_logits: Any, batch: int | None) -> None:
+        logits, problem = (batch, self.config.num_labels), None
+        if labels is not None:
+            integers = not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
+            problem = calls.problem_type(self.config, integers)
+        if teacher_logits is not None and not (labels is None and targets_follow.get()):
+            calls.check_distillation(problem, tuple(teacher_logits.shape), logits, self.config)
+        if problem is not None:
+            calls.check_labels(tuple(labels.shape), logits, problem, integers)
+            if tf.is_tensor(labels) and not tf.is_symbolic_tensor(labels):
+                calls.check_label_values(labels.numpy(), self.config)
 
     # ---- parameters ------------------------------------------------------------------------------------------
 
     def specs(self) -> dict[str, Spec]:
         """The table's entries of this model's parameters, by the paths of its variables below the model's own."""
-        prefixed = bool(self.parts & set(HEADS))
-        trunk = "" if prefixed else f"{PREFIX}{TF.separator}"
+        prefixed = has_head(self.parts)
+        trunk = "" if prefixed else f"{self.base_model_prefix}{TF.separator}"
         table = specs(self.config, self.parts).values()
         return {native_name(s, TF, prefixed).removeprefix(trunk).removesuffix(TF.suffix): s for s in table}
 
@@ -236,12 +167,12 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         return {v.path.removeprefix(f"{self.path}/"): v for v in self.weights}
 
     def __getattr__(self, name: str) -> Any:
-        """The trunk by the names that transformers has for it, `base_model` and `vit`, of a model without a head too.
+        """The trunk by the names that transformers has for it, such as `base_model` and `vit`, without a head too.
 
         No properties: Keras would save what they return a second time.
         """
-        if name in ("base_model", PREFIX) and "config" in vars(self):
-            return vars(self).get(PREFIX, self)
+        if name in ("base_model", self.base_model_prefix) and "config" in vars(self):
+            return self._trunk()
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def get_input_embeddings(self) -> keras.layers.Layer:
@@ -267,11 +198,11 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         cls, config: ViTConfig, tensors: Mapping[str, StoredTensor], seed: int | None, **model_kwargs: Any
     ) -> Self:
         """A model of stored tensors; a dtype of float32 leaves the dtype policy to Keras's global one."""
-        token = _loading.set(True)
+        token = loading.set(True)
         try:
             model = cls(config, dtype=None if config.dtype in (None, "float32") else config.dtype, **model_kwargs)
         finally:
-            _loading.reset(token)
+            loading.reset(token)
         variables = model.variables_by_path()
         for name, spec in model.specs().items():
             if spec.name in tensors:
@@ -325,7 +256,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         self._forget_compiled()
 
     def _trunk(self) -> Any:  # no property: Keras loads weights into what properties return, here the model itself
-        return self.vit if self.parts & set(HEADS) else self
+        return vars(self).get(self.base_model_prefix, self)
 
     # ---- Keras's own files -----------------------------------------------------------------------------------
 
@@ -342,7 +273,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
             return cls(config, **kwargs)
         frozen = config.get("frozen", [])
         options = {name: value for name, value in config.items() if name not in ("config", "frozen")}
-        model = cls(ViTConfig.from_dict(config["config"]), **options)
+        model = cls(cls.config_class.from_dict(config["config"]), **options)
         for path, layer in model._layers_by_path().items():  # a layer after the one that it is in
             layer.trainable = path not in frozen
         return model
@@ -358,7 +289,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
 def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:
     """The initial array of a parameter, in Keras's layout: the core's for this seed, or drawn by TensorFlow."""
-    if seed is None and spec.init == "normal" and spec.leaf != "bias":
+    if seed is None and constant(spec, config) is None:
         axes = TF.permutation(spec.kind, spec.leaf) or range(len(spec.shape))
         return Normal(config.initializer_range)([spec.shape[i] for i in axes], tf.float32)
     return to_native(draw(spec, config, seed or 0), spec, TF)

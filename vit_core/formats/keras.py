@@ -1,16 +1,33 @@
-"""Keras's `.weights.h5` of this package's vit_tf models, as `model.save_weights` writes it: variables by number."""
+"""Keras's `.weights.h5` of this package's vit_tf models, as `model.save_weights` writes it.
+
+The variables of Keras's own layers stand there by number, the raw arrays by name; in older files those by number, too.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vit_core.family import LAYER, POSITIONS
+from vit_core.family import DEIT, FAMILIES, HEADS, LAYER, POSITIONS
 from vit_core.files.names import KERAS_WEIGHTS
 from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Format, Tensors
 from vit_core.formats.huggingface import Container
-from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Rule, Step, module, raw, table
+from vit_core.formats.rules import (
+    ATTENTION_SCALE,
+    CONV,
+    KEY,
+    LINEAR,
+    MLP_SCALE,
+    QUERY,
+    VALUE,
+    Rule,
+    Step,
+    module,
+    raw,
+    table,
+)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
@@ -28,51 +45,59 @@ def _write(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) 
 KERAS_H5 = Container("model", KERAS_WEIGHTS, "keras", _read, _write)
 
 _BLOCK = "encoder/layer/vi_t_layer{_}/"
-_TRUNK = "layers/tf_vi_t_model/"  # before the names of everything but the heads, in models that have one
-_HEADS = ("classifier/", "decoder/", "layers/vi_t_dense/")
+_EMBEDDINGS = "embeddings/vars/"
+_DISTILLATION = _EMBEDDINGS + "distillation_token"
+# Where models that have a head keep their trunk: Keras takes attributes by the alphabet, `layers` before `vit`.
+_IN_LAYERS = "layers/tf_vi_t_model/"
+_TRUNK = re.compile(f"^({_IN_LAYERS}|{'|'.join(f'{family.trunk}/' for family in FAMILIES.values())})")
+_HEADS = tuple(f"{name}/" for name in HEADS)
 
 
-def _variables(native: str, canonical: str, *weight: Step) -> tuple[Rule, ...]:
-    return module(native + "/vars", canonical, leaves=("0", "1"), join="/", weight=weight)
+def _variables(native: str, canonical: str, *weight: Step, also: tuple[str, ...] = ()) -> tuple[Rule, ...]:
+    older = [f"{name}/vars" for name in also]
+    return module(native + "/vars", canonical, leaves=("0", "1"), join="/", weight=weight, also=older)
 
 
 _RULES = table(
-    raw("embeddings/cls_token", "embeddings.cls_token"),
-    raw("embeddings/mask_token", "embeddings.mask_token"),
-    raw("embeddings/position_embeddings", POSITIONS),
+    raw(_EMBEDDINGS + "cls_token", "embeddings.cls_token"),
+    raw(_DISTILLATION, "embeddings.distillation_token"),
+    raw(_EMBEDDINGS + "mask_token", "embeddings.mask_token"),
+    raw(_EMBEDDINGS + "position_embeddings", POSITIONS),
     _variables("embeddings/patch_embeddings/projection", "embeddings.patch_embeddings.projection", CONV),
     _variables(_BLOCK + "attention/attention/query", QUERY, LINEAR),
     _variables(_BLOCK + "attention/attention/key", KEY, LINEAR),
     _variables(_BLOCK + "attention/attention/value", VALUE, LINEAR),
     _variables(_BLOCK + "attention/output_/dense", LAYER + "attention.output.dense", LINEAR),
+    raw(_BLOCK + "attention/output_/vars/scale", ATTENTION_SCALE),
     _variables(_BLOCK + "intermediate/dense", LAYER + "intermediate.dense", LINEAR),
     _variables(_BLOCK + "output_/dense", LAYER + "output.dense", LINEAR),
+    raw(_BLOCK + "output_/vars/scale", MLP_SCALE),
     _variables(_BLOCK + "layernorm_before", LAYER + "layernorm_before"),
     _variables(_BLOCK + "layernorm_after", LAYER + "layernorm_after"),
     _variables("layernorm", "layernorm"),
-    _variables("layers/vi_t_dense/dense", "pooler.dense", LINEAR),
+    _variables("layers/vi_t_pooler/dense", "pooler.dense", LINEAR, also=("layers/vi_t_dense/dense",)),
     _variables("classifier", "classifier", LINEAR),
+    _variables("cls_classifier", "cls_classifier", LINEAR),
+    _variables("distillation_classifier", "distillation_classifier", LINEAR),
     _variables("decoder/conv_", "decoder.0", CONV),
 )
-_EMBEDDINGS = ("cls_token", "mask_token", "position_embeddings")  # numbered in this order, those that are there
 
 
 def _prepare(tensors: Tensors) -> Tensors:
-    """Names without the trunk's own, and the arrays of the embeddings by name."""
-    found = {name.removeprefix(_TRUNK): tensor for name, tensor in tensors.items()}
-    numbered = sorted(name for name in found if name.startswith("embeddings/vars/"))
-    names = _EMBEDDINGS if len(numbered) == 3 else (_EMBEDDINGS[0], _EMBEDDINGS[2])
-    renamed = dict(zip(numbered, (f"embeddings/{name}" for name in names), strict=False))
+    """Names without the trunk's own, and the arrays of the embeddings by name where a file has them by number."""
+    found = {_TRUNK.sub("", name): tensor for name, tensor in tensors.items()}
+    numbered = sorted(name for name in found if name.startswith(_EMBEDDINGS) and name[-1].isdecimal())
+    names = ("cls_token", *["mask_token"] * (len(numbered) == 3), "position_embeddings")
+    renamed = dict(zip(numbered, (_EMBEDDINGS + name for name in names), strict=False))
     return {renamed.get(name, name): tensor for name, tensor in found.items()}
 
 
 def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
-    arrays = [f"embeddings/{name}" for name in _EMBEDDINGS if f"embeddings/{name}" in native]
-    numbered = {name: f"embeddings/vars/{i}" for i, name in enumerate(arrays)}
-    trunk = _TRUNK if any(name.startswith(_HEADS[:2]) for name in native) else ""
-    return {
-        ("" if name.startswith(_HEADS) else trunk) + numbered.get(name, name): tensor for name, tensor in native.items()
-    }
+    """Names with the trunk's own before them, in models that have a head."""
+    if not any(name.startswith(_HEADS) for name in native):
+        return native
+    trunk = f"{DEIT.trunk}/" if _DISTILLATION in native else _IN_LAYERS
+    return {name if name.startswith(_HEADS) else trunk + name: tensor for name, tensor in native.items()}
 
 
 KERAS = Format(

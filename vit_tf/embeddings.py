@@ -1,0 +1,104 @@
+"""From pixels to tokens in Keras: patches, the tokens before them, position embeddings for pictures of any size.
+
+Paper: Dosovitskiy et al. 2021, section 3.1 and equation 1; section 3.2 for positions of another grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+from keras import ops
+from tensorflow import Tensor
+
+from vit_core import calls
+from vit_core.config import ViTConfig, pair
+from vit_core.family import POSITIONS
+from vit_core.position import bicubic_matrix
+from vit_tf.losses import wide
+from vit_tf.module import ViTModule
+
+
+class ViTPatchEmbeddings(ViTModule):
+    """Non-overlapping patches, each projected to D."""
+
+    def build(self, input_shape: Any = None) -> None:
+        patch = pair(self.config.patch_size)
+        self.projection = self.conv(self.config.num_channels, self.config.hidden_size, patch, "projection")
+
+    def call(self, pixel_values: Tensor) -> Tensor:
+        x = pixel_values if self.channels_axis == 3 else tf.transpose(pixel_values, (0, 2, 3, 1))  # (B, H, W, C)
+        x = self.projection(x)  # (B, H / ph, W / pw, D)
+        _, rows, columns, width = ops.shape(x)
+        return tf.reshape(x, (-1, rows * columns, width))  # (B, N, D)
+
+
+class ViTEmbeddings(ViTModule):
+    """The configuration's tokens, the CLS token first, and patches, plus position embeddings (equation 1).
+
+    Masked patches give way to the mask token.
+    """
+
+    def __init__(self, use_mask_token: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.use_mask_token = use_mask_token
+
+    def build(self, input_shape: Any = None) -> None:
+        for name in self.config.tokens:
+            setattr(self, name, self.weight(f"embeddings.{name}"))
+        self.mask_token = self.weight("embeddings.mask_token") if self.use_mask_token else None
+        self.position_embeddings = self.weight(POSITIONS, autocast=False)
+        self.patch_embeddings = self.child(ViTPatchEmbeddings, "patch_embeddings")
+        self.dropout = self.dropout_layer(self.config.hidden_dropout_prob)
+
+    def call(
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        training: bool = False,
+    ) -> Tensor:
+        size = self.size_of(pixel_values)
+        if not interpolate_pos_encoding:
+            pixel_values = checked_size(pixel_values, size, self.config)
+        x = self.patch_embeddings(pixel_values)
+        if bool_masked_pos is not None:
+            x = tf.where(tf.cast(bool_masked_pos, bool)[..., None], tf.cast(self.mask_token, x.dtype), x)
+        batch = ops.shape(x)[0]
+        tokens = [tf.repeat(tf.cast(getattr(self, name), x.dtype), batch, axis=0) for name in self.config.tokens]
+        x = tf.concat([*tokens, x], axis=1)  # (B, S, D)
+        positions = self.resized_positions(size) if interpolate_pos_encoding else self.position_embeddings
+        return self.dropout(x + tf.cast(positions, x.dtype), training=training)
+
+    def resized_positions(self, size: Sequence[Any]) -> Tensor:
+        """The position embeddings for an image of `size`, height x width; rows before the patches' are untouched."""
+        table, source, first = self.position_embeddings.value, self.config.grid, self.config.num_prefix_tokens
+        target, width = calls.grid(size, self.config), table.shape[2]
+        rows, columns = (
+            tf.cast(
+                bicubic_matrix(
+                    tf.range(tf.cast(t, tf.float64), dtype=tf.float64),
+                    tf.range(s, dtype=tf.float64),
+                    s / tf.cast(t, tf.float64),
+                    ops,
+                ),
+                wide(table.dtype),
+            )
+            for s, t in zip(source, target, strict=True)
+        )
+        grid = rows @ tf.reshape(tf.cast(table[0, first:], rows.dtype), (source[0], -1))
+        patches = columns @ tf.reshape(grid, (-1, source[1], width))
+        patches = tf.cast(tf.reshape(patches, (1, target[0] * target[1], width)), table.dtype)
+        return tf.concat([table[:, :first], patches], axis=1)
+
+
+def checked_size(pixel_values: Tensor, size: Sequence[Any], config: ViTConfig) -> Tensor:
+    """The pixels, after an assertion in the graph that a size unknown while tracing is the model's."""
+    expected = pair(config.image_size)
+    if all(type(given) is int for given in size):
+        return pixel_values
+    message = tf.strings.format(calls.wrong_size("{}", "{}", config), tuple(size))
+    fits = tf.reduce_all([given == wanted for given, wanted in zip(size, expected, strict=True)])
+    with tf.control_dependencies([tf.debugging.Assert(fits, [message])]):
+        return tf.identity(pixel_values)

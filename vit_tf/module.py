@@ -1,0 +1,121 @@
+"""The base of the Keras layers: how layers and models make the layers inside them, each with its variables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import layers, ops
+from tensorflow import Tensor
+
+from vit_core.config import ViTConfig
+from vit_core.family import family_of
+from vit_core.initialization import BOUND, constant
+from vit_core.params import specs
+from vit_tf.layers import Dense, LayerNorm
+
+loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether what is drawn would be thrown away
+
+
+class Normal(keras.initializers.Initializer):
+    """A normal distribution of standard deviation `std`, cut at -2 and 2, absolute; zeros while a model is loaded."""
+
+    def __init__(self, std: float) -> None:
+        self.std = std
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
+        if loading.get() or not self.std:
+            return tf.zeros(shape, dtype)
+        seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+        if self.std * 6 > BOUND:
+            limits = {"minvals": -BOUND, "maxvals": BOUND}
+            values = tf.random.stateless_parameterized_truncated_normal(shape, seed, 0.0, self.std, **limits)
+        else:
+            values = tf.random.stateless_normal(shape, seed, stddev=self.std)
+        return tf.cast(values, dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """For Keras: the arguments."""
+        return {"std": self.std}
+
+
+class Builder:
+    """How layers and models make the layers inside them, each with its variables, when they are built."""
+
+    config: ViTConfig
+    channels_axis: int
+    dtype_policy: Any
+
+    def child(self, cls: type[Any], name: str, **kwargs: Any) -> Any:
+        """A ViTModule with the same configuration, pixel layout and dtype policy."""
+        layer = cls(config=self.config, channels_axis=self.channels_axis, dtype=self.dtype_policy, name=name, **kwargs)
+        layer.build()
+        return layer
+
+    def normal(self) -> Normal:
+        """The configuration's initialiser."""
+        return Normal(self.config.initializer_range)
+
+    def linear(self, inputs: int, outputs: int, name: str, use_bias: bool = True, act: Any = None) -> Dense:
+        """A linear layer, and an activation function."""
+        options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
+        return _built(Dense(outputs, act, use_bias, **options), (None, inputs))
+
+    def conv(self, inputs: int, outputs: int, kernel: tuple[int, int], name: str) -> layers.Conv2D:
+        """A convolution with strides of the kernel's size, channels last."""
+        options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
+        conv = layers.Conv2D(outputs, kernel, strides=kernel, data_format="channels_last", **options)
+        return _built(conv, (None, None, None, inputs))
+
+    def layer_norm(self, name: str) -> LayerNorm:
+        """A LayerNorm with the configuration's epsilon."""
+        norm = LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name)
+        return _built(norm, (None, self.config.hidden_size))
+
+    def dropout_layer(self, rate: float) -> layers.Dropout:
+        """Dropout."""
+        return layers.Dropout(rate, dtype=self.dtype_policy, name="dropout")
+
+    def size_of(self, pixel_values: Any) -> tuple[Any, ...]:
+        """(height, width) of pixels: ints where they are known while tracing, else tensors."""
+        shape = ops.shape(pixel_values)
+        return shape[2:] if self.channels_axis == 1 else shape[1:3]
+
+
+def _built(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
+    layer.build(input_shape)
+    return layer
+
+
+class ViTModule(Builder, layers.Layer):
+    """What every layer knows, handed down by `Builder.child`; `channels_axis` is 1 or 3, where pixels have theirs."""
+
+    def __init__(self, config: ViTConfig, channels_axis: int = 1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config, self.channels_axis = config, channels_axis
+
+    def build(self, input_shape: Any = None) -> None:
+        """Of a layer that has variables, or others inside."""
+
+    def weight(self, name: str, **options: Any) -> keras.Variable:
+        """The raw array of this canonical name, as the table has it; those of all layers are alike."""
+        spec = specs(self.config, family_of(self.config).all_parts)[name]
+        value = constant(spec, self.config)
+        init = self.normal() if value is None else keras.initializers.Constant(value)
+        return self.add_weight(spec.shape, init, name=name.rpartition(".")[2], **options)
+
+    def save_own_variables(self, store: Any) -> None:
+        """For Keras's files: the raw arrays by name."""
+        for variable in self._own():
+            store[variable.name] = variable
+
+    def load_own_variables(self, store: Any) -> None:
+        """From Keras's files: the raw arrays by name, or, as older files have them, by number."""
+        numbers = {variable.name: str(i) for i, variable in enumerate(self._own())}
+        super().load_own_variables({numbers.get(key, key): store[key] for key in store.keys()})  # noqa: SIM118
+
+    def _own(self) -> list[keras.Variable]:
+        return [*self._trainable_variables, *self._non_trainable_variables]
