@@ -21,6 +21,7 @@ from conftest import CHECKPOINTS
 from test_models import BAD_CALLS, TINY
 
 from vit_core.config import ViTConfig
+from vit_core.family import DeiTConfig
 
 jax = pytest.importorskip("jax")
 flax = pytest.importorskip("flax")
@@ -29,8 +30,10 @@ jnp, nn = jax.numpy, flax.linen
 jax.config.update("jax_enable_x64", True)  # as tests/backends.py does, in whatever order the tests run
 
 ROOT = Path(__file__).parent.parent
-CONFIG = ViTConfig(**TINY)
+CONFIG, DEIT = ViTConfig(**TINY), DeiTConfig(**TINY)
 MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
+TEACHER = "DeiTForImageClassificationWithTeacher"
+FAMILY = (*MODELS, "DeiTModel", TEACHER, "DeiTForMaskedImageModeling")
 SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
 VALUES_ONLY = ("label range", "negative label")  # bad calls that only values show, not shapes
 
@@ -43,10 +46,14 @@ def compiled_quickly() -> Any:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+def config_of(cls: str) -> ViTConfig:
+    return DEIT if cls.startswith("DeiT") else CONFIG
+
+
 def build(cls: str = "ViTForImageClassification", options: dict[str, Any] | None = None, **changes: Any) -> Any:
     """A model in float64, in which two ways to compute the same give the same."""
     given = {"seed": 0, "dtype": jnp.float64, **(options or {})}
-    return getattr(vit_flax, f"Flax{cls}")(CONFIG.copy(**changes), **given)
+    return getattr(vit_flax, f"Flax{cls}")(config_of(cls).copy(**changes), **given)
 
 
 def pixels(batch: int = 2, size: tuple[int, int] = (16, 16)) -> np.ndarray:
@@ -56,9 +63,11 @@ def pixels(batch: int = 2, size: tuple[int, int] = (16, 16)) -> np.ndarray:
 def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
     """A call with a loss, where the model has one."""
     call: dict[str, Any] = {"pixel_values": pixels(batch)}
-    if cls == "ViTForImageClassification":
+    if "ForImageClassification" in cls:
         call["labels"] = np.arange(batch, dtype=np.int32) % 3
-    if cls == "ViTForMaskedImageModeling":
+    if cls == TEACHER:
+        call["teacher_logits"] = np.random.default_rng(1).standard_normal((batch, 3))
+    if cls.endswith("ForMaskedImageModeling"):
         call["bool_masked_pos"] = (np.arange(batch * 16).reshape(batch, 16) % 3) == 0
     return call
 
@@ -69,7 +78,7 @@ def loss_of(model: Any, cls: str, **options: Any) -> Any:
 
     def loss(params: Any) -> Any:
         output = model.module.apply({"params": params}, **call)
-        return jnp.square(output.last_hidden_state).mean() if cls == "ViTModel" else output.loss
+        return jnp.square(output.last_hidden_state).mean() if cls.endswith("Model") else output.loss
 
     return loss
 
@@ -326,6 +335,26 @@ def test_interceptors_and_what_is_sown_see_all_tokens() -> None:
     assert_same(expected, apply({"params": model.params}, pixels()).logits)
 
 
+def test_a_head_on_two_tokens_computes_two_tokens() -> None:
+    """In the last layer, unless somebody looks."""
+    model, shapes = build(TEACHER), []
+
+    def record(run: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = run(*args, **kwargs)
+        if (context.module.path, context.method_name) == (("deit", "encoder", "layer", "1"), "__call__"):
+            shapes.append(output.shape)
+        return output
+
+    def apply() -> Any:
+        return model.module.apply({"params": model.params}, pixels()).logits
+
+    assert "2,2,24" in str(jax.make_jaxpr(apply)())  # its MLP
+    with nn.intercept_methods(record):
+        watched = apply()
+    assert shapes == [(2, 18, 16)]
+    assert_same(watched, apply())
+
+
 def test_scanned_layers_are_captured() -> None:
     """The intermediates of all layers are stacked, as their parameters are."""
     unrolled, scanned = (build(options={"scan_layers": scan}) for scan in (False, True))
@@ -479,7 +508,7 @@ def test_a_linear_layer_transposes_no_activations(features: int) -> None:
 # ---- gradient checkpointing and the scan over layers ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", FAMILY)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_gradient_checkpointing_changes_nothing_but_memory(cls: str, scan_layers: bool) -> None:
     options = {"scan_layers": scan_layers}
@@ -508,14 +537,36 @@ def test_scan_equals_the_unrolled_model(cls: str, name: str) -> None:
     assert_same(scanned(**call), unrolled(**call))
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", FAMILY)
 def test_scan_has_the_gradients_of_the_unrolled_model(cls: str) -> None:
     unrolled, scanned = (build(cls, {"scan_layers": scan}, num_hidden_layers=3) for scan in (False, True))
     expected, stacked = (jax.jit(jax.grad(loss_of(m, cls)))(m.params) for m in (unrolled, scanned))
-    trunk = expected if cls == "ViTModel" else expected["vit"]
+    trunk = expected.get(config_of(cls).model_type, expected)
     layers = trunk["encoder"]["layer"]
     trunk["encoder"]["layer"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[str(i)] for i in range(3)))
     assert_same(stacked, expected)
+
+
+def test_layer_scale_is_scanned_and_rematerialised() -> None:
+    """As the unrolled model computes it; with scales of 0 no layer changes a token."""
+    unrolled, scanned, frugal = (
+        build("ViTModel", {"scan_layers": scan}, layer_scale=0.3, num_hidden_layers=3) for scan in (False, True, True)
+    )
+    frugal.enable_gradient_checkpointing()
+    (value, expected), *others = (
+        jax.jit(jax.value_and_grad(loss_of(m, "ViTModel")))(m.params) for m in (unrolled, scanned, frugal)
+    )
+    layers = expected["encoder"]["layer"]
+    expected["encoder"]["layer"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[str(i)] for i in range(3)))
+    for found in others:
+        assert_same(found, (value, expected))
+    assert expected["encoder"]["layer"]["attention"]["output"]["scale"].shape == (3, 16)
+    assert np.all(expected["encoder"]["layer"]["output"]["scale"].any(1))
+    params = scanned.init_weights(0)
+    for branch in (params["encoder"]["layer"]["attention"], params["encoder"]["layer"]):
+        branch["output"]["scale"] *= 0
+    states = scanned(pixels(), params=params, output_hidden_states=True).hidden_states
+    assert_same(states[-1], states[0])
 
 
 def test_scanned_parameters_go_in_and_out_of_files(tmp_path: Path) -> None:
@@ -582,18 +633,19 @@ VARIANTS = {
     "no qkv bias": {"qkv_bias": False},
     "wide pooler": {"pooler_output_size": 5},
     "no classes": {"num_labels": 0},
+    "layer scale": {"layer_scale": 0.1},
     "not square": {"image_size": (8, 24), "patch_size": (4, 2), "encoder_stride": (4, 2)},
     "bfloat16": {"dtype": jnp.bfloat16},
     "float64": {"dtype": jnp.float64},
 }
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", FAMILY)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_table_gives_the_tree_that_linen_initialises(cls: str, name: str) -> None:
     changes = dict(VARIANTS[name])
     options = {k: changes.pop(k) for k in ("scan_layers", "dtype") if k in changes}
-    model, params = getattr(vit_flax, cls)(CONFIG.copy(**changes), **options, _do_init=False)
+    model, params = getattr(vit_flax, cls)(config_of(cls).copy(**changes), **options, _do_init=False)
     height, width = changes.get("image_size", (16, 16))
     x = jax.ShapeDtypeStruct((1, 3, height, width), jnp.float32)
     drawn = jax.eval_shape(model.module.init, jax.random.key(0), x)["params"]
@@ -602,10 +654,10 @@ def test_table_gives_the_tree_that_linen_initialises(cls: str, name: str) -> Non
     )
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", FAMILY)
 def test_linen_initialises_as_the_table_says(cls: str) -> None:
     """The same distribution from `module.init`: normal, std initializer_range; zeros and ones where they belong."""
-    model = build(cls, hidden_size=64, intermediate_size=128, initializer_range=0.02)
+    model = build(cls, hidden_size=64, intermediate_size=128, initializer_range=0.02, layer_scale=0.125)
     drawn = jax.jit(model.module.init)(jax.random.key(0), pixels())["params"]
     for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(drawn), jax.tree.leaves(model.params), strict=True):
         a, b = np.asarray(a), np.asarray(b)
@@ -765,15 +817,57 @@ def test_it_learns() -> None:
     assert loss < 0.02
 
 
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_distillation_under_jit_and_grad(kind: str) -> None:
+    from jax.test_util import check_grads
+
+    taught = {"distillation": kind, "distillation_temperature": 2.0, "distillation_weight": 0.3}
+    model, call = build(TEACHER, num_hidden_layers=1, **taught), call_of(TEACHER)
+    output, tau = model(**call), 1.0 if kind == "hard" else 2.0
+    ours = np.log(nn.softmax(output.cls_logits))
+    student, teacher = (np.log(nn.softmax(x / tau)) for x in (output.distillation_logits, call["teacher_logits"]))
+    of_labels, of_class = (
+        -x[np.arange(2), y].mean() for x, y in ((ours, call["labels"]), (student, teacher.argmax(1)))
+    )
+    divergence = (np.exp(teacher) * (teacher - student)).sum(1).mean()
+    assert_same(output.loss, jnp.asarray(0.7 * of_labels + 0.3 * (of_class if kind == "hard" else 4 * divergence)))
+
+    loss = jax.jit(loss_of(model, TEACHER))
+    wrapped = jax.jit(jax.value_and_grad(lambda params, call: model(**call, params=params).loss))
+    assert_same(wrapped(model.params, call), jax.value_and_grad(loss)(model.params))
+    check_grads(loss, (model.params,), order=1, modes=["rev"], eps=1e-5, rtol=1e-6, atol=1e-8)
+
+    taught["distillation_weight"] = 1.0
+    gradient = jax.jit(jax.grad(loss_of(build(TEACHER, num_hidden_layers=1, **taught), TEACHER)))(model.params)
+    assert not np.any(gradient["cls_classifier"]["kernel"])  # the labels are not learnt
+    assert np.any(gradient["distillation_classifier"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": None}, "teacher_logits are distilled beside labels of classes, (batch,): got no labels."),
+        ({"teacher_logits": np.zeros((2, 4))}, "teacher_logits must have the shape of the model's logits, (2, 3)"),
+    ],
+)
+def test_a_teacher_that_does_not_fit(changes: dict[str, Any], words: str) -> None:
+    model, call = build(TEACHER), {**call_of(TEACHER), **changes}
+    for apply in (model, jax.jit(lambda **call: model(**call))):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            apply(**call)
+    with pytest.raises(TypeError, match="teacher_logits must be a tensor of the model's framework: got a list"):
+        model(**{**call, "teacher_logits": [[0.0] * 3] * 2})
+
+
 # ---- sharding ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", FAMILY)
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_partition_specs(cls: str, scan_layers: bool) -> None:
     from vit_flax.sharding import partition_specs
 
-    model, params = getattr(vit_flax, cls)(CONFIG, scan_layers=scan_layers, _do_init=False)
+    model, params = getattr(vit_flax, cls)(config_of(cls), scan_layers=scan_layers, _do_init=False)
     specs = partition_specs(model, axis="tensor")
     assert jax.tree.structure(specs) == jax.tree.structure(params)
     split = {

@@ -1,14 +1,26 @@
-"""The Vision Transformer in JAX, on Flax Linen, with the names that users of transformers import."""
+"""The Vision Transformer and its family in JAX, on Flax Linen, with the names that users of transformers import."""
 
 from functools import partial
 
 from vit_core.app.pipeline import pipeline as _pipeline
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import DeiTConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     ViTFeatureExtractor,
     ViTImageProcessor,
     ViTImageProcessorFast,
+)
+from vit_flax.deit import (
+    FlaxDeiTForImageClassification,
+    FlaxDeiTForImageClassificationModule,
+    FlaxDeiTForImageClassificationWithTeacher,
+    FlaxDeiTForImageClassificationWithTeacherModule,
+    FlaxDeiTForMaskedImageModeling,
+    FlaxDeiTForMaskedImageModelingModule,
+    FlaxDeiTModel,
+    FlaxDeiTModule,
+    FlaxDeiTPreTrainedModel,
 )
 from vit_flax.modeling import (
     FlaxViTForImageClassification,
@@ -21,6 +33,7 @@ from vit_flax.modeling import (
 from vit_flax.outputs import (
     BaseModelOutput,
     BaseModelOutputWithPooling,
+    DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
@@ -31,9 +44,13 @@ ViTModel = FlaxViTModel
 ViTForImageClassification = FlaxViTForImageClassification
 ViTForMaskedImageModeling = FlaxViTForMaskedImageModeling
 ViTPreTrainedModel = FlaxViTPreTrainedModel
+DeiTModel = FlaxDeiTModel
+DeiTForImageClassification = FlaxDeiTForImageClassification
+DeiTForImageClassificationWithTeacher = FlaxDeiTForImageClassificationWithTeacher
+DeiTForMaskedImageModeling = FlaxDeiTForMaskedImageModeling
+DeiTPreTrainedModel = FlaxDeiTPreTrainedModel
 
-# This package has one family: what is chosen automatically is always it.
-AutoConfig, AutoFeatureExtractor = ViTConfig, AutoImageProcessor
+AutoFeatureExtractor = AutoImageProcessor
 AutoModel = FlaxAutoModel = FlaxViTModel
 AutoModelForImageClassification = FlaxAutoModelForImageClassification = FlaxViTForImageClassification
 AutoModelForMaskedImageModeling = FlaxAutoModelForMaskedImageModeling = FlaxViTForMaskedImageModeling
@@ -47,9 +64,25 @@ __all__ = [
     "AutoModelForMaskedImageModeling",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "DeiTConfig",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "DeiTForImageClassificationWithTeacherOutput",
+    "DeiTForMaskedImageModeling",
+    "DeiTModel",
+    "DeiTPreTrainedModel",
     "FlaxAutoModel",
     "FlaxAutoModelForImageClassification",
     "FlaxAutoModelForMaskedImageModeling",
+    "FlaxDeiTForImageClassification",
+    "FlaxDeiTForImageClassificationModule",
+    "FlaxDeiTForImageClassificationWithTeacher",
+    "FlaxDeiTForImageClassificationWithTeacherModule",
+    "FlaxDeiTForMaskedImageModeling",
+    "FlaxDeiTForMaskedImageModelingModule",
+    "FlaxDeiTModel",
+    "FlaxDeiTModule",
+    "FlaxDeiTPreTrainedModel",
     "FlaxViTForImageClassification",
     "FlaxViTForImageClassificationModule",
     "FlaxViTForMaskedImageModeling",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vit_core.calls import check_labels, check_reconstruction, problem_type
+from vit_core.calls import check_distillation, check_labels, check_reconstruction, problem_type
 from vit_core.config import ViTConfig, pair
 
 
@@ -30,6 +30,29 @@ def classification_loss(logits: Array, labels: Array, config: ViTConfig) -> Arra
     if problem == "multi_label_classification":
         return (jax.nn.softplus(logits) - labels.astype(logits.dtype) * logits).mean()
     return jnp.square(logits - labels.astype(logits.dtype).reshape(logits.shape)).mean()
+
+
+def distillation_loss(
+    logits: Array, distilled: Array, labels: Array | None, teacher_logits: Array, config: ViTConfig
+) -> Array:
+    """Cross entropy of `logits` with the labels, and of the `distilled` ones with a teacher's; all logits are (B, K).
+
+    DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
+    Raises ValueError for what does not fit.
+    """
+    problem = None if labels is None else problem_type(config, not jnp.issubdtype(labels.dtype, jnp.floating))
+    check_distillation(problem, teacher_logits.shape, logits.shape, config)
+    assert labels is not None
+    wide, weight, tau = jnp.promote_types(logits.dtype, jnp.float32), config.distillation_weight, 1.0
+    student, teacher = distilled.astype(wide), teacher_logits.astype(wide)
+    if config.distillation == "hard":
+        picked = jnp.take_along_axis(jax.nn.log_softmax(student), teacher.argmax(1)[:, None], axis=1)
+        theirs = -picked.mean()
+    else:
+        tau = config.distillation_temperature
+        student, teacher = jax.nn.log_softmax(student / tau), jax.nn.log_softmax(teacher / tau)
+        theirs = tau * tau * (jnp.exp(teacher) * (teacher - student)).sum(1).mean()
+    return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 
 def masked_reconstruction_loss(

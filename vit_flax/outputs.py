@@ -5,15 +5,8 @@ from dataclasses import fields
 import jax
 from jax import export
 
-from vit_core.outputs import (
-    OUTPUTS,
-    BaseModelOutput,
-    BaseModelOutputWithPooling,
-    ImageClassifierOutput,
-    MaskedImageModelingOutput,
-)
-
-__all__ = ["BaseModelOutput", "BaseModelOutputWithPooling", "ImageClassifierOutput", "MaskedImageModelingOutput"]
+from vit_core.outputs import *  # noqa: F403
+from vit_core.outputs import OUTPUTS
 
 for _output in OUTPUTS:
     jax.tree_util.register_dataclass(_output, data_fields=[f.name for f in fields(_output)], meta_fields=[])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from functools import cache, partial
+from functools import partial
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -18,10 +18,10 @@ from jax import Array
 
 from vit_core import calls
 from vit_core.config import ViTConfig
-from vit_core.family import HEADS
+from vit_core.family import has_head
 from vit_core.files.tensor import Tensor, own
 from vit_core.formats.reading import read
-from vit_core.initialization import BOUND, draw
+from vit_core.initialization import draw
 from vit_core.params import FLAX, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_flax.attention import choose
@@ -29,22 +29,6 @@ from vit_flax.attention import choose
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
 STATIC = ("train", "interpolate_pos_encoding", "output_attentions", "output_hidden_states", "tokens")
 Params = dict[str, Any]
-
-
-@cache
-def normal(std: float) -> Callable[..., Array]:
-    """Initialiser: a normal distribution cut at -2 and 2, absolute.
-
-    Compiled, as Linen traces the initialiser of each parameter in every call, to see its shape.
-    """
-
-    @partial(jax.jit, static_argnums=(1, 2))
-    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        if std * 6 > BOUND:
-            return jax.random.truncated_normal(key, -BOUND / std, BOUND / std, shape, dtype) * std
-        return jax.random.normal(key, shape, dtype) * std
-
-    return init
 
 
 class FlaxViTPreTrainedModel(PretrainedModel):
@@ -195,7 +179,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     def specs(self) -> dict[str, Spec]:
         """The table's entries of this model's parameters, by their paths in the tree, joined by dots."""
-        prefixed = bool(self.parts & set(HEADS))
+        prefixed = has_head(self.parts)
         return {native_name(s, FLAX, prefixed): s for s in specs(self.config, self.parts).values()}
 
     @classmethod

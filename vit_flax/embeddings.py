@@ -1,0 +1,96 @@
+"""From pixels to tokens in JAX: patches, the tokens before them, position embeddings for pictures of any size.
+
+Paper: Dosovitskiy et al. 2021, section 3.1 and equation 1; section 3.2 for positions of another grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jax import Array
+
+from vit_core import calls
+from vit_core.config import pair
+from vit_core.position import resize_matrix
+from vit_flax.module import ViTModule, normal
+
+
+class ViTPatchProjection(ViTModule):
+    """The convolution whose kernel and stride are the patch, as one matrix product."""
+
+    @nn.compact
+    def __call__(self, pixel_values: Array) -> Array:
+        (ph, pw), channels, width = pair(self.config.patch_size), self.config.num_channels, self.config.hidden_size
+        init = normal(self.config.initializer_range)
+        kernel = self.param("kernel", init, (ph, pw, channels, width), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
+        x, kernel, bias = promote_dtype(pixel_values, kernel, bias, dtype=self.dtype)
+        batch = x.shape[0]
+        if self.channels_axis == 1:
+            rows, columns = calls.grid(x.shape[2:], self.config)
+            x = x[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
+            x = x.transpose(0, 2, 4, 3, 5, 1)  # (B, H / ph, W / pw, ph, pw, C)
+        else:
+            rows, columns = calls.grid(x.shape[1:3], self.config)
+            x = x[:, : rows * ph, : columns * pw].reshape(batch, rows, ph, columns, pw, channels)
+            x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, H / ph, W / pw, ph, pw, C)
+        x = x.reshape(batch * rows * columns, ph * pw * channels) @ kernel.reshape(-1, width) + bias
+        return x.reshape(batch, rows * columns, width)  # (B, N, D)
+
+
+class ViTPatchEmbeddings(ViTModule):
+    """Non-overlapping patches, each projected to D."""
+
+    def setup(self) -> None:
+        self.projection = ViTPatchProjection(**self.common)
+
+    def __call__(self, pixel_values: Array) -> Array:
+        return self.projection(pixel_values)  # (B, N, D)
+
+
+class ViTEmbeddings(ViTModule):
+    """The configuration's tokens, the CLS token first, and patches, plus position embeddings (equation 1).
+
+    Masked patches give way to the mask token.
+    """
+
+    use_mask_token: bool = False
+
+    def setup(self) -> None:
+        for name in self.config.tokens:
+            setattr(self, name, self.weight(f"embeddings.{name}"))
+        self.mask_token = self.weight("embeddings.mask_token") if self.use_mask_token else None
+        self.position_embeddings = self.weight("embeddings.position_embeddings")
+        self.patch_embeddings = ViTPatchEmbeddings(**self.common)
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+
+    def __call__(
+        self,
+        pixel_values: Array,
+        bool_masked_pos: Array | None = None,
+        interpolate_pos_encoding: bool = False,
+        train: bool = False,
+    ) -> Array:
+        size = self.size_of(pixel_values)
+        x = self.patch_embeddings(pixel_values)
+        if bool_masked_pos is not None:
+            assert self.mask_token is not None
+            x = jnp.where(bool_masked_pos[..., None] != 0, self.mask_token.astype(x.dtype), x)
+        shape = (x.shape[0], 1, x.shape[2])
+        tokens = [jnp.broadcast_to(getattr(self, name), shape).astype(x.dtype) for name in self.config.tokens]
+        x = jnp.concatenate([*tokens, x], axis=1)  # (B, S, D)
+        positions = self.resized_positions(size) if interpolate_pos_encoding else self.position_embeddings
+        return self.dropout(x + positions.astype(x.dtype), deterministic=not train)
+
+    def resized_positions(self, size: Sequence[int]) -> Array:
+        """The position embeddings for an image of `size`, height x width; rows before the patches' are untouched."""
+        table, source, first = self.position_embeddings, self.config.grid, self.config.num_prefix_tokens
+        target = calls.grid(size, self.config)
+        wide = jnp.promote_types(table.dtype, jnp.float32)
+        rows, columns = (jnp.asarray(resize_matrix(s, t), wide) for s, t in zip(source, target, strict=True))
+        grid = (rows @ table[0, first:].astype(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
+        patches = (columns @ grid).reshape(1, -1, table.shape[2]).astype(table.dtype)
+        return jnp.concatenate([table[:, :first], patches], axis=1)

@@ -1,0 +1,198 @@
+"""The encoder in JAX: attention, MLP, the pre-norm block, and L of them.
+
+Paper: Dosovitskiy et al. 2021, equations 2 and 3 and appendix A. The modules, and what they are called with, are
+those of `modeling_vit` of transformers 4.57.6.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from vit_core import calls
+from vit_core.family import LAYER
+from vit_flax.activations import activation
+from vit_flax.attention import choose
+from vit_flax.module import ViTModule
+from vit_flax.outputs import BaseModelOutput
+
+
+class ViTSelfAttention(ViTModule):
+    """Multi-head self-attention before its output projection (appendix A, equations 5 to 7)."""
+
+    def setup(self) -> None:
+        self.query = self.linear(self.config.hidden_size, self.config.qkv_bias)
+        self.key = self.linear(self.config.hidden_size, self.config.qkv_bias)
+        self.value = self.linear(self.config.hidden_size, self.config.qkv_bias)
+        self.dropout = nn.Dropout(self.config.attention_probs_dropout_prob)
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
+    ) -> tuple[Array, Array | None]:
+        x, (batch, tokens, width) = hidden_states, hidden_states.shape
+        heads = (batch, tokens, self.config.num_attention_heads, width // self.config.num_attention_heads)
+        q, k, v = (f(x).reshape(heads).swapaxes(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
+        attend = choose(self.config.attn_implementation, options.output_attentions)
+        dropout = partial(self.dropout, deterministic=False) if train and self.dropout.rate else None
+        context, probs = attend(q, k, v, bias, head_mask, dropout)
+        return context.swapaxes(1, 2).reshape(x.shape), probs  # (B, S, D)
+
+
+class ViTSelfOutput(ViTModule):
+    """The output projection of an attention (equation 8), and its scale; the residual is its layer's."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.hidden_size)
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+        self.scale = layer_scale(self, "attention.output.scale")
+
+    def __call__(self, hidden_states: Array, train: bool = False) -> Array:
+        return scaled(self.dropout(self.dense(hidden_states), deterministic=not train), self.scale)
+
+
+class ViTAttention(ViTModule):
+    """Self-attention and its output projection."""
+
+    def setup(self) -> None:
+        self.attention = ViTSelfAttention(**self.common)
+        self.output = ViTSelfOutput(**self.common)
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
+    ) -> Any:
+        context, probs = self.attention(hidden_states, head_mask, bias, options, train)
+        return options.joined(self.output(options.wanted(context), train), probs)
+
+
+class ViTIntermediate(ViTModule):
+    """The first linear layer of the MLP, and its activation."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.intermediate_size)
+
+    def __call__(self, hidden_states: Array) -> Array:
+        return activation(self.config.hidden_act)(self.dense(hidden_states))
+
+
+class ViTOutput(ViTModule):
+    """The second linear layer of the MLP, its scale, and the residual."""
+
+    def setup(self) -> None:
+        self.dense = self.linear(self.config.hidden_size)
+        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+        self.scale = layer_scale(self, "output.scale")
+
+    def __call__(self, hidden_states: Array, input_tensor: Array, train: bool = False) -> Array:
+        return input_tensor + scaled(self.dropout(self.dense(hidden_states), deterministic=not train), self.scale)
+
+
+class ViTLayer(ViTModule):
+    """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
+
+    def setup(self) -> None:
+        self.attention = ViTAttention(**self.common)
+        self.intermediate = ViTIntermediate(**self.common)
+        self.output = ViTOutput(**self.common)
+        self.layernorm_before = self.layer_norm()
+        self.layernorm_after = self.layer_norm()
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
+    ) -> Any:
+        x = self.layernorm_before(hidden_states)
+        attended, probs = options.parted(self.attention(x, head_mask, bias, options, train))
+        x = options.wanted(hidden_states) + attended
+        return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x, train), probs)
+
+
+class ViTLayers(ViTModule):
+    """L layers in a row, named by their numbers."""
+
+    block: type[ViTLayer] = ViTLayer
+
+    def setup(self) -> None:
+        self.layers = [self.block(**self.common, name=str(i)) for i in range(self.config.num_hidden_layers)]
+
+    def __call__(
+        self, x: Array, head_mask: Array | None, bias: Array | None, options: calls.Options, train: bool
+    ) -> tuple[Array, tuple[Any, Any]]:
+        found = []
+        for i, layer in enumerate(self.layers):
+            mask = None if head_mask is None else head_mask[i]
+            x, probs = options.parted(layer(x, mask, bias, options.of_layer(i, len(self.layers)), train))
+            found.append((x, probs))
+        return x, tuple(zip(*found, strict=True))  # type: ignore[return-value]
+
+
+class ViTEncoder(ViTModule):
+    """L layers, rematerialised or scanned over where the module says so."""
+
+    def setup(self) -> None:
+        block = nn.remat(ViTLayer, prevent_cse=not self.scan_layers, static_argnums=(4, 5)) if self.remat else ViTLayer
+        self.layer = block(**self.common) if self.scan_layers else ViTLayers(**self.common, block=block)
+
+    def __call__(
+        self,
+        hidden_states: Array,
+        head_mask: Array | None = None,
+        bias: Array | None = None,
+        options: calls.Options = calls.DEFAULT,
+        train: bool = False,
+    ) -> BaseModelOutput:
+        if head_mask is not None:
+            head_mask = jnp.broadcast_to(head_mask, (self.config.num_hidden_layers, self.config.num_attention_heads))
+        run = self.scanned if self.scan_layers else self.layer
+        x, (states, probs) = run(hidden_states, head_mask, bias, options, train)
+        return BaseModelOutput(
+            last_hidden_state=x,
+            hidden_states=(hidden_states, *states) if options.output_hidden_states else None,
+            attentions=tuple(probs) if options.output_attentions else None,
+        )
+
+    def scanned(
+        self, x: Array, head_mask: Array | None, bias: Array | None, options: calls.Options, train: bool
+    ) -> tuple[Array, tuple[Any, Any]]:
+        """As `ViTLayers`, by one layer whose parameters are stacked; none leaves tokens out."""
+        asked = options.of_all_tokens
+
+        def step(layer: ViTLayer, x: Array, mask: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
+            x, probs = asked.parted(layer(x, mask, bias, asked, train))
+            return x, (x, probs)
+
+        scan: Any = nn.scan(
+            step,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            length=self.config.num_hidden_layers,
+            check_constancy_invariants=False,  # there are none to check: it would trace the layer a second time
+        )
+        return scan(self.layer, x, head_mask)
+
+
+def layer_scale(module: ViTModule, name: str) -> Array | None:
+    """The scale of a layer's branch (Touvron et al. 2021, "CaiT", section 2), where the configuration has any."""
+    return module.weight(LAYER.format(0) + name) if module.config.layer_scale else None
+
+
+def scaled(x: Array, scale: Array | None) -> Array:
+    """A branch of a layer times its scale, where it has one."""
+    return x if scale is None else x * scale.astype(x.dtype)

@@ -1,0 +1,74 @@
+"""What every Linen module of the models is, and how its parameters start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from vit_core.config import ViTConfig
+from vit_core.family import family_of
+from vit_core.initialization import BOUND, constant
+from vit_core.params import specs
+from vit_flax.layers import LayerNorm, product
+
+
+@cache
+def normal(std: float) -> Callable[..., Array]:
+    """Initialiser: a normal distribution cut at -2 and 2, absolute.
+
+    Compiled, as Linen traces the initialiser of each parameter in every call, to see its shape.
+    """
+
+    @partial(jax.jit, static_argnums=(1, 2))
+    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        if std * 6 > BOUND:
+            return jax.random.truncated_normal(key, -BOUND / std, BOUND / std, shape, dtype) * std
+        return jax.random.normal(key, shape, dtype) * std
+
+    return init
+
+
+class ViTModule(nn.Module):
+    """What every module knows; `common` hands it down.
+
+    `dtype` is what is computed in, `param_dtype` what parameters are drawn in, `channels_axis` 1 or 3 where pixels have
+    their channels; `remat` recomputes each layer in the backward pass, `scan_layers` compiles one layer for all.
+    """
+
+    config: ViTConfig
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+    channels_axis: int = 1
+    remat: bool = False
+    scan_layers: bool = False
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """The same for a module inside this one."""
+        return {name: getattr(self, name) for name in ViTModule.__dataclass_fields__ if name not in ("name", "parent")}
+
+    def size_of(self, pixel_values: Array) -> tuple[int, ...]:
+        """(height, width) of pixels."""
+        return pixel_values.shape[2:] if self.channels_axis == 1 else pixel_values.shape[1:3]
+
+    def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
+        """A linear layer."""
+        init = normal(self.config.initializer_range)
+        return nn.Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init, dot_general=product)
+
+    def layer_norm(self) -> LayerNorm:
+        """A LayerNorm with the configuration's epsilon."""
+        return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype)
+
+    def weight(self, name: str) -> Array:
+        """A raw parameter, by its canonical name, of the shape and with the start that the table gives it."""
+        spec = specs(self.config, family_of(self.config).all_parts)[name]
+        value = constant(spec, self.config)
+        init = normal(self.config.initializer_range) if value is None else nn.initializers.constant(value)
+        return self.param(name.rpartition(".")[2], init, spec.shape, self.param_dtype)
