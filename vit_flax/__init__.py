@@ -2,11 +2,15 @@
 
 from functools import partial
 
+from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import DeiTConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    DeiTFeatureExtractor,
+    DeiTImageProcessor,
+    DeiTImageProcessorFast,
     ViTFeatureExtractor,
     ViTImageProcessor,
     ViTImageProcessorFast,
@@ -51,9 +55,9 @@ DeiTForMaskedImageModeling = FlaxDeiTForMaskedImageModeling
 DeiTPreTrainedModel = FlaxDeiTPreTrainedModel
 
 AutoFeatureExtractor = AutoImageProcessor
-AutoModel = FlaxAutoModel = FlaxViTModel
-AutoModelForImageClassification = FlaxAutoModelForImageClassification = FlaxViTForImageClassification
-AutoModelForMaskedImageModeling = FlaxAutoModelForMaskedImageModeling = FlaxViTForMaskedImageModeling
+AutoModel = FlaxAutoModel = auto("flax", "Model", "Flax")
+AutoModelForImageClassification = FlaxAutoModelForImageClassification = auto("flax", "ForImageClassification", "Flax")
+AutoModelForMaskedImageModeling = FlaxAutoModelForMaskedImageModeling = auto("flax", "ForMaskedImageModeling", "Flax")
 
 __all__ = [
     "AutoConfig",
@@ -65,10 +69,13 @@ __all__ = [
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "DeiTConfig",
+    "DeiTFeatureExtractor",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
     "DeiTForImageClassificationWithTeacherOutput",
     "DeiTForMaskedImageModeling",
+    "DeiTImageProcessor",
+    "DeiTImageProcessorFast",
     "DeiTModel",
     "DeiTPreTrainedModel",
     "FlaxAutoModel",

@@ -1,4 +1,4 @@
-"""The Vision Transformer in TensorFlow, on Keras 3, with the names that users of transformers import."""
+"""The Vision Transformer and its family in TensorFlow, on Keras 3, with the names that users of transformers import."""
 
 from functools import partial
 
@@ -10,11 +10,15 @@ if keras.config.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow before Keras is first imported, or use vit_torch or vit_flax."
     )
 
+from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import DeiTConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    DeiTFeatureExtractor,
+    DeiTImageProcessor,
+    DeiTImageProcessorFast,
     ViTFeatureExtractor,
     ViTImageProcessor,
     ViTImageProcessorFast,
@@ -48,9 +52,9 @@ DeiTForMaskedImageModeling = TFDeiTForMaskedImageModeling
 DeiTPreTrainedModel = TFDeiTPreTrainedModel
 
 AutoFeatureExtractor = AutoImageProcessor
-AutoModel = TFAutoModel = TFViTModel
-AutoModelForImageClassification = TFAutoModelForImageClassification = TFViTForImageClassification
-AutoModelForMaskedImageModeling = TFAutoModelForMaskedImageModeling = TFViTForMaskedImageModeling
+AutoModel = TFAutoModel = auto("tf", "Model", "TF")
+AutoModelForImageClassification = TFAutoModelForImageClassification = auto("tf", "ForImageClassification", "TF")
+AutoModelForMaskedImageModeling = TFAutoModelForMaskedImageModeling = auto("tf", "ForMaskedImageModeling", "TF")
 
 __all__ = [
     "AutoConfig",
@@ -62,10 +66,13 @@ __all__ = [
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "DeiTConfig",
+    "DeiTFeatureExtractor",
     "DeiTForImageClassification",
     "DeiTForImageClassificationWithTeacher",
     "DeiTForImageClassificationWithTeacherOutput",
     "DeiTForMaskedImageModeling",
+    "DeiTImageProcessor",
+    "DeiTImageProcessorFast",
     "DeiTModel",
     "DeiTPreTrainedModel",
     "ImageClassifierOutput",
