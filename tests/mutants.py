@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     Mutant(
         "tf: norms with Keras's own epsilon",
-        "vit_tf/weights.py",
+        "vit_tf/module.py",
         "LayerNorm(epsilon=self.config.layer_norm_eps, dtype",
         "LayerNorm(dtype",
         golden("tf"),
@@ -149,7 +149,7 @@ MUTANTS = (
     ),
     Mutant(
         "tf: one layer's head_mask for all",
-        "vit_tf/modeling.py",
+        "vit_tf/encoder.py",
         "mask = head_mask[i] if",
         "mask = head_mask[0] if",
         models("test_head_mask_silences_heads and tf"),
@@ -233,7 +233,7 @@ MUTANTS = (
     ),
     Mutant(
         "tf: the mask keeps patches instead of replacing them",
-        "vit_tf/modeling.py",
+        "vit_tf/embeddings.py",
         "x = tf.where(tf.cast(bool_masked_pos, bool)[..., None], tf.cast(self.mask_token, x.dtype), x)",
         "x = tf.where(tf.cast(bool_masked_pos, bool)[..., None], x, tf.cast(self.mask_token, x.dtype))",
         models("test_masked_patches_do_not_matter and tf"),
@@ -275,9 +275,9 @@ MUTANTS = (
     ),
     Mutant(
         "tf: dropout in evaluation",
-        "vit_tf/modeling.py",
-        "input_tensor + self.dropout(self.dense(hidden_states), training=training)",
-        "input_tensor + self.dropout(self.dense(hidden_states), training=True)",
+        "vit_tf/encoder.py",
+        "input_tensor + scaled(self.dropout(self.dense(hidden_states), training=training), self.scale)",
+        "input_tensor + scaled(self.dropout(self.dense(hidden_states), training=True), self.scale)",
         ("tests/test_tf.py", "test_dropout_only_in_training_and_by_the_seed"),
     ),
     Mutant(

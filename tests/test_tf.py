@@ -14,16 +14,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tolerances
 from closeness import assert_close, leaves, relative_error
 from command import PEAK
 from conftest import CHECKPOINTS
+from members import MODELS as EVERY_MODEL
+from members import config_for
 from PIL import Image
 from test_models import BAD_CALLS, TINY
 
+from conversion import convert
 from vit_core.config import ViTConfig
+from vit_core.files.keras_hdf5 import read_keras_h5
+from vit_core.formats.reading import read
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
@@ -52,7 +58,7 @@ def in_float64() -> Iterator[None]:
 
 
 def build(cls: str = "ViTForImageClassification", options: dict[str, Any] | None = None, **changes: Any) -> Any:
-    return getattr(vit_tf, f"TF{cls}")(CONFIG.copy(**changes), **{"seed": 0, **(options or {})})
+    return getattr(vit_tf, f"TF{cls}")(config_for(cls, **TINY).copy(**changes), **{"seed": 0, **(options or {})})
 
 
 def pixels(batch: int = 2, size: tuple[int, int] = (16, 16), seed: int = 0) -> np.ndarray:
@@ -253,6 +259,54 @@ def test_the_bare_model_is_fitted_to_states() -> None:
         model.compile("sgd", loss="mse", metrics=["mae"], run_eagerly=True)
         output = model(pixels())[field].numpy()
         assert_close([float(each) for each in model.test_on_batch(pixels(), output + 0.5)], [0.25, 0.5], SAME)
+
+
+TEACHER = "DeiTForImageClassificationWithTeacher"
+FROM_TEACHER = {
+    "labels in the dict": (True, {}),
+    "labels as targets": (False, {}),
+    "labels as targets, eagerly": (False, {"run_eagerly": True}),
+    "tuples": (False, {"return_dict": False}),
+}
+
+
+@pytest.mark.parametrize("name", FROM_TEACHER)
+def test_every_way_to_learn_from_a_teacher_is_the_plain_loop(name: str) -> None:
+    within, options = FROM_TEACHER[name]
+    soft = {"distillation": "soft", "distillation_weight": 0.3, "distillation_temperature": 2.0}
+    inputs = {"pixel_values": pixels(6), "teacher_logits": np.random.default_rng(1).standard_normal((6, 3))}
+    model, optimizer, losses = build(TEACHER, **soft), keras.optimizers.SGD(0.1), []
+    for i in (0, 3):
+        with tf.GradientTape() as tape:
+            loss = model(**{n: v[i : i + 3] for n, v in inputs.items()}, labels=LABELS[i : i + 3], training=True).loss
+        weights = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        losses.append(float(loss))
+    other = build(TEACHER, **soft, return_dict=options.pop("return_dict", True))
+    other.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], **options)
+    given = dataset({**inputs, "labels": LABELS}) if within else dataset(inputs, LABELS)
+    assert_close(fit(other, given)["loss"], [np.mean(losses)], SAME)
+    assert_same([v.numpy() for v in other.variables], [v.numpy() for v in model.variables])
+    output = model(**inputs, labels=LABELS)
+    loss, accuracy = other.evaluate(given, verbose=0)
+    assert_close(loss, float(output.loss), SAME)
+    assert accuracy == pytest.approx(np.mean(np.argmax(output.logits, axis=1) == LABELS))
+    found = other.predict({**inputs, "labels": LABELS}, batch_size=3, verbose=0)
+    assert_same(list(found[:]), [output[n].numpy() for n in ("logits", "cls_logits", "distillation_logits")])
+    if other.config.return_dict:
+        assert type(found) is vit_tf.DeiTForImageClassificationWithTeacherOutput
+
+
+def test_a_teacher_without_labels_and_with_weights() -> None:
+    model, inputs = build(TEACHER), {"pixel_values": pixels(), "teacher_logits": np.ones((2, 3))}
+    model.compile(keras.optimizers.SGD(0.1))
+    for call in (lambda: model(inputs), lambda: tf.function(model)(**inputs), lambda: fit(model, inputs)):
+        with pytest.raises(ValueError, match=r"distilled beside labels of classes, \(batch,\): got no labels"):
+            call()
+    with pytest.raises(ValueError, match=f"TF{TEACHER}'s own loss takes no sample weights"):
+        fit(model, inputs, LABELS[:2], sample_weight=np.ones(2))
+    found = fit(model, pixels(), LABELS[:2])["loss"]  # labels alone: the loss of the mean of both heads
+    assert_close(found, [float(build(TEACHER)(pixels(), labels=LABELS[:2]).loss)], SAME)
 
 
 WEIGHTS = np.array([0.5, 2.0, 0.0, 1.0, 3.0, 0.25])
@@ -866,10 +920,10 @@ def test_a_saved_model_goes_on_in_a_fresh_process(tmp_path: Path) -> None:
     assert_same(found, expected + [v.numpy() for v in model.variables])
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", EVERY_MODEL)
 def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
     options = {"data_format": "channels_last", "name": "mine", "dtype": "mixed_bfloat16"}
-    if cls == "ViTModel":
+    if cls in ("ViTModel", "DeiTModel"):
         options |= {"use_mask_token": True, "add_pooling_layer": False}
     model = build(cls, options, id2label={0: "cat", 1: "dog"}, image_size=(8, 16), hidden_act="gelu_new")
     x = pixels(size=(8, 16)).transpose(0, 2, 3, 1)
@@ -888,6 +942,46 @@ def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
         assert (other.data_format, other.name, other.dtype_policy.name) == tuple(options.values())[:3]
         assert set(other.variables_by_path()) == set(model.variables_by_path())
         assert_same(other(x), model(x), 0.0)
+
+
+@pytest.mark.parametrize("layer_scale", [0.0, 0.5])
+@pytest.mark.parametrize("cls", EVERY_MODEL)
+def test_the_core_reads_and_writes_keras_weights(cls: str, layer_scale: float, tmp_path: Path) -> None:
+    """Raw arrays have names in them; what is written has the structure that Keras gives it."""
+    model = build(cls, layer_scale=layer_scale)
+    for i, variable in enumerate(model.weights):
+        variable.assign(np.random.default_rng(i).standard_normal(variable.shape))
+    theirs, ours = tmp_path / "theirs.weights.h5", tmp_path / "ours.weights.h5"
+    model.save_weights(theirs)
+    leaves = {name.rpartition("/vars/")[2] for name in read_keras_h5(theirs)} - {"0", "1"}
+    assert leaves == {spec.name.rpartition(".")[2] for spec in model.specs().values() if spec.kind == "raw"}
+    for found in (read(theirs, num_attention_heads=4), read(theirs, config=model.config)):
+        assert found.family is model.family()
+        assert {n: t.read().tobytes() for n, t in found.tensors.items()} == {
+            n: t.read().tobytes() for n, t in model.to_tensors().items()
+        }
+    convert(theirs, ours, to="keras", num_attention_heads=4)
+    assert read_keras_h5(ours).keys() == read_keras_h5(theirs).keys()
+    other = build(cls, {"seed": 1}, layer_scale=layer_scale)
+    other.load_weights(ours)
+    assert_same([v.numpy() for v in other.weights], [v.numpy() for v in model.weights], 0.0)
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_older_keras_weights_number_the_raw_arrays(cls: str, tmp_path: Path) -> None:
+    model, path = build(cls), tmp_path / "model.weights.h5"
+    model.save_weights(path)
+    with h5py.File(path, "a") as file:
+        group = file[f"{'' if cls == 'ViTModel' else 'layers/tf_vi_t_model/'}embeddings/vars"]
+        names = ("cls_token", "mask_token", "position_embeddings")
+        for i, name in enumerate(name for name in names if name in group):
+            group.move(name, str(i))
+    assert {n: t.read().tobytes() for n, t in read(path, config=model.config).tensors.items()} == {
+        n: t.read().tobytes() for n, t in model.to_tensors().items()
+    }
+    other = build(cls, {"seed": 1})
+    other.load_weights(path)
+    assert_same([v.numpy() for v in other.weights], [v.numpy() for v in model.weights], 0.0)
 
 
 def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
@@ -949,7 +1043,7 @@ def test_exported_models_are_served_by_tensorflow_alone(tmp_path: Path, capsys: 
         assert_same(found, arrays(output))
 
 
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", [*MODELS, TEACHER])
 @pytest.mark.parametrize("signed", [False, True])
 def test_what_tensorflow_saves_after_a_call(cls: str, signed: bool, tmp_path: Path) -> None:
     """Without signatures it gets that of `export`."""

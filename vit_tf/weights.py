@@ -107,6 +107,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
     def __call__(self, pixel_values: Any = None, *others: Any, **inputs: Any) -> Any:
         """The model's output; see `call`. Raises ValueError for what does not fit, TypeError for pixels of integers."""
         inputs = self._named((pixel_values, *others) if others else pixel_values, inputs)
+        if targets_follow.get() and "labels" not in inputs:
+            inputs.pop("teacher_logits", None)  # without labels there is no loss yet
         self._check(inputs)
         asked: dict[str, Any] = {name: inputs.get(name) for name in (*ASKED, "tokens")}
         options = calls.resolve_options(self.config, **asked)
@@ -146,7 +148,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         if labels is not None:
             integers = not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
             problem = calls.problem_type(self.config, integers)
-        if teacher_logits is not None and not (labels is None and targets_follow.get()):
+        if teacher_logits is not None:
             calls.check_distillation(problem, tuple(teacher_logits.shape), logits, self.config)
         if problem is not None:
             calls.check_labels(tuple(labels.shape), logits, problem, integers)
