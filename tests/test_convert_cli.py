@@ -26,7 +26,7 @@ from conversion import TARGETS, read
 from conversion.cli import app, main
 from conversion.verification import read as read_again
 from vit_core.app.backends import BACKENDS
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig, ViTConfig
 from vit_core.params import DIALECTS, native_name, specs
 from vit_core.position import resize_position_embeddings
 
@@ -46,7 +46,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def config_of(folder: Path) -> ViTConfig:
-    return ViTConfig.from_json_file(folder / "config.json")
+    return AutoConfig.from_json_file(folder / "config.json")
 
 
 def flags_of(case: dict[str, Any]) -> list[Any]:
