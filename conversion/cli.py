@@ -375,10 +375,8 @@ def _formats() -> list[dict[str, Any]]:
             "containers": {kind: container.names()[0] for kind, container in target.containers.items()},
             "read": True,
             "write": True,
-            "layer_norm_eps": None
-            if target.family is None or target.family.states_eps
-            else target.family.layer_norm_eps,
-            "hidden_act": target.family.hidden_act if target.family and target.family.fixed_act else None,
+            "layer_norm_eps": None if target.fmt is None or target.fmt.states_eps else target.fmt.layer_norm_eps,
+            "hidden_act": target.fmt.hidden_act if target.fmt and target.fmt.fixed_act else None,
         }
         for name, target in TARGETS.items()
     ]

@@ -138,8 +138,8 @@ class _Prepared:
 def _prepare(planned: Plan, target: Target, container_name: str | None, dtype: Any) -> _Prepared:
     container = target.container(container_name)
     planned = replace(planned, tensors=cast(planned.tensors, dtype), notes=list(planned.notes))
-    family = target.family
-    if family is None:
+    fmt = target.fmt
+    if fmt is None:
         if planned.config.layer_scale:
             raise ValueError(
                 f"{target.title} has no place for layer scales: pass fold_layer_scale=True to multiply them into the "
@@ -147,10 +147,10 @@ def _prepare(planned: Plan, target: Target, container_name: str | None, dtype: A
             )
         native = as_native(planned.tensors, planned.specs, planned.architecture, target.format, container)
     else:
-        if family.has_qkv_bias:
-            planned = with_qkv_biases(planned, family.title)
+        if fmt.has_qkv_bias:
+            planned = with_qkv_biases(planned, fmt.title)
         planned.notes.extend(_differs(planned, target))
-        native = family.to_native(planned.tensors, planned.config)
+        native = fmt.to_native(planned.tensors, planned.config)
     dtypes = Counter(tensor.dtype.name for tensor in native.values())
     upcast = sorted({t.dtype.name for t in planned.tensors.values()} - set(dtypes))
     if upcast:
@@ -160,43 +160,41 @@ def _prepare(planned: Plan, target: Target, container_name: str | None, dtype: A
 
 
 def _differs(planned: Plan, target: Target) -> list[str]:
-    """What the code that reads a family's files computes otherwise, where its files can't say so."""
-    family, config = target.family, planned.config
-    assert family is not None
+    """What the code that reads a format's files computes otherwise, where its files can't say so."""
+    fmt, config = target.fmt, planned.config
+    assert fmt is not None
     notes = []
-    if config.layer_norm_eps != family.layer_norm_eps and not family.states_eps:
-        notes.append(
-            f"{family.title} computes with layer_norm_eps {family.layer_norm_eps:g}, not {config.layer_norm_eps:g}"
-        )
-    if family.fixed_act and one_name(config.hidden_act) != family.hidden_act:
-        notes.append(f"{family.title} computes with hidden_act {family.hidden_act!r}, not {config.hidden_act!r}")
+    if config.layer_norm_eps != fmt.layer_norm_eps and not fmt.states_eps:
+        notes.append(f"{fmt.title} computes with layer_norm_eps {fmt.layer_norm_eps:g}, not {config.layer_norm_eps:g}")
+    if fmt.fixed_act and one_name(config.hidden_act) != fmt.hidden_act:
+        notes.append(f"{fmt.title} computes with hidden_act {fmt.hidden_act!r}, not {config.hidden_act!r}")
     named = any(label != f"LABEL_{i}" for i, label in config.id2label.items())
-    if named and "classifier.weight" in planned.tensors and not family.states_labels:
-        notes.append(f"{family.title} has no place for the names of the {config.num_labels} labels")
+    if named and "classifier.weight" in planned.tensors and not fmt.states_labels:
+        notes.append(f"{fmt.title} has no place for the names of the {config.num_labels} labels")
     resample = (planned.processor or {}).get("resample")
-    if family.states_resample and interpolation(resample) is None:
-        notes.append(f"{family.title} has no name for resample={resample}, its pictures are resized by bicubic")
+    if fmt.states_resample and interpolation(resample) is None:
+        notes.append(f"{fmt.title} has no name for resample={resample}, its pictures are resized by bicubic")
     return notes
 
 
 def _files(prepared: _Prepared, target: Path, max_shard_size: int | str) -> dict[str, list[str]]:
     """The names of the tensors by the file they go to."""
-    family, native = prepared.target.family, prepared.native
+    fmt, native = prepared.target.fmt, prepared.native
     if _is_file(target, prepared.container):
-        if family is not None and family.files is not None:
-            raise ValueError(f"{family.title} is written as a folder, got the file {target}: pass a folder.")
+        if fmt is not None and fmt.files is not None:
+            raise ValueError(f"{fmt.title} is written as a folder, got the file {target}: pass a folder.")
         return {target.name: list(native)}
     files = split(native, prepared.container.names()[0], max_shard_size)
-    if len(files) > 1 and family is not None and prepared.container.suffix not in (".safetensors", ".bin"):
-        raise ValueError(f"{family.title} has no shards, max_shard_size={max_shard_size!r} would make {len(files)}.")
-    if family is not None and family.files is not None:
-        return {file: list(tensors) for file, tensors in family.files(native).items()}
+    if len(files) > 1 and fmt is not None and prepared.container.suffix not in (".safetensors", ".bin"):
+        raise ValueError(f"{fmt.title} has no shards, max_shard_size={max_shard_size!r} would make {len(files)}.")
+    if fmt is not None and fmt.files is not None:
+        return {file: list(tensors) for file, tensors in fmt.files(native).items()}
     return files
 
 
 def _has_index(prepared: _Prepared, files: dict[str, list[str]]) -> bool:
-    family = prepared.target.family
-    return len(files) > 1 and (family is None or family.files is None)
+    fmt = prepared.target.fmt
+    return len(files) > 1 and (fmt is None or fmt.files is None)
 
 
 def _is_file(target: Path, container: Container) -> bool:
@@ -303,17 +301,17 @@ def _write(
     others: list[str],
 ) -> None:
     """Write everything, and remove `others`, all or nothing."""
-    family, container, native = prepared.target.family, prepared.container, prepared.native
-    format = prepared.target.format if family is None else "pt"
+    fmt, container, native = prepared.target.fmt, prepared.container, prepared.native
+    format = prepared.target.format if fmt is None else "pt"
     if _is_file(target, container):
         target.parent.mkdir(parents=True, exist_ok=True)
         container.write(target, native, format, False)
         return
     # Where another model goes, so do the documents that only its format has.
-    documented = FORMATS.values() if others else filter(None, [family])
+    documented = FORMATS.values() if others else filter(None, [fmt])
     beside = [pattern for each in documented for pattern in each.beside]
     with replacing_files(target, (*container.patterns(), *beside, *map(glob.escape, others))) as stage:
-        if family is not None and family.files is not None:
+        if fmt is not None and fmt.files is not None:
             for file, held in files.items():
                 container.write(stage / file, {name: native[name] for name in held}, format, False)
         else:
@@ -323,9 +321,9 @@ def _write(
 
 
 def _documents(prepared: _Prepared) -> dict[str, Any]:
-    """The JSON documents of a folder: the family's own, else the configuration, and the preprocessor."""
-    planned, family = prepared.plan, prepared.target.family
-    own = family.write_side(planned.config, planned.architecture, planned.processor) if family else {}
+    """The JSON documents of a folder: the format's own, else the configuration, and the preprocessor."""
+    planned, fmt = prepared.plan, prepared.target.fmt
+    own = fmt.write_side(planned.config, planned.architecture, planned.processor) if fmt else {}
     documents: dict[str, Any] = {CONFIG_NAME: planned.config.to_diff_dict()}
     if planned.processor is not None:
         documents[PREPROCESSOR_NAME] = planned.processor

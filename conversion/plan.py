@@ -182,7 +182,7 @@ def cast(tensors: dict[str, Tensor], dtype: Any) -> dict[str, Tensor]:
 
 
 def with_qkv_biases(planned: Plan, title: str) -> Plan:
-    """The plan with biases of zeros for queries, keys and values, where a family's models always have them."""
+    """The plan with biases of zeros for queries, keys and values, where a format's models always have them."""
     if planned.config.qkv_bias:
         return planned
     config = planned.config.copy(qkv_bias=True)

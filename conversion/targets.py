@@ -12,12 +12,12 @@ from vit_core.formats.huggingface import FLAX_MSGPACK, PYTORCH_BIN, SAFETENSORS,
 
 @dataclass(frozen=True)
 class Target:
-    """A format to write: one of Hugging Face's, named in safetensors metadata, or a family's."""
+    """A format to write: one of Hugging Face's, named in safetensors metadata, or another library's."""
 
     title: str
     format: str
     containers: Mapping[str, Container]  # by name, the one that is written unless another is asked for first
-    family: Format | None = None
+    fmt: Format | None = None
 
     def container(self, name: str | None) -> Container:
         """The container of a name. Raises ValueError for one that this format is never in."""
@@ -29,20 +29,20 @@ class Target:
         return self.containers[name]
 
 
-def _families() -> dict[str, Target]:
+def _others() -> dict[str, Target]:
     found = {}
-    for name, family in FORMATS.items():
-        containers = {family.container.suffix.rpartition(".")[2]: family.container}
-        if family.container is SAFETENSORS:
+    for name, fmt in FORMATS.items():
+        containers = {fmt.container.suffix.rpartition(".")[2]: fmt.container}
+        if fmt.container is SAFETENSORS:
             containers["bin"] = PYTORCH_BIN
-        found[name] = Target(family.title, name, containers, family)
+        found[name] = Target(fmt.title, name, containers, fmt)
     return found
 
 
-ALL_CONTAINERS = (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, *(family.container for family in FORMATS.values()))
+ALL_CONTAINERS = (SAFETENSORS, PYTORCH_BIN, TF_H5, FLAX_MSGPACK, *(format.container for format in FORMATS.values()))
 TARGETS: dict[str, Target] = {
     "torch": Target("Hugging Face's PyTorch ViT", "pt", {"safetensors": SAFETENSORS, "bin": PYTORCH_BIN}),
     "tf": Target("Hugging Face's TensorFlow ViT", "tf", {"safetensors": SAFETENSORS, "h5": TF_H5}),
     "flax": Target("Hugging Face's Flax ViT", "flax", {"safetensors": SAFETENSORS, "msgpack": FLAX_MSGPACK}),
-    **_families(),
+    **_others(),
 }

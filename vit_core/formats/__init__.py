@@ -1,4 +1,4 @@
-"""The families of checkpoints beside Hugging Face's, one module each."""
+"""The formats of checkpoints beside Hugging Face's, one module each."""
 
 from vit_core.formats.google import BIG_VISION, GOOGLE
 from vit_core.formats.keras import KERAS
@@ -6,4 +6,4 @@ from vit_core.formats.keras_hub import KERAS_HUB
 from vit_core.formats.timm import TIMM
 from vit_core.formats.torchvision import TORCHVISION
 
-FORMATS = {family.name: family for family in (TIMM, GOOGLE, BIG_VISION, TORCHVISION, KERAS_HUB, KERAS)}
+FORMATS = {format.name: format for format in (TIMM, GOOGLE, BIG_VISION, TORCHVISION, KERAS_HUB, KERAS)}

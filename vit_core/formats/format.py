@@ -29,7 +29,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Format:
-    """One family of checkpoints: names and layouts of its arrays, and the functions that a table can't state."""
+    """One format of checkpoints: names and layouts of its arrays, and the functions that a table can't state."""
 
     name: str
     title: str
@@ -71,14 +71,14 @@ class Format:
         return name.startswith((f"{self.head}.", f"{self.head}/"))
 
     def find(self, tensors: dict[str, Tensor], prefix: str | None = None) -> Under:
-        """The tensors that stand under this family's names, in the spelling of its rules, and those that do not."""
+        """The tensors that stand under this format's names, in the spelling of its rules, and those that do not."""
         known = {name: tensor for name, tensor in tensors.items() if not first_match(self.left_out, name)}
         once = [name for rule in self.rules for name in (rule.native, *rule.also) if "{" not in name]
         found = find_prefix(known, once, self.prepare, lambda inside: len(self.match(inside)[0]), prefix)
         return replace(found, outside=found.outside | {n: t for n, t in tensors.items() if n not in known})
 
     def to_native(self, tensors: Tensors, config: ViTConfig) -> dict[str, Tensor]:
-        """Canonical tensors as a file of this family has them. Raises ValueError for what has no place in it."""
+        """Canonical tensors as a file of this format has them. Raises ValueError for what has no place in it."""
         layers = {match[1] for name in tensors if (match := OF_LAYER.match(name))}
         native: dict[str, Tensor] = {}
         placed: set[str] = set()

@@ -1,4 +1,4 @@
-"""Reading a checkpoint of any family: found, told apart by its content, and brought to canonical names and layout."""
+"""Reading a checkpoint of any format: found, told apart by its content, and brought to canonical names and layout."""
 
 from __future__ import annotations
 
@@ -99,11 +99,11 @@ def read(
     ignore_unknown: bool = False,
     **hub_options: Any,
 ) -> Checkpoint:
-    """Open a checkpoint of any family: a file, a folder or a hub id. No tensor is read yet.
+    """Open a checkpoint of any format: a file, a folder or a hub id. No tensor is read yet.
 
     `filename` is the weights file within a folder or repository, `key` the state dict within a file that holds
     several, `prefix` what the names of the model's tensors begin with: by default that under which most of a model is
-    found. Tensors outside of it are `unknown`. `formats` demands some of "pt", "tf", "flax" or a family's name.
+    found. Tensors outside of it are `unknown`. `formats` demands some of "pt", "tf", "flax" or a format's name.
     `config`, `num_attention_heads` and `stored_image_size` (pixels) say what a source without a config.json does not.
     `head="drop"` leaves the head out, and with it what only the head is odd in; `head="fresh"` does so where there is
     such an oddity, and lists what it left out as `unknown`. `fold_layer_scale` multiplies layer scales, which most
@@ -138,9 +138,9 @@ def _read(
     named, notes = _open(path, key, ignore_unknown)
     if parts := {name: reason for name in named.tensors if (reason := first_match(_PARTS_OF_MODELS, name))}:
         raise ValueError(f"{path} is no whole model:\n  " + "\n  ".join(_grouped(parts)))
-    family, under = _family(named, prefix)
+    fmt, under = _format_of(named, prefix)
     tensors = under.inside
-    format = family.name if family else recognise(tensors, named.format)[1]
+    format = fmt.name if fmt else recognise(tensors, named.format)[1]
     kept = {name: reason for name in named.tensors if (reason := first_match(_BOOKKEEPING, name))}
     notes += [f"left out {line}" for line in _grouped(kept)]
     if formats and format not in formats:
@@ -150,7 +150,7 @@ def _read(
         )
     stated = json_beside(path, CONFIG_NAME).text("model_type", "") in CLASSES
     processor: dict[str, Any] | None = json_beside(path, PREPROCESSOR_NAME) or None
-    if family is None:
+    if fmt is None:
         _refuse_other_models(path)
         promised = {n: shard for n, shard in (named.weight_map or {}).items() if n not in named.tensors}
         checkpoint = as_checkpoint(replace(named, tensors=tensors, weight_map=named.weight_map and promised))
@@ -166,20 +166,18 @@ def _read(
             notes=(*notes, *checkpoint.notes),
         )
     stored = AutoConfig.from_json_file(beside(path, CONFIG_NAME)) if stated else config
-    side = family.read_side(path) if stored is None else Side(processor=family.read_side(path).processor)
+    side = fmt.read_side(path) if stored is None else Side(processor=fmt.read_side(path).processor)
     side.config |= {name: value for name, value in given.items() if value is not None}
-    found, unknown, left = _canonical(path, family, tensors, head, ignore_unknown)
-    left |= {name: reason for name in under.outside if (reason := first_match(family.left_out, name))}
-    dropped = sorted(name for name in unknown if head == "drop" and family.in_head(name))
+    found, unknown, left = _canonical(path, fmt, tensors, head, ignore_unknown)
+    left |= {name: reason for name in under.outside if (reason := first_match(fmt.left_out, name))}
+    dropped = sorted(name for name in unknown if head == "drop" and fmt.in_head(name))
     unknown = {name: tensor for name, tensor in unknown.items() if name not in dropped}
     unknown |= {name: tensor for name, tensor in under.outside.items() if name not in left}
     notes += [f"left out {line}" for line in _grouped(left)]
     processor = processor or side.processor
     member, files = family_of(stored) if stored else member_of(found), named.files
-    opened = Checkpoint(
-        path, family.name, member, found, unknown, stored, processor, tuple(notes), files, tuple(dropped)
-    )
-    whole = settle(opened, family, side, _heads(family, tensors), head=head, fold=fold)
+    opened = Checkpoint(path, fmt.name, member, found, unknown, stored, processor, tuple(notes), files, tuple(dropped))
+    whole = settle(opened, fmt, side, _heads(fmt, tensors), head=head, fold=fold)
     _check_one_model(path, under)
     return whole
 
@@ -284,7 +282,7 @@ def _score(tensors: Tensors) -> int:
 
 
 def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[str, Under]:
-    """What each family finds of its names; "" for Hugging Face's formats.
+    """What each format finds of its names; "" for Hugging Face's formats.
 
     Flax's trees are joined by dots in msgpack, by slashes in .npz, whosever names they hold.
     """
@@ -300,13 +298,12 @@ def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[st
         return {"": own}
     slashed = joined("/") if claimed == FLAX_MSGPACK.format else (names, prefix)
     return {"": own} | {
-        name: family.find(*(slashed if family.container is NPZ else (names, prefix)))
-        for name, family in FORMATS.items()
+        name: fmt.find(*(slashed if fmt.container is NPZ else (names, prefix))) for name, fmt in FORMATS.items()
     }
 
 
-def _family(named: Named, prefix: str | None) -> tuple[Format | None, Under]:
-    """The family whose names explain most, None for Hugging Face's formats, and the tensors under its prefix."""
+def _format_of(named: Named, prefix: str | None) -> tuple[Format | None, Under]:
+    """The format whose names explain most, None for Hugging Face's formats, and the tensors under its prefix."""
     names = unwrapped(named.tensors)
     prefix = prefix and unwrapped_name(prefix)
     if prefix and not prefix.endswith((".", "/")):  # "model" is meant for "model."
@@ -322,24 +319,24 @@ def _family(named: Named, prefix: str | None) -> tuple[Format | None, Under]:
 
 def _no_vit(path: Path, tensors: Tensors, prefix: str | None) -> str:
     shown = ", ".join(sorted(tensors)[:5])
-    families = ", ".join(["Hugging Face's ViT", *(family.title for family in FORMATS.values())])
+    formats = ", ".join(["Hugging Face's ViT", *(fmt.title for fmt in FORMATS.values())])
     return (
         f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT"
-        f"{'' if prefix is None else f' under the prefix {prefix!r}'}: expected the names of {families}, with one "
+        f"{'' if prefix is None else f' under the prefix {prefix!r}'}: expected the names of {formats}, with one "
         f"prefix or none. Its names begin with {seen(tensors)}: pass prefix= with what a ViT's begin with, if one does."
     )
 
 
 def _canonical(
-    path: Path, family: Format, tensors: Tensors, head: str, ignore_unknown: bool
+    path: Path, fmt: Format, tensors: Tensors, head: str, ignore_unknown: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
     """Tensors by canonical name, those that are unknown, and what is left out with the reason."""
-    matched, left = family.match(tensors)
+    matched, left = fmt.match(tensors)
     unknown = {name: tensor for name, tensor in tensors.items() if name not in matched and name not in left}
-    odd = {name: reason for name in unknown if (reason := first_match(family.refused, name))}
+    odd = {name: reason for name in unknown if (reason := first_match(fmt.refused, name))}
     if odd:
-        raise ValueError(f"{path} is no plain ViT ({family.title}):\n  " + "\n  ".join(_grouped(odd)))
-    in_head = set(filter(family.in_head, unknown))
+        raise ValueError(f"{path} is no plain ViT ({fmt.title}):\n  " + "\n  ".join(_grouped(odd)))
+    in_head = set(filter(fmt.in_head, unknown))
     if head == "keep" and in_head and not ignore_unknown:
         raise ValueError(
             f"{path} has a head of other layers than ViT's, which no ViT class has: {', '.join(sorted(in_head)[:8])}. "
@@ -347,7 +344,7 @@ def _canonical(
         )
     if unknown.keys() - in_head and not ignore_unknown:
         raise ValueError(
-            f"{path} holds what no ViT of {family.title} has: {', '.join(sorted(unknown.keys() - in_head)[:8])}. Pass "
+            f"{path} holds what no ViT of {fmt.title} has: {', '.join(sorted(unknown.keys() - in_head)[:8])}. Pass "
             "ignore_unknown=True to leave that out, if it has no part in what the model computes."
         )
     found: dict[str, Tensor] = {}
@@ -370,9 +367,9 @@ def _grouped(reasons: dict[str, str]) -> list[str]:
     return [f"{found[0]}{f' and {len(found) - 1} more' * (len(found) > 1)}: {why}" for why, found in names.items()]
 
 
-def _heads(family: Format, tensors: Tensors) -> int | None:
+def _heads(fmt: Format, tensors: Tensors) -> int | None:
     """The number of heads, where the arrays have an axis for it."""
-    for name, (rule, _) in family.match(tensors)[0].items():
+    for name, (rule, _) in fmt.match(tensors)[0].items():
         if rule.steps and isinstance(rule.steps[-1], Heads):
             return tensors[name].shape[rule.steps[-1].axis]
     return None

@@ -1,4 +1,4 @@
-"""The invertible tables that formats are made of: how a family names the arrays of a ViT, and how it lays them out.
+"""The invertible tables that formats are made of: how a format names the arrays of a ViT, and how it lays them out.
 
 A rule says how one array of a file is made of canonical ones, in PyTorch's layout. Reading runs it backwards.
 """
@@ -18,7 +18,7 @@ from vit_core.files.tensor import Tensor, in_turn
 from vit_core.params import rank_of
 
 QUERY, KEY, VALUE = (LAYER + f"attention.attention.{name}" for name in ("query", "key", "value"))
-# What other families have and ViT can take in only by computing: layer scale, and a norm of the mean of the patches.
+# What other formats have and ViT can take in only by computing: layer scale, and a norm of the mean of the patches.
 ATTENTION_SCALE, MLP_SCALE = LAYER + "attention.output.scale", LAYER + "output.scale"
 POOLED_NORM = "pooled_norm"
 

@@ -1,4 +1,4 @@
-"""From the arrays of another family to a whole ViT: what has to be computed, the configuration, and what is missing."""
+"""From the arrays of another format to a whole ViT: what has to be computed, the configuration, and what is missing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FIRST_SCALE = 1e-6  # what scales start at where the file does not say: DeiT II
 _SCALES = {ATTENTION_SCALE: _ATTENTION, MLP_SCALE: _SECOND}
 
 
-def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *, head: str, fold: bool) -> Checkpoint:
+def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, head: str, fold: bool) -> Checkpoint:
     """The checkpoint with every tensor of a ViT and its configuration.
 
     Raises ValueError, with the reason, for what is no ViT.
@@ -37,7 +37,7 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
     opened = folded(opened) if fold else opened
     tensors, notes = dict(opened.tensors), list(opened.notes)
     if "embeddings.cls_token" not in tensors:
-        raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({family.title}).")
+        raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({fmt.title}).")
     head_names = [name for name in tensors if drop_head and (row := opened.family.row_of(name)) and row.head]
     dropped = (*opened.dropped, *(tensors.pop(name).source for name in head_names))
     tensors = _final_norm(opened, tensors, drop_head, notes)
@@ -47,8 +47,8 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
             "the model below it."
         )
     if POSITIONS not in tensors or f"{_PROJECTION}.weight" not in tensors:
-        raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {family.title} has.")
-    config = opened.config or _config(opened, family, side, tensors, heads, notes)
+        raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {fmt.title} has.")
+    config = opened.config or _config(opened, fmt, side, tensors, heads, notes)
     check_layers(opened.path, config, tensors)
     if ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
         config = config.copy(layer_scale=_FIRST_SCALE)
@@ -57,11 +57,11 @@ def settle(opened: Checkpoint, family: Format, side: Side, heads: int | None, *,
     parts = opened.family.parts_in(tensors)
     missing = sorted(set(specs(config, parts)) - set(tensors))
     if missing:
-        raise ValueError(f"{opened.path} lacks {', '.join(missing[:8])}, which every ViT of {family.title} has.")
+        raise ValueError(f"{opened.path} lacks {', '.join(missing[:8])}, which every ViT of {fmt.title} has.")
     architecture = opened.family.architecture_of(parts)
     if opened.config is None:
         config = config.copy(architectures=[architecture])
-        notes += [*side.notes, _computes(config, family)]
+        notes += [*side.notes, _computes(config, fmt)]
     return replace(opened, tensors=tensors, config=config, notes=tuple(notes), dropped=dropped)
 
 
@@ -71,9 +71,9 @@ def _has_odd_head(tensors: Mapping[str, Tensor]) -> bool:
     return on_pooler or any(name.startswith(POOLED_NORM) for name in tensors)
 
 
-def _computes(config: ViTConfig, family: Format) -> str:
+def _computes(config: ViTConfig, fmt: Format) -> str:
     values = f"layer_norm_eps is {config.layer_norm_eps:g} and hidden_act {config.hidden_act!r}"
-    return f"{values}, as {family.title} computes"
+    return f"{values}, as {fmt.title} computes"
 
 
 # ---- what has to be computed -------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def _final_norm(opened: Checkpoint, tensors: dict[str, Tensor], drop_head: bool,
 
 
 def _with_class_row(positions: Tensor, config: ViTConfig, notes: list[str]) -> Tensor:
-    """Position embeddings with a row for the class token: zeros where the family gives it none."""
+    """Position embeddings with a row for the class token: zeros where the format gives it none."""
     batch, rows, width = positions.shape
     if rows != config.num_patches:
         return positions
@@ -162,7 +162,7 @@ def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[
 
 
 def _config(
-    opened: Checkpoint, family: Format, side: Side, tensors: dict[str, Tensor], heads: int | None, notes: list[str]
+    opened: Checkpoint, fmt: Format, side: Side, tensors: dict[str, Tensor], heads: int | None, notes: list[str]
 ) -> ViTConfig:
     """What the shapes say of a model, and what the files beside it say of the rest."""
     width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape
@@ -173,8 +173,8 @@ def _config(
         "patch_size": _one_or_two(patch),
         "num_hidden_layers": len(norms),
         "qkv_bias": f"{QUERY.format(0)}.bias" in tensors,
-        "layer_norm_eps": family.layer_norm_eps,
-        "hidden_act": family.hidden_act,
+        "layer_norm_eps": fmt.layer_norm_eps,
+        "hidden_act": fmt.hidden_act,
         **side.config,
     }
     if (first := tensors.get(f"{_FIRST.format(0)}.weight")) is not None:

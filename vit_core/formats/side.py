@@ -1,4 +1,4 @@
-"""What stands beside weights in every family: labels, and how pictures are prepared."""
+"""What stands beside weights in every format: labels, and how pictures are prepared."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def spread(values: Any, channels: int = 3) -> list[float]:
 
 
 def interpolation(resample: int | None) -> str | None:
-    """What other families call one of PIL's filters, bilinear where none is named; None for one they do not have."""
+    """What other formats call one of PIL's filters, bilinear where none is named; None for one they do not have."""
     names = {number: name for name, number in RESAMPLE.items()}
     return names.get(RESAMPLE["bilinear"] if resample is None else resample)
