@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from vit_core.pictures.processing import ViTImageProcessor
+from vit_core.pictures.processing import AutoImageProcessor
 
 # The engines, by a file that is in every whole checkpoint of theirs.
 ENGINES = {".metadata": "torch_engine", "_CHECKPOINT_METADATA": "jax_engine"}
@@ -40,7 +40,7 @@ def main(
             f"torch.distributed.checkpoint or Orbax, found {numbers}."
         )
     import_module(found[chosen]).gather(folder.absolute(), chosen, out)
-    ViTImageProcessor.from_pretrained(folder).save_pretrained(out)
+    AutoImageProcessor.from_pretrained(folder).save_pretrained(out)
     print(f"Epoch {chosen} is in {out}")
 
 

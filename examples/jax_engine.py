@@ -27,7 +27,7 @@ from pictures import check_batch_size
 from training import Run, Settings
 
 import vit_flax
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig
 from vit_flax.sharding import partition_specs
 
 PARALLEL = ("none", "data", "tensor")
@@ -142,10 +142,22 @@ def make_optimizer(
     return optax.selective_transform(trained, freeze_mask=jax.tree.map(lambda label: label == FROZEN, labels))
 
 
+def teaching(teacher: Any, settings: Settings, place: Place) -> Callable[[jax.Array], jax.Array]:
+    """The logits of a model that does not learn, of pixels on the mesh; every device has the whole of it."""
+    params = jax.tree.map(lambda array: place.put(array, WHOLE), teacher.params)
+    module = teacher.module.clone(dtype=jnp.dtype(settings.precision))
+
+    def logits(params: Any, pixels: jax.Array) -> jax.Array:
+        return module.apply({"params": params}, pixels).logits
+
+    return partial(jax.jit(logits, out_shardings=place.on(BY_PICTURE)), params)
+
+
 class Trainer:
     """A model's parameters, the state of its optimizer, and the average of its weights, over the steps of a run.
 
-    `loss_of` takes the model, as it is called in training, and the arrays of a batch.
+    `loss_of` takes the model, as it is called in training, the arrays of a batch and, where there is a teacher, what
+    that gives for the first of them.
     """
 
     def __init__(
@@ -158,8 +170,9 @@ class Trainer:
         steps: int,
         layer_decay: float = 1.0,
         freeze: bool = False,
+        teacher: Callable[[jax.Array], jax.Array] | None = None,
     ) -> None:
-        self.model, self.loss_of, self.settings, self.place = model, loss_of, settings, place
+        self.model, self.loss_of, self.settings, self.place, self.teacher = model, loss_of, settings, place, teacher
         if settings.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.module = model.module.clone(dtype=jnp.dtype(settings.precision))
@@ -212,8 +225,9 @@ class Trainer:
         """Train on the parts of an epoch; returns the loss, over all processes, and the learning rate of each step."""
         losses, parts = [], self.settings.accumulate
         first = int(self.state["parts"]) // parts
-        for number, batch in enumerate(batches, start=1):
-            self.state, loss = self.step(self.state, self.place.batch(batch))
+        for number, batch in enumerate(map(self.place.batch, batches), start=1):
+            taught = (self.teacher(batch[0]),) if self.teacher else ()
+            self.state, loss = self.step(self.state, batch + taught)
             losses.append(loss)
             if number % parts == 0:
                 run.advance()
@@ -250,7 +264,7 @@ class Trainer:
 
 def gather(folder: Path, epoch: int, out: Path) -> None:
     """Write a checkpoint, of however many devices, as a Hugging Face folder: the average of the weights, if any."""
-    config = ViTConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     model, shapes = getattr(vit_flax, config.architectures[0])(config, _do_init=False)
     with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler()) as manager:
         name = "average" if "average" in manager.item_metadata(epoch).tree else "params"

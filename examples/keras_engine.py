@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import new_class
 from typing import Any
 
 import keras
@@ -21,6 +22,7 @@ from pictures import check_batch_size
 from tensorflow import Tensor
 from training import Run, Settings
 
+import vit_tf
 from vit_core.config import ViTConfig, pair
 
 PARALLEL = ("none", "mirrored", "multiworker")
@@ -157,6 +159,11 @@ class Accumulated(keras.Model):
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
         """Nothing is left to build; Keras's own can't read a batch of many workers."""
+
+
+def in_parts(base: type[Accumulated], architecture: str) -> Any:
+    """The model class of this PyTorch name, trained as `base` says."""
+    return new_class(architecture, (base, getattr(vit_tf, architecture)))
 
 
 def make_optimizer(model: Any, settings: Settings, steps: int, layer_decay: float = 1.0) -> AdamW:

@@ -49,7 +49,7 @@ def activations(config: ViTConfig, checkpointing: bool) -> int:
     token alone, the inputs of the second LayerNorm and of the MLP (2 D), what the GELU takes and gives (2 F), 2
     numbers. With checkpointing the input of each layer (D), and one layer's in full, while it is computed again.
     """
-    tokens, width, layers = config.num_patches + 1, config.hidden_size, config.num_hidden_layers
+    tokens, width, layers = config.num_patches + config.num_prefix_tokens, config.hidden_size, config.num_hidden_layers
     attention, rest = 6 * width + 2 + config.num_attention_heads, 2 * width + 2 * config.intermediate_size + 2
     ends = config.num_channels * pair(config.image_size)[0] * pair(config.image_size)[1] + width
     if checkpointing:

@@ -12,6 +12,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
 from itertools import chain
@@ -24,11 +25,12 @@ from PIL import Image
 from rich.progress import track
 from sklearn.model_selection import train_test_split
 
+from vit_core.app.auto import architecture_for
 from vit_core.app.cli.common import SUFFIXES
 from vit_core.app.pipeline import find_processor
 from vit_core.config import ViTConfig, pair
 from vit_core.pictures.images import as_rgb
-from vit_core.pictures.processing import ViTImageProcessor, load_image
+from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor, for_size, load_image
 
 Batch = tuple[np.ndarray, np.ndarray]  # pixels (B, C, H, W) and what belongs to them (B, ...)
 AHEAD = 2  # batches that are read while the model is busy
@@ -335,6 +337,25 @@ def augmented(image: Image.Image, random: np.random.Generator, flip: bool) -> Im
 _ASKED = re.compile(r"\b(key|prefix|num_attention_heads|stored_image_size|fold_layer_scale|ignore_unknown)=")
 
 
+@contextmanager
+def reading(flag: str, name: str) -> Iterator[None]:
+    """Raise as typer.BadParameter, with the flag that names a checkpoint, what reading it raises."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        hint = " Convert it with vit-convert first, which has flags for that." if _ASKED.search(str(error)) else ""
+        raise typer.BadParameter(f"{flag} {name}: {error}{hint}") from error
+
+
+def architecture_of(settings: Any, task: str) -> str:
+    """The model class, by its PyTorch name, that reads the checkpoint of a training for a task.
+
+    Raises typer.BadParameter for one that can't be read.
+    """
+    with reading("--model", settings.model):
+        return architecture_for(settings.model, task)
+
+
 def open_model(
     settings: Any, model_class: Any, shard: int, shards: int, scratch: bool = False, **overrides: Any
 ) -> tuple[Any, Loader]:
@@ -345,14 +366,11 @@ def open_model(
     """
     if settings.image_size is not None:
         overrides["image_size"] = settings.image_size
-    try:
+    with reading("--model", settings.model):
         model, report = model_class.from_pretrained(
             settings.model, seed=settings.seed, output_loading_info=True, **overrides
         )
         processor = find_processor(settings.model, model.config)
-    except (OSError, ValueError) as error:
-        hint = " Convert it with vit-convert first, which has flags for that." if _ASKED.search(str(error)) else ""
-        raise typer.BadParameter(f"--model {settings.model}: {error}{hint}") from error
     drawn = [name for name, *_ in report.mismatched_keys] + report.missing_keys
     if scratch:
         model, drawn = model_class(model.config, seed=settings.seed), ["everything"]
@@ -360,9 +378,8 @@ def open_model(
         print(
             f"Drawn anew: {', '.join(drawn) or 'nothing'}. Resized: {', '.join(map(str, report.resized)) or 'nothing'}."
         )
-    height, width = pair(model.config.image_size)
     loader = Loader(
-        ViTImageProcessor.from_dict({**processor.to_dict(), "size": {"height": height, "width": width}}),
+        AutoImageProcessor.from_dict(for_size(processor.to_dict(), *pair(model.config.image_size))),
         model.config,
         settings.batch_size,
         settings.seed,

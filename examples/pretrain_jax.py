@@ -1,4 +1,4 @@
-"""Pre-train a ViT by masked image modelling on a folder of pictures, with JAX.
+"""Pre-train a ViT or DeiT by masked image modelling on a folder of pictures, with JAX.
 
 python examples/pretrain_jax.py my-pictures --out my-pretrained
 python examples/pretrain_jax.py my-pictures --out my-pretrained --parallel data
@@ -15,7 +15,7 @@ from jax_engine import Trainer, processes
 from pretraining import RECONSTRUCTIONS, PreTraining, draw_reconstructions, evaluate, held_out_batches, masked, prepare
 from training import Run, begin, command
 
-from vit_flax import ViTForMaskedImageModeling
+import vit_flax
 
 
 def loss_of(network: Callable[..., Any], pixels: Array, masks: Array) -> Array:
@@ -26,7 +26,9 @@ def loss_of(network: Callable[..., Any], pixels: Array, masks: Array) -> Array:
 def main(settings: PreTraining) -> None:
     """Pre-train on pictures without labels, with JAX on one device or on many, of one process or of many."""
     with processes(settings) as place:
-        model, loader, masks, training, held_out = prepare(settings, ViTForMaskedImageModeling, place.rank, place.world)
+        model, loader, masks, training, held_out = prepare(
+            settings, partial(getattr, vit_flax), place.rank, place.world
+        )
         steps = loader.steps(training)
         folder = begin(settings, model, loader.processor, place.main)
         trainer = Trainer(model, loss_of, settings, place, folder, steps)

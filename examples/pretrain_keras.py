@@ -1,4 +1,4 @@
-"""Pre-train a ViT by masked image modelling on a folder of pictures, with Keras.
+"""Pre-train a ViT or DeiT by masked image modelling on a folder of pictures, with Keras.
 
 python examples/pretrain_keras.py my-pictures --out my-pretrained
 python examples/pretrain_keras.py my-pictures --out my-pretrained --parallel mirrored
@@ -6,26 +6,34 @@ python examples/pretrain_keras.py my-pictures --out my-pretrained --parallel mir
 
 from __future__ import annotations
 
+from functools import partial
+
 import keras
 import tensorflow as tf
-from keras_engine import Accumulated, Checkpoints, Epochs, dataset, devices, make_optimizer, pixels_of, predictor
+from keras_engine import (
+    Accumulated,
+    Checkpoints,
+    Epochs,
+    dataset,
+    devices,
+    in_parts,
+    make_optimizer,
+    pixels_of,
+    predictor,
+)
 from pretraining import RECONSTRUCTIONS, PreTraining, draw_reconstructions, evaluate, held_out_batches, masked, prepare
 from training import Run, begin, command
 
-from vit_tf import ViTForMaskedImageModeling
-
 INPUTS = ("pixel_values", "bool_masked_pos")
-
-
-class Reconstructor(Accumulated, ViTForMaskedImageModeling):
-    """A ViT that is trained on batches in parts, with its own loss."""
 
 
 def main(settings: PreTraining) -> None:
     """Pre-train on pictures without labels, with Keras on one device, on all of this machine, or on many machines."""
     with devices(settings) as place:
         keras.utils.set_random_seed(settings.seed)
-        model, loader, masks, training, held_out = prepare(settings, Reconstructor, place.rank, place.world)
+        model, loader, masks, training, held_out = prepare(
+            settings, partial(in_parts, Accumulated), place.rank, place.world
+        )
         steps = loader.steps(training)
         folder = begin(settings, model, loader.processor, place.main)
         if settings.gradient_checkpointing:

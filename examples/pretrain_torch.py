@@ -1,4 +1,4 @@
-"""Pre-train a ViT by masked image modelling on a folder of pictures, with PyTorch.
+"""Pre-train a ViT or DeiT by masked image modelling on a folder of pictures, with PyTorch.
 
 python examples/pretrain_torch.py my-pictures --out my-pretrained
 torchrun --nproc-per-node 8 examples/pretrain_torch.py my-pictures --out my-pretrained --parallel ddp
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_engine import Place, Trainer, processes
 from training import Run, begin, command
 
-from vit_torch import ViTForMaskedImageModeling
+import vit_torch
 
 
 def loss_of(network: nn.Module, pixels: Tensor, masks: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def loss_of(network: nn.Module, pixels: Tensor, masks: Tensor) -> Tensor:
 def train(settings: PreTraining, place: Place) -> None:
     """The run of one process."""
     torch.manual_seed(settings.seed)
-    model, loader, masks, training, held_out = prepare(settings, ViTForMaskedImageModeling, place.rank, place.world)
+    model, loader, masks, training, held_out = prepare(settings, partial(getattr, vit_torch), place.rank, place.world)
     steps = loader.steps(training)
     folder = begin(settings, model, loader.processor, place.main)
     trainer = Trainer(model, settings, place, folder, steps)

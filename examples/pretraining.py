@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from matplotlib import pyplot as plt
-from pictures import PADDING, Batch, Loader, Pictures, find_pictures, open_model
+from pictures import PADDING, Batch, Loader, Pictures, architecture_of, find_pictures, open_model
 from training import Settings
 
 from vit_core.config import ViTConfig, pair
@@ -80,13 +80,15 @@ class Masks:
 
 
 def prepare(
-    settings: PreTraining, model_class: Any, shard: int = 0, shards: int = 1
+    settings: PreTraining, class_of: Callable[[str], Any], shard: int = 0, shards: int = 1
 ) -> tuple[Any, Loader, Masks, Pictures, Pictures]:
     """(model, loader, masks, pictures to train on, pictures to validate on).
 
+    The model is of the member of the family that its checkpoint is of; `class_of` gives a class by its PyTorch name.
     Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
     """
     training, held_out = find_pictures(settings.pictures).split(settings.validation, settings.seed)
+    model_class = class_of(architecture_of(settings, "ForMaskedImageModeling"))
     model, loader = open_model(settings, model_class, shard, shards, scratch=settings.scratch)
     loader.steps(training)
     return model, loader, Masks.of(settings, loader.config), training, held_out

@@ -36,7 +36,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from training import Run, Settings
 
 import vit_torch
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig
 from vit_core.parameter_groups import ParameterGroup
 
 PARALLEL = ("none", "ddp", "fsdp")
@@ -112,7 +112,7 @@ def wrapped(model: Any, parallel: str, place: Place, averaging: bool = False) ->
     if parallel == "ddp" and not averaging:
         return DistributedDataParallel(model)
     if parallel == "fsdp":
-        for layer in model.vit.encoder.layer:
+        for layer in model.base_model.encoder.layer:
             fully_shard(layer, mesh=place.mesh)
         fully_shard(model, mesh=place.mesh)
     return model
@@ -274,7 +274,7 @@ def checkpoints(folder: Path) -> list[int]:
 
 def gather(folder: Path, epoch: int, out: Path) -> None:
     """Write a checkpoint, of however many processes, as a Hugging Face folder: the average of the weights, if any."""
-    config = ViTConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder)
     model = getattr(vit_torch, config.architectures[0])(config)
     path = folder / str(epoch)
     stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata

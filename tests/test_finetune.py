@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from closeness import assert_close
 from PIL import Image
 from safetensors.numpy import load_file
 from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF
-from trainings import losses, need, run, table, write_digits
+from trainings import losses, need, run, table, write_deit, write_digits
 
 import conversion
+from vit_core.app.backends import run as outputs_of
 from vit_core.assets import DIGITS
-from vit_core.config import ViTConfig
+from vit_core.config import AutoConfig, ViTConfig
 from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
-from vit_core.pictures.processing import ViTImageProcessor
+from vit_core.pictures.processing import AutoImageProcessor, DeiTImageProcessor, ViTImageProcessor
 
 FLAGS = ("--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing")
 SAME_RATE = 1e-6  # relative to the highest
@@ -175,6 +177,93 @@ def settings_of(framework: str, kind: str, pictures: Path, out: Path, **flags: A
     made = getattr(script, settings)(pictures=pictures, out=out, **flags)
     script.main(made)
     return made
+
+
+# ---- the other member, and teachers ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_deit_is_pretrained_then_its_head_trained(framework: str, pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    cropping = DeiTImageProcessor(size=27, crop_size=24)
+    first = write_deit(tmp_path / "first", "DeiTForMaskedImageModeling", cropping)
+    second, third = tmp_path / "second", tmp_path / "third"
+    settings_of(framework, "pretrain", pictures, second, model=str(first), epochs=1, batch_size=32, mask_unit=8)
+    flags = {"image_size": 32, "freeze": True, "epochs": 1, "batch_size": 32}
+    settings_of(framework, "finetune", pictures, third, model=str(second), **flags)
+    kinds = [AutoConfig.from_pretrained(folder).architectures for folder in (second, third)]
+    assert kinds == [["DeiTForMaskedImageModeling"], ["DeiTForImageClassification"]]
+    before, after = weights(second), weights(third)
+    assert after["embeddings.position_embeddings"].shape == (1, 2 + 8 * 8, 32)
+    token = "embeddings.distillation_token"
+    assert (before[token] != weights(first)[token]).any()
+    for name in (token, "encoder.layer.0.output.dense.weight"):
+        np.testing.assert_array_equal(after[name], before[name])
+    processor = AutoImageProcessor.from_pretrained(third)
+    assert (processor.size["height"], processor.crop_size) == (36, {"height": 32, "width": 32})
+
+
+@pytest.mark.slow
+def test_learning_from_a_teacher(framework: str, pictures: Path, tmp_path: Path) -> None:
+    """The loss of a step is that of both heads; what is measured and saved is their mean."""
+    need("torch")
+    student, out = tmp_path / "student", tmp_path / "out"
+    write_deit(student, "DeiTForImageClassificationWithTeacher", distillation_weight=0.3)
+    flags = {"model": str(student), "teacher": str(DIGITS), "distillation": "soft", "batch_size": 32, "mixup": 0.2}
+    settings = settings_of(framework, "finetune", pictures, out, epochs=2, **flags)
+    prepared = import_module("finetuning").prepare(settings, partial(getattr, import_module("vit_torch")))
+    model, teacher, loader, training, held_out = prepared
+    pixels, targets = next(loader.mixed(training, 0, settings.mixup, settings.label_smoothing))
+    found, theirs = outputs_of(model, pixels), log_softmax(outputs_of(teacher, pixels)["logits"])
+    ours = -(targets * log_softmax(found["cls_logits"])).sum(1).mean()
+    distance = (np.exp(theirs) * (theirs - log_softmax(found["distillation_logits"]))).sum(1).mean()
+    assert_close(losses(out)[0], 0.7 * ours + 0.3 * distance, SAME_LOSS)
+    trained = import_module("vit_torch").AutoModelForImageClassification.from_pretrained(out)
+    assert type(trained) is type(model)
+    assert (trained.config.distillation, trained.config.distillation_weight) == ("soft", 0.3)
+    scores = import_module("pictures").evaluate(
+        lambda pixels: outputs_of(trained, pixels)["logits"], loader.validation(held_out)
+    )
+    assert_close(table(out / "metrics.csv")[-1]["val_loss"], scores["val_loss"], SAME_LOSS)
+    if framework != "keras":
+        import_module("gather").main(out / "checkpoints", tmp_path / "gathered", None)
+        for name, array in weights(out).items():
+            np.testing.assert_array_equal(weights(tmp_path / "gathered")[name], array, err_msg=name)
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def test_teachers_that_do_not_fit(pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    finetuning, vit_torch = import_module("finetuning"), import_module("vit_torch")
+    deit = write_deit(tmp_path / "deit", "DeiTForImageClassification")
+    headless = write_deit(tmp_path / "headless", "DeiTModel")
+    darker = write_deit(tmp_path / "darker", "DeiTForImageClassification", ViTImageProcessor(image_mean=[0.4] * 3))
+
+    def prepared(**flags: Any) -> Any:
+        flags = {"pictures": pictures, "out": tmp_path / "out", "model": str(deit), "teacher": str(DIGITS)} | flags
+        return finetuning.prepare(finetuning.FineTuning(**flags), partial(getattr, vit_torch))
+
+    model, teacher, *_ = prepared()
+    assert (type(model).__name__, type(teacher).__name__) == (
+        "DeiTForImageClassificationWithTeacher", "ViTForImageClassification",
+    )  # fmt: skip
+    assert not teacher.training and model.config.distillation == "hard"
+    for flags, words in (
+        ({"teacher": None, "distillation": "soft"}, "--distillation soft says how to learn from a teacher, and there"),
+        ({"distillation": "firm"}, "--distillation must be hard or soft, got firm"),
+        ({"model": str(DIGITS)}, "is a ViT, without one: pass a DeiT as --model"),
+        ({"image_size": 48}, r"takes pixels of height and width \(24, 24\), and the model, .* of \(48, 48\)"),
+        ({"teacher": str(darker)}, r"takes pixels of mean \(0.4, 0.4, 0.4\), and the model, .* of \(0.5, 0.5, 0.5\)"),
+        ({"teacher": str(headless)}, "headless lacks classifier.weight, classifier.bias: pass a classifier"),
+        ({"teacher": str(tmp_path / "none")}, "--teacher .*none.* does not exist"),
+        ({"classes": "0,1,2"}, "has 10 classes, the pictures 3, and the first that differs is 3, not none"),
+        ({"classes": "1,0,2,3,4,5,6,7,8,9"}, "the first that differs is 0, not 1: pass a teacher of these classes"),
+    ):
+        with pytest.raises(typer.BadParameter, match=words):
+            prepared(**flags)
 
 
 # ---- pre-training ------------------------------------------------------------------------------------------------
@@ -368,12 +457,12 @@ def test_hidden_folders_are_passed_over_at_every_level(tmp_path: Path) -> None:
 def test_a_training_file_to_start_from(framework: str, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What flags hand down to `from_pretrained`, and what an error says of an argument that has no flag."""
     finetuning, golden = import_module("finetuning"), Path(__file__).parent / "golden"
-    package, prefix = {"torch": ("vit_torch", ""), "keras": ("vit_tf", "TF"), "jax": ("vit_flax", "Flax")}[framework]
-    cls = getattr(import_module(package), f"{prefix}ViTForImageClassification")
+    package = {"torch": "vit_torch", "keras": "vit_tf", "jax": "vit_flax"}[framework]
+    class_of = partial(getattr, import_module(package))
 
     def prepared(model: Path, **flags: Any) -> Any:
         settings = finetuning.FineTuning(pictures=pictures, out=Path("out"), model=str(model), batch_size=8, **flags)
-        return finetuning.prepare(settings, cls)[0]
+        return finetuning.prepare(settings, class_of)[0]
 
     with pytest.raises(typer.BadParameter, match=r"pass num_attention_heads=\. Convert it with vit-convert first"):
         prepared(golden / "lightning" / "last.ckpt")

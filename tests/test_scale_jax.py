@@ -13,7 +13,7 @@ import typer
 from closeness import assert_close
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import command, finish, free_port, losses, need, start, table, write_digits
+from trainings import command, finish, free_port, losses, need, start, table, write_deit, write_digits
 
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
@@ -46,9 +46,11 @@ def finetune(data: dict[str, Path], out: Path, **flags: Any) -> None:
     script.main(script.FineTuning(pictures=data["pictures"], model=model, out=out, **{**FLAGS, **flags}))
 
 
-def run_two(data: dict[str, Path], out: Path, parallel: str, second_dies: bool = False) -> list[tuple[int, str]]:
+def run_two(
+    data: dict[str, Path], out: Path, parallel: str, second_dies: bool = False, **more: Any
+) -> list[tuple[int, str]]:
     """The exit codes and outputs of two processes with two devices each."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**FLAGS, **more}.items()]
     arguments = (data["pictures"], f"--out={out}", f"--model={data['model']}", f"--parallel={parallel}", *flags)
     shared = {"JAX_NUM_PROCESSES": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     shared["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
@@ -74,6 +76,17 @@ def test_two_processes_train_as_one(data: dict[str, Path], alone: Path, tmp_path
     assert expected.keys() == gathered.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(gathered[name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_as_one(data: dict[str, Path], tmp_path: Path) -> None:
+    need("torch")
+    data = {**data, "model": write_deit(tmp_path / "student", "DeiTForImageClassification")}
+    taught = {"teacher": str(DIGITS), "distillation": "soft"}
+    finetune(data, tmp_path / "one", **taught)
+    ended = run_two(data, tmp_path / "two", "tensor", **taught)
+    assert [code for code, _ in ended] == [0, 0], ended
+    assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
 
 
 @pytest.mark.slow

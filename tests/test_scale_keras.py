@@ -25,6 +25,7 @@ from trainings import (
     need,
     start,
     table,
+    write_deit,
     write_digits,
 )
 
@@ -97,13 +98,27 @@ def run_two(pictures: Path, model: Path, out: Path, second_dies: bool = False) -
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-@pytest.mark.slow
-def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_path: Path) -> None:
-    arguments = ("-c", TWO_DEVICES, pictures, "--out", tmp_path, "--model", model, "--parallel", "mirrored", *FLAGS)
+def run_on_two_devices(pictures: Path, out: Path, *flags: Any) -> None:
+    arguments = ("-c", TWO_DEVICES, pictures, "--out", out, "--parallel", "mirrored", *FLAGS, *flags)
     process = start([sys.executable, "-W", "error", "-W", KERAS_ITSELF, *map(str, arguments)])
     (output,) = finish(process)
     assert process.returncode == 0, output
+
+
+@pytest.mark.slow
+def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_path: Path) -> None:
+    run_on_two_devices(pictures, tmp_path, "--model", model)
     assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_two_devices_learn_from_a_teacher_as_one(pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    student = write_deit(tmp_path / "student", "DeiTForImageClassification")
+    flags = {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+    finetune(pictures, tmp_path / "one", **flags)
+    run_on_two_devices(pictures, tmp_path / "two", *(f"--{name}={value}" for name, value in flags.items()))
+    assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 @pytest.mark.slow

@@ -16,7 +16,9 @@ from closeness import assert_close
 from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import EXAMPLES, dying, finish, losses, need, start, table, write_digits
+from trainings import EXAMPLES, dying, finish, losses, need, start, table, write_deit, write_digits
+
+from vit_core.assets import DIGITS
 
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 
@@ -68,6 +70,18 @@ def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, 
     assert (tmp_path / "gathered" / "preprocessor_config.json").exists()
     with pytest.raises(typer.BadParameter, match=r"no whole checkpoint 7: .* found 1, 2\."):
         import_module("gather").main(checkpoints, tmp_path / "none", 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_learn_from_a_teacher_as_one(parallel: str, pictures: Path, tmp_path: Path) -> None:
+    student = write_deit(tmp_path / "student", "DeiTForImageClassification")
+    flags = {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+    finetune(pictures, tmp_path / "one", **flags)
+    given = [f"--{name}={value}" for name, value in flags.items()]
+    code, output = torchrun(pictures, "--out", tmp_path / "two", "--parallel", parallel, *FLAGS, *given)
+    assert code == 0, output
+    assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
 
 
 @pytest.mark.slow

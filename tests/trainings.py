@@ -17,6 +17,10 @@ import psutil
 import pytest
 from command import HANGS
 
+from vit_core.assets import DIGITS
+from vit_core.family import DeiTConfig
+from vit_core.pictures.processing import ViTImageProcessor
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 FRAMEWORKS = {"torch": "torch", "keras": "tensorflow", "jax": "jax"}  # by the name in the scripts: what they need
@@ -44,6 +48,16 @@ def need(framework: str) -> None:
 def write_digits(folder: Path, per_class: int) -> Path:
     """A folder of class folders of digits, and its CSV."""
     import_module("digits_folder").main(folder, per_class)
+    return folder
+
+
+def write_deit(folder: Path, architecture: str, processor: ViTImageProcessor | None = None, **changes: Any) -> Path:
+    """A small DeiT for the digits, drawn at random, and a processor beside it, by default theirs."""
+    known = {str(i): i for i in range(10)}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = DeiTConfig(image_size=24, patch_size=4, encoder_stride=4, label2id=known, **sizes, **changes)
+    getattr(import_module("vit_torch"), architecture)(config, seed=1).save_pretrained(folder)
+    (processor or ViTImageProcessor.from_pretrained(DIGITS)).save_pretrained(folder)
     return folder
 
 

@@ -32,26 +32,31 @@ def classification_loss(logits: Array, labels: Array, config: ViTConfig) -> Arra
     return jnp.square(logits - labels.astype(logits.dtype).reshape(logits.shape)).mean()
 
 
+def teacher_loss(distilled: Array, teacher_logits: Array, config: ViTConfig) -> Array:
+    """The teacher's term of `distillation_loss`: how far `distilled` logits (B, K) are from a teacher's (B, K).
+
+    DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
+    """
+    wide = jnp.promote_types(distilled.dtype, jnp.float32)
+    student, teacher = distilled.astype(wide), teacher_logits.astype(wide)
+    if config.distillation == "hard":
+        return -jnp.take_along_axis(jax.nn.log_softmax(student), teacher.argmax(1)[:, None], axis=1).mean()
+    tau = config.distillation_temperature
+    student, teacher = jax.nn.log_softmax(student / tau), jax.nn.log_softmax(teacher / tau)
+    return tau * tau * (jnp.exp(teacher) * (teacher - student)).sum(1).mean()
+
+
 def distillation_loss(
     logits: Array, distilled: Array, labels: Array | None, teacher_logits: Array, config: ViTConfig
 ) -> Array:
-    """Cross entropy of `logits` with the labels, and of the `distilled` ones with a teacher's; all logits are (B, K).
+    """Cross entropy of `logits` with the labels, and `teacher_loss` of the `distilled` ones; all logits are (B, K).
 
-    DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
     Raises ValueError for what does not fit.
     """
     problem = None if labels is None else problem_type(config, not jnp.issubdtype(labels.dtype, jnp.floating))
     check_distillation(problem, teacher_logits.shape, logits.shape, config)
     assert labels is not None
-    wide, weight, tau = jnp.promote_types(logits.dtype, jnp.float32), config.distillation_weight, 1.0
-    student, teacher = distilled.astype(wide), teacher_logits.astype(wide)
-    if config.distillation == "hard":
-        picked = jnp.take_along_axis(jax.nn.log_softmax(student), teacher.argmax(1)[:, None], axis=1)
-        theirs = -picked.mean()
-    else:
-        tau = config.distillation_temperature
-        student, teacher = jax.nn.log_softmax(student / tau), jax.nn.log_softmax(teacher / tau)
-        theirs = tau * tau * (jnp.exp(teacher) * (teacher - student)).sum(1).mean()
+    weight, theirs = config.distillation_weight, teacher_loss(distilled, teacher_logits, config)
     return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 

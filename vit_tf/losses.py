@@ -46,26 +46,33 @@ def classification_loss(
     return tf.reduce_sum(each) / divisor
 
 
-def distillation_loss(
-    logits: Tensor, distilled: Tensor, labels: Tensor | None, teacher_logits: Tensor, config: ViTConfig
-) -> Tensor:
-    """Cross entropy of `logits` with the labels, and of the `distilled` ones with a teacher's; all logits are (B, K).
+def teacher_loss(distilled: Tensor, teacher_logits: Tensor, config: ViTConfig) -> Tensor:
+    """The teacher's term of `distillation_loss`: how far `distilled` logits (B, K) are from a teacher's (B, K).
 
     DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
-    Raises ValueError for what does not fit.
     """
-    problem = None if labels is None else problem_type(config, not labels.dtype.is_floating)
-    check_distillation(problem, tuple(teacher_logits.shape), tuple(logits.shape), config)
-    assert labels is not None
-    weight = config.distillation_weight
-    student, teacher = (tf.cast(x, wide(logits.dtype)) for x in (distilled, teacher_logits))
+    student, teacher = (tf.cast(x, wide(distilled.dtype)) for x in (distilled, teacher_logits))
     if config.distillation == "hard":
         each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.argmax(teacher, axis=1), student)
     else:
         tau = config.distillation_temperature
         student, teacher = tf.nn.log_softmax(student / tau), tf.nn.log_softmax(teacher / tau)
         each = tau * tau * tf.reduce_sum(tf.exp(teacher) * (teacher - student), axis=1)
-    return (1 - weight) * classification_loss(logits, labels, config) + weight * tf.reduce_mean(each)
+    return tf.reduce_mean(each)
+
+
+def distillation_loss(
+    logits: Tensor, distilled: Tensor, labels: Tensor | None, teacher_logits: Tensor, config: ViTConfig
+) -> Tensor:
+    """Cross entropy of `logits` with the labels, and `teacher_loss` of the `distilled` ones; all logits are (B, K).
+
+    Raises ValueError for what does not fit.
+    """
+    problem = None if labels is None else problem_type(config, not labels.dtype.is_floating)
+    check_distillation(problem, tuple(teacher_logits.shape), tuple(logits.shape), config)
+    assert labels is not None
+    weight, theirs = config.distillation_weight, teacher_loss(distilled, teacher_logits, config)
+    return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 
 def masked_reconstruction_loss(

@@ -31,25 +31,31 @@ def classification_loss(logits: Tensor, labels: Tensor, config: ViTConfig) -> Te
     return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
 
 
+def teacher_loss(distilled: Tensor, teacher_logits: Tensor, config: ViTConfig) -> Tensor:
+    """The teacher's term of `distillation_loss`: how far `distilled` logits (B, K) are from a teacher's (B, K).
+
+    DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
+    """
+    wide = torch.promote_types(distilled.dtype, torch.float32)
+    student, teacher = distilled.to(wide), teacher_logits.to(wide)
+    if config.distillation == "hard":
+        return F.cross_entropy(student, teacher.argmax(1))
+    tau = config.distillation_temperature
+    student, teacher = F.log_softmax(student / tau, 1), F.log_softmax(teacher / tau, 1)
+    return tau * tau * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
 def distillation_loss(
     logits: Tensor, distilled: Tensor, labels: Tensor | None, teacher_logits: Tensor, config: ViTConfig
 ) -> Tensor:
-    """Cross entropy of `logits` with the labels, and of the `distilled` ones with a teacher's; all logits are (B, K).
+    """Cross entropy of `logits` with the labels, and `teacher_loss` of the `distilled` ones; all logits are (B, K).
 
-    DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
     Raises ValueError for what does not fit.
     """
     problem = None if labels is None else problem_type(config, not labels.is_floating_point())
     check_distillation(problem, tuple(teacher_logits.shape), tuple(logits.shape), config)
     assert labels is not None
-    wide, weight, tau = torch.promote_types(logits.dtype, torch.float32), config.distillation_weight, 1.0
-    student, teacher = distilled.to(wide), teacher_logits.to(wide)
-    if config.distillation == "hard":
-        theirs = F.cross_entropy(student, teacher.argmax(1))
-    else:
-        tau = config.distillation_temperature
-        student, teacher = F.log_softmax(student / tau, 1), F.log_softmax(teacher / tau, 1)
-        theirs = tau * tau * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    weight, theirs = config.distillation_weight, teacher_loss(distilled, teacher_logits, config)
     return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 
