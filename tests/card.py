@@ -1,6 +1,6 @@
 """`pytest --device cuda`: the suite on a card, and what of it makes no sense there.
 
-PyTorch's default device becomes the card, so that models, read or built, are there, and the adapter of `backends.py`
+PyTorch's default device becomes the card, so that models, read or built, are there, and the adapter of `adapters.py`
 moves inputs to a model and outputs back. JAX takes a card by itself; with `JAX_PLATFORMS=cuda` a PyTorch that sees none
 stays on the processor. Float32 is computed in float32, and not in TF32, as bounds are those of float32.
 """

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from backends import BACKENDS
+from adapters import BACKENDS
 from card import left_out, use_card
 from hypothesis import HealthCheck, settings
 

@@ -114,7 +114,7 @@ MUTANTS = (
     ),
     Mutant(
         "torch: hooks see the CLS token alone",
-        "vit_torch/weights.py",
+        "vit_torch/base.py",
         "for module in modules for kind in _HOOKS",
         "for module in modules[:0] for kind in _HOOKS",
         ("tests/test_torch.py", "test_hooks_see_all_tokens"),
@@ -333,21 +333,21 @@ MUTANTS = (
     ),
     Mutant(
         "torch: a state dict that is given is not saved",
-        "vit_torch/weights.py",
+        "vit_torch/base.py",
         'state = given.get("state_dict", own)',
         "state = own",
         ("tests/test_what_is_saved.py", "weights_that_are_given"),
     ),
     Mutant(
         "flax: parameters that are given are not saved",
-        "vit_flax/weights.py",
+        "vit_flax/base.py",
         'self._flat(given["params"] if given else self.params)',
         "self._flat(self.params)",
         ("tests/test_what_is_saved.py", "weights_that_are_given"),
     ),
     Mutant(
         "tf: LoRA's kernels without its product",
-        "vit_tf/weights.py",
+        "vit_tf/base.py",
         "np.asarray(ops.convert_to_numpy(layer.kernel))",
         "np.asarray(ops.convert_to_numpy(layer._kernel))",
         ("tests/test_what_is_saved.py", "lora"),

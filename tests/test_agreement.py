@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import tolerances
-from backends import BACKENDS
+from adapters import BACKENDS
 from closeness import assert_close
 from hypothesis import Phase, given, settings
 from members import CLASSIFIERS, MASKED, MODELS, config_for

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
-from backends import BACKENDS
+from adapters import BACKENDS
 from closeness import assert_within
 from PIL import Image
 from test_digits import ROOT

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import trainings
 import typer
-from backends import BACKENDS
+from adapters import BACKENDS
 from closeness import assert_close
 from PIL import Image
 from safetensors.numpy import load_file

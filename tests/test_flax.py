@@ -27,7 +27,7 @@ jax = pytest.importorskip("jax")
 flax = pytest.importorskip("flax")
 vit_flax = pytest.importorskip("vit_flax")
 jnp, nn = jax.numpy, flax.linen
-jax.config.update("jax_enable_x64", True)  # as tests/backends.py does, in whatever order the tests run
+jax.config.update("jax_enable_x64", True)  # as tests/adapters.py does, in whatever order the tests run
 
 ROOT = Path(__file__).parent.parent
 CONFIG, DEIT = ViTConfig(**TINY), DeiTConfig(**TINY)

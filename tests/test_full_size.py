@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
-from backends import BACKENDS
+from adapters import BACKENDS
 from closeness import assert_within, relative_error
 
 from vit_core.config import ViTConfig

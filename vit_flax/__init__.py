@@ -15,6 +15,7 @@ from vit_core.pictures.processing import (
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_flax.base import FlaxViTPreTrainedModel
 from vit_flax.deit import (
     FlaxDeiTForImageClassification,
     FlaxDeiTForImageClassificationModule,
@@ -41,7 +42,6 @@ from vit_flax.outputs import (
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
-from vit_flax.weights import FlaxViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="flax")
 ViTModel = FlaxViTModel

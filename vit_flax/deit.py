@@ -11,6 +11,7 @@ from typing import Any
 from jax import Array
 
 from vit_core.family import DEIT
+from vit_flax.base import FlaxViTPreTrainedModel
 from vit_flax.losses import classification_loss, distillation_loss
 from vit_flax.modeling import (
     FlaxViTForImageClassification,
@@ -21,7 +22,6 @@ from vit_flax.modeling import (
     FlaxViTModule,
 )
 from vit_flax.outputs import DeiTForImageClassificationWithTeacherOutput
-from vit_flax.weights import FlaxViTPreTrainedModel
 
 
 class FlaxDeiTModule(FlaxViTModule):

@@ -21,6 +21,7 @@ from vit_core.config import pair
 from vit_core.family import family_of
 from vit_flax.activations import activation
 from vit_flax.attention import additive_bias
+from vit_flax.base import FlaxViTPreTrainedModel, intercepted, shapes
 from vit_flax.embeddings import ViTEmbeddings
 from vit_flax.encoder import ViTEncoder
 from vit_flax.losses import classification_loss, masked_reconstruction_loss
@@ -31,7 +32,6 @@ from vit_flax.outputs import (
     MaskedImageModelingOutput,
     ModelOutput,
 )
-from vit_flax.weights import FlaxViTPreTrainedModel, intercepted, shapes
 
 
 class ViTPooler(ViTModule):

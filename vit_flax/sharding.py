@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from vit_core.family import LAYER
 from vit_core.params import Spec
-from vit_flax.weights import FlaxViTPreTrainedModel, Params
+from vit_flax.base import FlaxViTPreTrainedModel, Params
 
 BY_OUTPUTS = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "intermediate.dense")
 BY_INPUTS = ("attention.output.dense", "output.dense")

@@ -23,6 +23,7 @@ from vit_core.pictures.processing import (
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_tf.base import TFViTPreTrainedModel
 from vit_tf.deit import (
     TFDeiTForImageClassification,
     TFDeiTForImageClassificationWithTeacher,
@@ -38,7 +39,6 @@ from vit_tf.outputs import (
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
-from vit_tf.weights import TFViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="tf")
 ViTModel = TFViTModel

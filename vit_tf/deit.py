@@ -12,10 +12,10 @@ import keras
 from tensorflow import Tensor
 
 from vit_core.family import DEIT
+from vit_tf.base import TFViTPreTrainedModel, compiled
 from vit_tf.losses import classification_loss, distillation_loss
 from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 from vit_tf.outputs import DeiTForImageClassificationWithTeacherOutput
-from vit_tf.weights import TFViTPreTrainedModel, compiled
 
 
 class TFDeiTPreTrainedModel(TFViTPreTrainedModel):

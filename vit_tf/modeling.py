@@ -22,6 +22,7 @@ from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_tf.activations import activation
 from vit_tf.attention import additive_bias
+from vit_tf.base import TFViTPreTrainedModel, compiled
 from vit_tf.embeddings import ViTEmbeddings
 from vit_tf.encoder import ViTEncoder
 from vit_tf.losses import classification_loss, masked_reconstruction_loss
@@ -32,7 +33,6 @@ from vit_tf.outputs import (
     MaskedImageModelingOutput,
     ModelOutput,
 )
-from vit_tf.weights import TFViTPreTrainedModel, compiled
 
 
 class ViTPooler(ViTModule):

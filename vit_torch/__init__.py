@@ -15,6 +15,7 @@ from vit_core.pictures.processing import (
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_torch.base import ViTPreTrainedModel
 from vit_torch.deit import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -30,7 +31,6 @@ from vit_torch.outputs import (
     ImageClassifierOutput,
     MaskedImageModelingOutput,
 )
-from vit_torch.weights import ViTPreTrainedModel
 
 pipeline = partial(_pipeline, backend="torch")
 

@@ -11,10 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from vit_core.family import DEIT
+from vit_torch.base import ViTPreTrainedModel
 from vit_torch.losses import classification_loss, distillation_loss
 from vit_torch.modeling import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from vit_torch.outputs import DeiTForImageClassificationWithTeacherOutput
-from vit_torch.weights import ViTPreTrainedModel
 
 
 class DeiTPreTrainedModel(ViTPreTrainedModel):

@@ -19,6 +19,7 @@ from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS
 from vit_torch.activations import ViTActivation
 from vit_torch.attention import additive_bias
+from vit_torch.base import ViTPreTrainedModel, hooked, shapes
 from vit_torch.embeddings import ViTEmbeddings
 from vit_torch.encoder import ViTEncoder, packed
 from vit_torch.losses import classification_loss, masked_reconstruction_loss
@@ -28,7 +29,6 @@ from vit_torch.outputs import (
     MaskedImageModelingOutput,
     ModelOutput,
 )
-from vit_torch.weights import ViTPreTrainedModel, hooked, shapes
 
 
 class ViTPooler(nn.Module):
