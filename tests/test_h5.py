@@ -21,8 +21,8 @@ from hub_server import HubServer, Repo, client_environment
 from test_models import TINY
 
 from vit_core.app.cli import main
-from vit_core.config import ViTConfig
-from vit_core.family import PARTS, VIT
+from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import PARTS, family_of
 from vit_core.files.hdf5 import read_h5, write_h5
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import TF_H5, find_weights, read_checkpoint, readable_names, write_checkpoint
@@ -39,7 +39,7 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, tuple[str, tuple[int, ...], by
 
 
 def table_of(tensors: dict[str, Tensor], config: ViTConfig) -> dict[str, Spec]:
-    return {name: spec for name, spec in specs(config, VIT.all_parts).items() if name in tensors}
+    return {name: spec for name, spec in specs(config, family_of(config).all_parts).items() if name in tensors}
 
 
 # ---- golden files ------------------------------------------------------------------------------------------------
@@ -79,16 +79,17 @@ def structure(path: Path) -> dict[str, Any]:
 def test_written_files_are_built_as_transformers_builds_them(tmp_path: Path, path: Path) -> None:
     with h5py.File(path) as file:
         shard = "vit/embeddings/cls_token:0" in file or "backend" not in file.attrs
-        outer = OUTER if shard else file["vit"].attrs["weight_names"][0].partition("/")[0]
+        trunk = next((name for name in ("vit", "deit") if name in file), "")
+        outer = OUTER if shard else file[trunk].attrs["weight_names"][0].partition("/")[0]
     write_h5(tmp_path / "m.h5", {f"{outer}/{name}": t for name, t in read_h5(path).items()}, shard=shard)
     assert structure(tmp_path / "m.h5") == structure(path)
 
 
-@pytest.mark.parametrize("model", ["cls", "base"])
+@pytest.mark.parametrize("model", ["cls", "base", "deit", "deit_cls", "deit_teacher"])
 def test_a_model_is_written_as_transformers_writes_it(tmp_path: Path, model: str) -> None:
     """From PyTorch's file: names, their order and the layout of every array."""
     folder = CHECKPOINTS / model / "pt_safetensors"
-    config, tensors = ViTConfig.from_pretrained(folder), read_checkpoint(find_weights(folder)).tensors
+    config, tensors = AutoConfig.from_pretrained(folder), read_checkpoint(find_weights(folder)).tensors
     architecture = (config.architectures or [""])[0]
     written = write_checkpoint(tmp_path, tensors, table_of(tensors, config), architecture, format="tf", container=TF_H5)
     assert written == ["tf_model.h5"]
