@@ -5,6 +5,7 @@ Names are canonical (`vit_core.family.table`). Paper: Dosovitskiy et al. 2021, e
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Spec:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 def specs(config: ViTConfig, parts: Iterable[str]) -> dict[str, Spec]:

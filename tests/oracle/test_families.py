@@ -182,13 +182,14 @@ LIBRARY_GAPS = {
     ("flax", "vit_tf_masked"): "has no such class",
     ("tf", "timm_not_square"): "takes one size of images",
     ("flax", "timm_not_square"): "takes one size of images",
+    **{("flax", name): "never had DeiT" for name in ("timm_distilled", "deit_distilled", "transformers_deit")},
 }
 BIASES = ("query/bias:0", "key/bias:0", "value/bias:0")
 
 
 def theirs(to: str, folder: Path, x: np.ndarray, pooled: bool) -> Any:
     """Outputs of transformers' model of a folder, which has each of its parameters and nothing else."""
-    config = vit_torch.ViTConfig.from_pretrained(folder)
+    config = vit_torch.AutoConfig.from_pretrained(folder)
     name = config.architectures[0]
     model_class = getattr(transformers, PREFIXES[to] + name)
     kwargs: dict[str, Any] = {"add_pooling_layer": pooled} if name == "ViTModel" else {}
@@ -335,10 +336,21 @@ def test_an_architecture_of_timm_by_name(tmp_path: Path, library: Callable[..., 
     assert_read(tmp_path, library, "timm", {"architecture": "vit_tiny_patch16_224", "num_classes": 10})
 
 
-def test_distilled_deit_is_refused(tmp_path: Path, library: Callable[..., None]) -> None:
-    library("save", "timm", {"architecture": "deit_tiny_distilled_patch16_224", "depth": 1}, tmp_path)
-    with pytest.raises(ValueError, match=r"dist_token.*: a distillation token"):
-        vit_torch.ViTForImageClassification.from_pretrained(tmp_path)
+def test_distilled_deit(tmp_path: Path, library: Callable[..., None]) -> None:
+    """A model of timm by its name, and the folder that it is written back to."""
+    library("save", "timm", {"architecture": "deit_tiny_distilled_patch16_224", "depth": 1}, tmp_path / "theirs")
+    model = vit_torch.AutoModelForImageClassification.from_pretrained(tmp_path / "theirs")
+    assert type(model) is vit_torch.DeiTForImageClassificationWithTeacher
+    assert model.config.num_attention_heads == 3
+    conversion.convert(tmp_path / "theirs", tmp_path / "torch", to="torch")
+    conversion.convert(tmp_path / "torch", tmp_path / "back", to="timm")
+    x = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(x)).logits.numpy()
+    for folder in ("theirs", "back"):
+        library("run", "timm", tmp_path / folder, "{}", tmp_path / "x.npy", tmp_path / "y.npy")
+        assert_near(np.load(tmp_path / "y.npy"), expected, tolerances.FORMATS)
 
 
 # ---- how pictures are prepared ---------------------------------------------------------------------------------------

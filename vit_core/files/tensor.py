@@ -48,7 +48,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def transposed(self, axes: tuple[int, ...] | None) -> Tensor:
         """The same tensor with its axes permuted; reading it gives a view."""
