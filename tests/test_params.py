@@ -13,7 +13,7 @@ from test_config import configs
 
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import ARCHITECTURES, FAMILIES, PARTS, VIT, Family, family_of, member_of
-from vit_core.params import DIALECTS, TORCH, TORCH_V5, count, native_name, parse_name, specs
+from vit_core.params import DIALECTS, TORCH, TORCH_V5, count, native_name, parse_name, spec_of, specs
 
 # Published number of parameters with the 1,000-class ImageNet head (as timm's model listing has them).
 PUBLISHED = {
@@ -65,6 +65,13 @@ def test_sizes_of_any_configuration() -> None:
     """A file may ask for more than any machine has: that is a number, too."""
     sizes = {name: spec.size for name, spec in specs(ViTConfig(hidden_size=12 * 10**20), {"classifier"}).items()}
     assert sizes["encoder.layer.0.attention.attention.query.weight"] == 144 * 10**40
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_one_parameter_by_its_name(architecture: str) -> None:
+    config = config_for(architecture, layer_scale=0.1, num_hidden_layers=2)
+    table = specs(config, PARTS[architecture])
+    assert {name: spec_of(config, name) for name in table} == table
 
 
 def test_unknown_part() -> None:

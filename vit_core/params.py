@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_core.config import ViTConfig
-from vit_core.family import FAMILIES, LAYER, NUMBER, Family, Row, family_of
+from vit_core.family import FAMILIES, LAYER, NUMBER, OF_LAYER, Family, Row, family_of
 from vit_core.family.table import SYMBOLS
 
 
@@ -76,6 +76,14 @@ def _row_specs(row: Row, layer: str, family: Family, config: ViTConfig) -> Itera
             yield Spec(f"{name}.{leaf}" if leaf else name, row, layer, leaf, shape, row.init, family.trunk)
         elif getattr(config, row.bias) if isinstance(row.bias, str) else row.bias:
             yield Spec(f"{name}.bias", row, layer, leaf, shape[:1], "zeros", family.trunk)
+
+
+def spec_of(config: ViTConfig, name: str) -> Spec:
+    """The parameter of this canonical name, which the configuration's member must have."""
+    family, layer = family_of(config), OF_LAYER.match(name)
+    row = family.row_of(name)
+    assert row is not None, name
+    return next(spec for spec in _row_specs(row, layer[1] if layer else "", family, config) if spec.name == name)
 
 
 def count(config: ViTConfig, parts: Iterable[str]) -> int:

@@ -12,9 +12,8 @@ from flax import linen as nn
 from jax import Array
 
 from vit_core.config import ViTConfig
-from vit_core.family import family_of
 from vit_core.initialization import BOUND, constant
-from vit_core.params import specs
+from vit_core.params import spec_of
 from vit_flax.layers import LayerNorm, product
 
 
@@ -68,7 +67,7 @@ class ViTModule(nn.Module):
 
     def weight(self, name: str) -> Array:
         """A raw parameter, by its canonical name, of the shape and with the start that the table gives it."""
-        spec = specs(self.config, family_of(self.config).all_parts)[name]
+        spec = spec_of(self.config, name)
         value = constant(spec, self.config)
         init = normal(self.config.initializer_range) if value is None else nn.initializers.constant(value)
         return self.param(name.rpartition(".")[2], init, spec.shape, self.param_dtype)

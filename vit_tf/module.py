@@ -12,9 +12,8 @@ from keras import layers, ops
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig
-from vit_core.family import family_of
 from vit_core.initialization import BOUND, constant
-from vit_core.params import specs
+from vit_core.params import spec_of
 from vit_tf.layers import Dense, LayerNorm
 
 loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether what is drawn would be thrown away
@@ -102,7 +101,7 @@ class ViTModule(Builder, layers.Layer):
 
     def weight(self, name: str, **options: Any) -> keras.Variable:
         """The raw array of this canonical name, as the table has it; those of all layers are alike."""
-        spec = specs(self.config, family_of(self.config).all_parts)[name]
+        spec = spec_of(self.config, name)
         value = constant(spec, self.config)
         init = self.normal() if value is None else keras.initializers.Constant(value)
         return self.add_weight(spec.shape, init, name=name.rpartition(".")[2], **options)
