@@ -145,7 +145,8 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("initializer_range", float("nan")), ("hidden_dropout_prob", 1.5), ("attention_probs_dropout_prob", -0.1),
     ("hidden_act", "gelou"), ("hidden_act", "prelu"), ("pooler_act", None), ("problem_type", "regresion"),
     ("qkv_bias", "yes"), ("qkv_bias", 0.0), ("return_dict", None), ("num_labels", -1), ("num_labels", 2.0),
-    ("id2label", "cat"), ("id2label", {"a": "cat"}), ("label2id", {"cat": "a"}), ("pooler_output_size", -1),
+    ("id2label", "cat"), ("id2label", {"a": "cat"}), ("label2id", {"cat": "a"}), ("label2id", 2**64),
+    ("label2id", "ab"), ("pooler_output_size", -1),
     ("pruned_heads", {"0": [1]}),
 ]  # fmt: skip
 

@@ -160,8 +160,10 @@ class ViTConfig:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _set_labels(self, num_labels: Any, id2label: Any, label2id: Any) -> None:
-        if id2label is None and label2id and num_labels in (None, len(label2id)):
-            id2label = {number: label for label, number in CHECKS["label2id"]("label2id", label2id).items()}
+        if id2label is None and label2id:
+            named = CHECKS["label2id"]("label2id", label2id)
+            if num_labels in (None, len(named)):
+                id2label = {number: label for label, number in named.items()}
         if id2label is None:
             self.num_labels = 2 if num_labels is None else num_labels
         else:
