@@ -22,6 +22,7 @@ from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files.saving import find, listing, replacing_files
 from vit_core.files.tensor import Array, Tensor, contiguous
 from vit_core.formats import FORMATS
+from vit_core.formats.format import FOLD
 from vit_core.formats.huggingface import Checkpoint, Container, as_native, split, write_native
 from vit_core.formats.reading import StrPath, read
 from vit_core.formats.rules import describe
@@ -141,10 +142,7 @@ def _prepare(planned: Plan, target: Target, container_name: str | None, dtype: A
     fmt = target.fmt
     if fmt is None:
         if planned.config.layer_scale:
-            raise ValueError(
-                f"{target.title} has no place for layer scales: pass fold_layer_scale=True to multiply them into the "
-                "layers before them, which rounds."
-            )
+            raise ValueError(f"{target.title} has no place for layer scales: {FOLD}.")
         native = as_native(planned.tensors, planned.specs, planned.architecture, target.format, container)
     else:
         if fmt.has_qkv_bias:

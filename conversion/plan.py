@@ -123,7 +123,7 @@ def _checked(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: ViTConf
     family = checkpoint.family
     parts = family.parts_in(tensors)
     architecture = family.architecture_of(parts)
-    if not parts <= {*family.parts(architecture, config), "mask_token"}:
+    if not parts <= {*family.parts(architecture), "mask_token"}:
         raise ValueError(
             f"{checkpoint.path} has {' and '.join(sorted(parts - {'mask_token'}))}, which no model class has together: "
             "pass head='drop' or pooler='drop'."

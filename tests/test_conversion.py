@@ -286,6 +286,13 @@ def test_layer_scale_is_folded_on_request_alone(tmp_path: Path) -> None:
     assert entry.transform == "times blocks.0.ls1.gamma"
 
 
+@pytest.mark.parametrize("target", ["folder", "model.safetensors"])
+def test_timm_has_no_deit_with_one_head(tmp_path: Path, target: str) -> None:
+    with pytest.raises(ValueError, match="distilled models have two heads, this one has one"):
+        convert(CHECKPOINTS / "deit_cls" / "pt_safetensors", tmp_path / target, to="timm")
+    assert not (tmp_path / target).exists()
+
+
 # ---- what is told apart ------------------------------------------------------------------------------------------
 
 

@@ -72,7 +72,6 @@ class ViTConfig:
     reads: ClassVar[tuple[str, ...]] = ("vit_mae", "vit_msn")  # other model types whose files hold what its models have
     defaults: ClassVar[Mapping[str, Any]] = COMMON_DEFAULTS  # of fields that a config.json holds where they differ
     tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # before the patches, each with a position
-    use_mask_token = False  # whether the bare model has one without being asked
     id2label: dict[int, str]
     label2id: dict[str, int]
     output_attentions: bool
@@ -318,9 +317,10 @@ class ViTConfig:
         tuple (config, unused), when `return_unused_kwargs` is true.
         """
         merged = dict(values)
+        made = cls._class_for(merged)
         known = {
-            *cls._class_for(merged).fields(),
-            *cls._class_for(merged).defaults,
+            *made.fields(),
+            *made.defaults,
             *_RUNTIME_DEFAULTS,
             *_LABELS,
             "torch_dtype",
@@ -335,7 +335,7 @@ class ViTConfig:
             merged = {k: v for k, v in merged.items() if k not in _LABELS}
         if "dtype" in used or "torch_dtype" in used:
             merged = {k: v for k, v in merged.items() if k not in ("dtype", "torch_dtype")}
-        config = cls._class_for(merged)(**{**merged, **used})
+        config = made(**{**merged, **used})
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod

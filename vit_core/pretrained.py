@@ -69,7 +69,7 @@ class PretrainedModel(ABC):
         Raises ValueError for the configuration of another member.
         """
         cls._check_member(config)
-        return cls.family().parts(cls.architecture, config, add_pooling_layer, use_mask_token)
+        return cls.family().parts(cls.architecture, add_pooling_layer, use_mask_token)
 
     @classmethod
     def family(cls) -> Family:

@@ -123,15 +123,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), partial(_number, maximum=1.0)),
     **dict.fromkeys(("initializer_range", "layer_norm_eps", "layer_scale"), _number),
     **dict.fromkeys(
-        (
-            "qkv_bias",
-            "use_mask_token",
-            "output_attentions",
-            "output_hidden_states",
-            "return_dict",
-            "skip_unread_tokens",
-        ),
-        _flag,
+        ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict", "skip_unread_tokens"), _flag
     ),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),
     "distillation": _distillation,

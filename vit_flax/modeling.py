@@ -51,8 +51,7 @@ class FlaxViTModule(ViTModule):
     use_mask_token: bool = False
 
     def setup(self) -> None:
-        masks = self.use_mask_token or self.config.use_mask_token
-        self.embeddings = ViTEmbeddings(**self.common, use_mask_token=masks)
+        self.embeddings = ViTEmbeddings(**self.common, use_mask_token=self.use_mask_token)
         self.encoder = ViTEncoder(**self.common)
         self.layernorm = self.layer_norm()
         if self.add_pooling_layer:

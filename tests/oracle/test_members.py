@@ -60,7 +60,7 @@ def test_equal_outputs_and_gradients(tmp_path: Path, name: str, call: dict[str, 
     x = pixels(theirs, size=(32, 20) if "interpolate_pos_encoding" in call else None)
     if name == SHIFTED:
         if call:
-            return  # with pictures that are no square theirs fails
+            pytest.skip("theirs is shifted, and fails on pictures that are no square")
         last = theirs.deit(x).last_hidden_state[:, 2:].transpose(1, 2).unflatten(2, (6, 6))
         assert_close(ours(x).reconstruction, theirs.decoder(last), tolerances.FORMATS, "reconstruction")
         return
@@ -82,8 +82,8 @@ def test_what_is_written_is_read_by_both(tmp_path: Path, framework: str, name: s
     model = getattr(package, prefix + name).from_pretrained(tmp_path / "theirs")
     model.save_pretrained(tmp_path / "ours", **save)
     if not save.get("safe_serialization", True) and framework != "torch":
-        if framework == "flax":  # transformers never had Flax DeiT
-            return
+        if framework == "flax":
+            pytest.skip("transformers never had a Flax DeiT")
         theirs, report = getattr(transformers, f"TF{name}").from_pretrained(tmp_path / "ours", output_loading_info=True)
         assert whole(report)
         weights = {w.name: w.numpy() for w in theirs.weights}
@@ -119,4 +119,4 @@ def test_files_of_their_tf_classes(tmp_path: Path, name: str) -> None:
         ours, report = getattr(vit_torch, name).from_pretrained(tmp_path / str(number), output_loading_info=True)
         assert whole(report)
         for field, value in expected.items():
-            assert_close(ours(x)[field].detach(), torch.from_numpy(value.numpy()), 2e-5, field)
+            assert_close(ours(x)[field].detach(), torch.from_numpy(value.numpy()), tolerances.TF_FLOAT32, field)

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from vit_core.config import COMMON_DEFAULTS, ViTConfig
 from vit_core.family.table import Family, Row, after, changed
 from vit_core.family.vit import CLASSIFIER, DECODER, TRUNK
-from vit_core.pictures.processing import DeiTImageProcessor
 
 
 class DeiTConfig(ViTConfig):
@@ -56,5 +55,4 @@ DEIT = Family(
         *(replace(CLASSIFIER, name=name, part=name) for name in ("cls_classifier", "distillation_classifier")),
         DECODER,
     ),
-    processor=DeiTImageProcessor,
 )

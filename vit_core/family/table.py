@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import Any
 
 from vit_core.config import ViTConfig, pair
-from vit_core.pictures.processing import ViTImageProcessor
 
 LAYER = "encoder.layer.{}."
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
@@ -66,8 +65,6 @@ class Family:
     config: type[ViTConfig]
     models: Mapping[str, frozenset[str]]  # the parts of each model class, by its PyTorch name; the bare one first
     table: tuple[Row, ...]
-    prefix: str = ""  # of the trunk's names in models with a head; the model_type unless given
-    processor: type[ViTImageProcessor] = ViTImageProcessor  # prepares its pictures
 
     @property
     def model_type(self) -> str:
@@ -77,7 +74,7 @@ class Family:
     @property
     def trunk(self) -> str:
         """What stands before the names of the trunk in models with a head."""
-        return self.prefix or self.model_type
+        return self.model_type
 
     @property
     def bare(self) -> str:
@@ -99,12 +96,10 @@ class Family:
         template = OF_LAYER.sub(LAYER, name)
         return self.rows.get(template) or self.rows.get(template.rpartition(".")[0])
 
-    def parts(
-        self, architecture: str, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False
-    ) -> frozenset[str]:
+    def parts(self, architecture: str, add_pooling_layer: bool = True, use_mask_token: bool = False) -> frozenset[str]:
         """The optional parts of a model of a class that is built with these arguments."""
         parts = set(self.models[architecture]) - (set() if add_pooling_layer else {"pooler"})
-        return frozenset(parts | {"mask_token"} if use_mask_token or config.use_mask_token else parts)
+        return frozenset(parts | {"mask_token"} if use_mask_token else parts)
 
     def arguments(self, architecture: str, parts: Collection[str]) -> dict[str, bool]:
         """What a model class is built with, so that it has these parts."""

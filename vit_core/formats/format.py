@@ -90,7 +90,7 @@ class Format:
                     placed.update(name.replace("{}", layer) for name in rule.canonical)
         lost = [name for name in tensors if name not in placed or name.startswith(tuple(self.absent))]
         if lost:
-            absent = {ATTENTION_SCALE: _FOLD, MLP_SCALE: _FOLD, **self.absent}
+            absent = {ATTENTION_SCALE: FOLD, MLP_SCALE: FOLD, **self.absent}
             templates = {OF_LAYER.sub(LAYER, name) for name in lost}
             reasons = sorted({why for name in templates for part, why in absent.items() if name.startswith(part)})
             raise ValueError(
@@ -101,7 +101,7 @@ class Format:
         return self.finish(native)
 
 
-_FOLD = "pass fold_layer_scale=True to multiply its layer scales into the layers before them, which rounds"
+FOLD = "pass fold_layer_scale=True to multiply its layer scales into the layers before them, which rounds"
 
 
 def first_match(patterns: tuple[tuple[str, str], ...], name: str) -> str | None:

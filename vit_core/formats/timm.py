@@ -78,6 +78,8 @@ def _prepare(tensors: Tensors) -> Tensors:
 
 
 def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
+    if "dist_token" in native and "head.weight" in native:
+        raise ValueError("timm's distilled models have two heads, this one has one: pass head='drop'.")
     return {name.replace(f"{_HEAD_OF_TWO}.", "head."): tensor for name, tensor in native.items()}
 
 
@@ -120,8 +122,6 @@ def _of_architecture(name: str) -> dict[str, Any]:
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
     """timm's config.json: the base architecture with every argument that makes it this model."""
     headed, distilled = architecture != family_of(config).bare, family_of(config) is DEIT
-    if architecture == "DeiTForImageClassification":
-        raise ValueError("timm's distilled models have two heads, this one has one: pass head='drop'.")
     activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == one_name(config.hidden_act)), None)
     if activation is None:
         raise ValueError(f"timm's configuration can't name hidden_act={config.hidden_act!r}: pass another hidden_act.")

@@ -238,13 +238,15 @@ class ViTImageProcessor:
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
         """The processor with these arguments, as `to_dict` or a file gives them. Warns if they are another kind's."""
         kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), "ViT")
+        made = cls._class_for(str(kind))
         if not str(kind).startswith(("ViT", "DeiT")):
             warnings.warn(
-                f"A {kind} may prepare images in another way than {cls.__name__} does: check that its steps are these.",
+                f"A {kind} may prepare images in another way than {made.__name__} does: check that its "
+                "steps are these.",
                 UserWarning,
                 stacklevel=2,
             )
-        return cls._class_for(str(kind))(**{**copy.deepcopy(dict(values)), **overrides})
+        return made(**{**copy.deepcopy(dict(values)), **overrides})
 
     @classmethod
     def _class_for(cls, kind: str) -> type[Self]:
