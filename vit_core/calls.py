@@ -23,13 +23,15 @@ TENSORS = (*INPUTS, "labels", "teacher_logits")
 class Options:
     """What a call asks for, the configuration's answer filled in where the call gives none.
 
-    `tokens` is how many of the first tokens the last layer computes after its attention, None for all.
+    `tokens` is how many of the first tokens the last layer computes after its attention, None for all; `depth` how many
+    layers are computed, None for all.
     """
 
     output_attentions: bool = False
     output_hidden_states: bool = False
     return_dict: bool = True
     tokens: int | None = None
+    depth: int | None = None
 
     @property
     def of_all_tokens(self) -> Options:
@@ -37,8 +39,8 @@ class Options:
         return replace(self, tokens=None)
 
     def of_layer(self, i: int, count: int) -> Options:
-        """The same for layer `i` of `count`: no layer but the last leaves tokens out."""
-        return self if i == count - 1 else self.of_all_tokens
+        """The same for layer `i` of `count`: no layer but the last that is computed leaves tokens out."""
+        return self if i == (self.depth or count) - 1 else self.of_all_tokens
 
     def wanted(self, x: Any) -> Any:
         """Of all tokens, (B, S, D), those that a layer computes after its attention."""
@@ -79,6 +81,50 @@ def resolve_options(
         config.return_dict if return_dict is None else return_dict,
         None if attentions or hidden_states or watched or not config.skip_unread_tokens else tokens,
     )
+
+
+def interpolates(config: ViTConfig, asked: bool | None) -> bool:
+    """Whether position embeddings are resized to the pictures: as a call asks, or as the configuration does."""
+    return config.always_interpolates if asked is None else bool(asked)
+
+
+def depths(config: ViTConfig, layers: int | Sequence[int]) -> tuple[int, ...]:
+    """After how many layers the hidden states are asked for: 0 is the embeddings, -1 the last layer.
+
+    Raises ValueError for what is no number of a layer.
+    """
+    count = config.num_hidden_layers
+    given = (layers,) if isinstance(layers, int) else tuple(layers)
+    if not given or not all(type(i) is int and -count - 1 <= i <= count for i in given):
+        raise ValueError(
+            f"layers must be a number from 0, the embeddings, to {count}, the last layer, or from -1, the last layer, "
+            f"to {-count - 1}, or several: got {layers!r}."
+        )
+    return tuple(i % (count + 1) for i in given)
+
+
+def pooling(config: ViTConfig, pool: str | None) -> str:
+    """How features are made of tokens: as asked, or of the CLS token where there is one, else of the mean.
+
+    Raises ValueError for another way, and for a token that the model has not.
+    """
+    pool = pool or ("cls" if config.tokens else "mean")
+    if pool not in ("cls", "mean", "patches") or (pool == "cls" and not config.tokens):
+        ways = ("cls",) * bool(config.tokens) + ("mean", "patches")
+        raise ValueError(f"pool must be one of {', '.join(ways)} for a {type(config).__name__}, got {pool!r}.")
+    return pool
+
+
+def features_options(config: ViTConfig, depths: Sequence[int], pool: str) -> Options:
+    """The options of an encoder's call that computes what features need, and no more."""
+    alone = len(set(depths)) == 1
+    return Options(output_hidden_states=True, tokens=1 if alone and pool == "cls" else None, depth=max(depths))
+
+
+def backbone_options(config: ViTConfig, options: Options) -> Options:
+    """The options of an encoder's call that computes a backbone's maps, and what else a call asks for."""
+    whole = options.output_hidden_states or options.output_attentions
+    return replace(options, output_hidden_states=True, depth=None if whole else max(config.stages))
 
 
 def grid(size: Sequence[Any], config: ViTConfig) -> tuple[Any, Any]:

@@ -37,12 +37,19 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "output_hidden_states": False,
     "return_dict": True,
     "skip_unread_tokens": True,
-    "layer_scale": 0.0,
+    "drop_path_rate": 0.0,
+    "position_kernel": "hf",
     "problem_type": None,
     "architectures": None,
     "dtype": None,
 }
-_LABELS = ("num_labels", "id2label", "label2id")
+BACKBONE_DEFAULTS: dict[str, Any] = {
+    "out_features": None,
+    "out_indices": None,
+    "apply_layernorm": True,
+    "reshape_hidden_states": True,
+}
+LABELS = ("num_labels", "id2label", "label2id")
 _MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of names
 # Set by a caller, never by a file: how attention is computed is no property of the weights.
 _RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
@@ -61,24 +68,63 @@ class ViTConfig:
 
     `image_size`, `patch_size` and `encoder_stride` are an int or a (height, width) pair, in pixels. `hidden_act`
     and `pooler_act` are names of `ACTIVATIONS`, or a callable where the backend can take one. A falsy
-    `pooler_output_size` means `hidden_size`. `layer_scale` is what the scales of a layer's branches start at, 0 for a
-    ViT, which has none. With `skip_unread_tokens=False` a last layer computes all tokens, also
-    those that its model does not read. Further keyword arguments are kept as attributes and written back.
+    `pooler_output_size` means `hidden_size`. Further keyword arguments are kept as attributes and written back; these
+    are known:
+
+    - `layer_scale`: what the scales of a layer's branches start at (Touvron et al. 2021, "CaiT", section 2); 0 for a
+      ViT, which has none.
+    - `drop_path_rate`: how likely the last layer's branches are left out for one picture in training (Huang et al.
+      2016, "Deep Networks with Stochastic Depth"); it grows linearly from 0 in the first layer.
+    - `pool`: whether the classifier reads the CLS token, "cls", or the mean of the patches, "mean"; with `fc_norm` the
+      LayerNorm is of that mean, and there is none of the sequence.
+    - `position_kernel`: one of `vit_core.position.KERNELS`, with which position embeddings are resized.
+    - `out_features` or `out_indices`: the stages of which a backbone gives maps, "stem" (0) and "stage1" (1) to the
+      last one, which is the default; normalised with `apply_layernorm`, (B, D, h, w) with `reshape_hidden_states`.
+    - `skip_unread_tokens`: False to compute also those tokens of the last layer that the model does not read.
 
     Raises ValueError, naming the field and its value, for anything a model could not be built from.
     """
 
     model_type: ClassVar[str] = "vit"
     reads: ClassVar[tuple[str, ...]] = ("vit_mae", "vit_msn")  # other model types whose files hold what its models have
-    defaults: ClassVar[Mapping[str, Any]] = COMMON_DEFAULTS  # of fields that a config.json holds where they differ
+    # Of fields that a config.json holds where they differ.
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **COMMON_DEFAULTS, **BACKBONE_DEFAULTS, "layer_scale": 0.0, "pool": "cls", "fc_norm": False,
+    }  # fmt: skip
     tokens: ClassVar[tuple[str, ...]] = ("cls_token",)  # before the patches, each with a position
+    always_interpolates: ClassVar[bool] = False  # whether a picture of another size is taken without being asked
+    num_register_tokens = 0  # between those tokens and the patches, without positions
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    hidden_act: str | Callable[..., Any]
+    hidden_dropout_prob: float
+    attention_probs_dropout_prob: float
+    initializer_range: float
+    layer_norm_eps: float
+    image_size: int | tuple[int, int]
+    patch_size: int | tuple[int, int]
+    num_channels: int
+    qkv_bias: bool
+    encoder_stride: int | tuple[int, int]
+    pooler_output_size: int | None
+    pooler_act: str | Callable[..., Any]
     id2label: dict[int, str]
     label2id: dict[str, int]
     output_attentions: bool
     output_hidden_states: bool
     return_dict: bool
     skip_unread_tokens: bool
+    drop_path_rate: float
+    position_kernel: str
+    out_features: list[str] | None
+    out_indices: list[int] | None
+    apply_layernorm: bool
+    reshape_hidden_states: bool
     layer_scale: float
+    pool: str
+    fc_norm: bool
     problem_type: str | None
     architectures: list[str] | None
     dtype: str | None
@@ -105,22 +151,13 @@ class ViTConfig:
         pooler_act: str | Callable[..., Any] = "tanh",
         **kwargs: Any,
     ) -> None:
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.intermediate_size = intermediate_size
-        self.hidden_act = hidden_act
-        self.hidden_dropout_prob = hidden_dropout_prob
-        self.attention_probs_dropout_prob = attention_probs_dropout_prob
-        self.initializer_range = initializer_range
-        self.layer_norm_eps = layer_norm_eps
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.num_channels = num_channels
-        self.qkv_bias = qkv_bias
-        self.encoder_stride = encoder_stride
-        self.pooler_output_size = pooler_output_size
-        self.pooler_act = pooler_act
+        self._set(locals())
+
+    def _set(self, given: dict[str, Any]) -> None:
+        """Set the fields to the arguments of an `__init__`, its locals, with further ones in "kwargs"."""
+        kwargs, fields = dict(given["kwargs"]), {name: given[name] for name in self.fields() if name in given}
+        for name, value in fields.items():
+            setattr(self, name, value)
         self._check_model_type(kwargs.pop("model_type", self.model_type))
         if "_attn_implementation" in kwargs:
             old = kwargs.pop("_attn_implementation")
@@ -128,10 +165,14 @@ class ViTConfig:
         if "torch_dtype" in kwargs:
             old = kwargs.pop("torch_dtype")
             kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
-        labels = {name: kwargs.pop(name, None) for name in _LABELS}
+        labels = {name: kwargs.pop(name, None) for name in LABELS}
+        stages = kwargs.pop("stage_names", None)  # which transformers writes, and reads off the number of layers
         refuse_attributes(type(self), kwargs)
         for name, value in {**self.defaults, **_RUNTIME_DEFAULTS, **kwargs}.items():
-            setattr(self, name, value)
+            if name not in fields:
+                setattr(self, name, value)
+        if stages and getattr(self, "out_features", None) == list(stages[-1:]):
+            self.out_features = self.out_indices = None  # the default, which it writes out
         self._set_labels(**labels)
         self.validate()
 
@@ -224,9 +265,47 @@ class ViTConfig:
         return self.grid[0] * self.grid[1]
 
     @property
-    def num_prefix_tokens(self) -> int:
-        """How many tokens stand before the patches, as many rows before theirs in the position embeddings."""
+    def position_prefix(self) -> int:
+        """How many rows stand before those of the patches in the position embeddings."""
         return len(self.tokens)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens stand before the patches."""
+        return len(self.tokens) + self.num_register_tokens
+
+    @property
+    def final_norm(self) -> bool:
+        """Whether the sequence is normalised at the end."""
+        return not self.fc_norm
+
+    @property
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """How likely a branch of each layer is left out in training."""
+        last = self.num_hidden_layers - 1
+        return tuple(self.drop_path_rate * i / last if last else self.drop_path_rate for i in range(last + 1))
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What a backbone calls the embeddings, and then the layers."""
+        return ["stem", *(f"stage{i}" for i in range(1, self.num_hidden_layers + 1))]
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The numbers of the stages of which a backbone gives maps, in order. Raises ValueError for another."""
+        names, features, indices = self.stage_names, self.out_features, self.out_indices
+        if features is None and indices is None:
+            return (len(names) - 1,)
+        found = [names.index(name) if name in names else -1 for name in features or ()]
+        by_number = [i + len(names) if i < 0 else i for i in indices or ()]
+        numbers = by_number if features is None else found
+        fits = all(0 <= i < len(names) for i in numbers) and sorted({*numbers}) == numbers
+        if not fits or (features is not None and indices is not None and found != by_number):
+            raise ValueError(
+                f"out_features and out_indices must be stages of {', '.join(names)}, in this order and each once, and "
+                f"the same where both are given: got out_features={features} and out_indices={indices}."
+            )
+        return tuple(numbers)
 
     @property
     def pooler_size(self) -> int:
@@ -235,6 +314,10 @@ class ViTConfig:
 
     def validate(self) -> None:
         """Check the fields against each other; each alone is checked when it is set. Raises ValueError."""
+        if self.fc_norm and self.pool == "cls":
+            raise ValueError('fc_norm=True is a norm of the mean of the patches: pass pool="mean" with it.')
+        if hasattr(self, "out_features"):
+            _ = self.stages
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads: got hidden_size={self.hidden_size} and "
@@ -253,9 +336,14 @@ class ViTConfig:
 
     @classmethod
     def fields(cls) -> tuple[str, ...]:
-        """The names of the fields that make an architecture."""
-        given = [inspect.signature(vars(c)["__init__"]).parameters for c in cls.__mro__[:-1] if "__init__" in vars(c)]
-        return tuple(name for each in given for name, value in each.items() if value.default is not value.empty)
+        """The names of the fields that make an architecture: what the class, down to its member's, is made with."""
+        found: list[str] = []
+        for c in cls.__mro__:
+            parameters = inspect.signature(vars(c).get("__init__", lambda: None)).parameters.items()
+            found += [name for name, value in parameters if value.default is not value.empty]
+            if found and "model_type" in vars(c):
+                break
+        return tuple(found)
 
     @classmethod
     def variant(cls, name: str, **overrides: Any) -> ViTConfig:
@@ -298,7 +386,7 @@ class ViTConfig:
         """What `config.json` holds: the architecture in full, of the rest only what is not at its default."""
         values = self.to_dict()
         if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
-            values = {k: v for k, v in values.items() if k not in _LABELS}
+            values = {k: v for k, v in values.items() if k not in LABELS}
         return {k: v for k, v in values.items() if k not in self.defaults or v != self.defaults[k]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -322,7 +410,7 @@ class ViTConfig:
             *made.fields(),
             *made.defaults,
             *_RUNTIME_DEFAULTS,
-            *_LABELS,
+            *LABELS,
             "torch_dtype",
             "_attn_implementation",
             *merged,
@@ -332,7 +420,7 @@ class ViTConfig:
         stored = merged.get("id2label")
         stored_labels = len(stored) if stored and isinstance(stored, Mapping) else 2
         if "id2label" in used or used.get("num_labels", stored_labels) != stored_labels:
-            merged = {k: v for k, v in merged.items() if k not in _LABELS}
+            merged = {k: v for k, v in merged.items() if k not in LABELS}
         if "dtype" in used or "torch_dtype" in used:
             merged = {k: v for k, v in merged.items() if k not in ("dtype", "torch_dtype")}
         config = made(**{**merged, **used})

@@ -124,15 +124,25 @@ class DeiTForImageClassificationWithTeacherOutput(ModelOutput):
     attentions: tuple[Any, ...] | None = None
 
 
+@dataclass
+class BackboneOutput(ModelOutput):
+    """Of ViTBackbone."""
+
+    feature_maps: tuple[Any, ...] | None = None  # (B, D, h, w) each, in the order of the stages
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
 OUTPUTS: tuple[type[ModelOutput], ...] = (
     BaseModelOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
     DeiTForImageClassificationWithTeacherOutput,
+    BackboneOutput,
 )
 
 __all__ = [
-    "OUTPUTS", "BaseModelOutput", "BaseModelOutputWithPooling", "DeiTForImageClassificationWithTeacherOutput",
-    "ImageClassifierOutput", "MaskedImageModelingOutput", "ModelOutput",
+    "OUTPUTS", "BackboneOutput", "BaseModelOutput", "BaseModelOutputWithPooling",
+    "DeiTForImageClassificationWithTeacherOutput", "ImageClassifierOutput", "MaskedImageModelingOutput", "ModelOutput",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_core.config import ViTConfig
-from vit_core.family import FAMILIES, LAYER, NUMBER, OF_LAYER, Family, Row, family_of
+from vit_core.family import FAMILIES, NUMBER, OF_LAYER, Family, Row, family_of
 from vit_core.family.table import SYMBOLS
 
 
@@ -31,7 +31,7 @@ class Spec:
     leaf: str  # weight or bias; "" for a raw array
     shape: tuple[int, ...]
     init: str
-    trunk: str  # before the names of its member's trunk, in models with a head
+    family: Family
 
     @property
     def kind(self) -> str:
@@ -73,9 +73,9 @@ def _row_specs(row: Row, layer: str, family: Family, config: ViTConfig) -> Itera
     shape = tuple(SYMBOLS[s](config) if isinstance(s, str) else s for s in row.shape)
     for leaf in row.leaves:
         if leaf != "bias":
-            yield Spec(f"{name}.{leaf}" if leaf else name, row, layer, leaf, shape, row.init, family.trunk)
+            yield Spec(f"{name}.{leaf}" if leaf else name, row, layer, leaf, shape, row.init, family)
         elif getattr(config, row.bias) if isinstance(row.bias, str) else row.bias:
-            yield Spec(f"{name}.bias", row, layer, leaf, shape[:1], "zeros", family.trunk)
+            yield Spec(f"{name}.bias", row, layer, leaf, shape[:1], "zeros", family)
 
 
 def spec_of(config: ViTConfig, name: str) -> Spec:
@@ -106,16 +106,22 @@ class Dialect:
     layer: str = "layer.{}"
     leaves: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (kind, leaf) -> native leaf
     axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    modules: Mapping[str, str] = field(default_factory=dict)  # renamed modules, by their name in the table
+    in_memory: bool = False  # by the names that transformers >= 5.9 has in memory
     suffix: str = ""
     always_prefixed: bool = False  # the trunk has its prefix even in models without a head
 
-    def template(self, row: Row, leaf: str) -> str:
-        """The native name of one array of a row, `{}` where the layer goes, the trunk without its prefix."""
-        module = self.modules.get(row.name, row.name).replace(".", self.separator)
-        module = module.replace(f"layer{self.separator}{{}}", self.layer)
+    def templates(self, row: Row, leaf: str, family: Family) -> tuple[str, ...]:
+        """The native name of one array of a row, `{}` where the layer goes, the trunk without its prefix.
+
+        Several where the array is in pieces, one below the other.
+        """
+        modules = family.in_memory.get(row.name, row.module) if self.in_memory else row.module
         native = self.leaves.get((row.kind, leaf), leaf)
-        return module + (self.separator + native if native else "") + self.suffix
+        last = (self.separator + native if native else "") + self.suffix
+        return tuple(
+            module.replace(".", self.separator).replace(f"layer{self.separator}{{}}", self.layer) + last
+            for module in ((modules,) if isinstance(modules, str) else modules)
+        )
 
     def permutation(self, kind: str, leaf: str) -> tuple[int, ...] | None:
         """Axes that take PyTorch's array to the native one; None where nothing moves."""
@@ -141,32 +147,22 @@ TF = Dialect(
     always_prefixed=True,
 )
 FLAX = Dialect("flax", leaves={**_KERNELS, ("norm", "weight"): "scale"}, axes=_KERNEL_AXES)
-# What transformers >= 5.9 calls the modules in memory, and so in raw state dicts.
-TORCH_V5 = Dialect(
-    "pt",
-    modules={
-        LAYER + old: "layers.{}." + new
-        for old, new in {
-            "attention.attention.query": "attention.q_proj",
-            "attention.attention.key": "attention.k_proj",
-            "attention.attention.value": "attention.v_proj",
-            "attention.output.dense": "attention.o_proj",
-            "intermediate.dense": "mlp.fc1",
-            "output.dense": "mlp.fc2",
-            "layernorm_before": "layernorm_before",
-            "layernorm_after": "layernorm_after",
-        }.items()
-    },
-)
+TORCH_V5 = Dialect("pt", in_memory=True)  # and so in raw state dicts
 DIALECTS = {"pt": TORCH, "tf": TF, "flax": FLAX}
 
 
 def native_name(spec: Spec, dialect: Dialect, prefixed: bool) -> str:
-    """What a file of this dialect calls a parameter; `prefixed` for models that have a head."""
-    name = dialect.template(spec.row, spec.leaf).replace("{}", spec.layer)
-    if spec.row.head or not (prefixed or dialect.always_prefixed):
-        return name
-    return f"{spec.trunk}{dialect.separator}{name}"
+    """What a file of this dialect calls a parameter, whole; `prefixed` for models that have a head."""
+    return native_names(spec, dialect, prefixed)[0]
+
+
+def native_names(spec: Spec, dialect: Dialect, prefixed: bool) -> tuple[str, ...]:
+    """As `native_name`, of every piece of the parameter."""
+    prefix = spec.family.trunk + dialect.separator
+    prefix = prefix if (prefixed or dialect.always_prefixed) and not spec.row.head else ""
+    return tuple(
+        prefix + name.replace("{}", spec.layer) for name in dialect.templates(spec.row, spec.leaf, spec.family)
+    )
 
 
 def to_native(array: npt.NDArray[Any], spec: Spec, dialect: Dialect) -> npt.NDArray[Any]:
@@ -182,13 +178,15 @@ def rank_of(name: str) -> int:
 
 
 @cache
-def _patterns(dialect: Dialect, family: Family) -> tuple[tuple[re.Pattern[str], Row, str], ...]:
+def _patterns(dialect: Dialect, family: Family) -> tuple[tuple[re.Pattern[str], Row, str, tuple[int, int]], ...]:
     found = []
     for row in family.table:
         prefix = "" if row.head else f"(?:{family.trunk}{re.escape(dialect.separator)})?"
         for leaf in row.leaves:
-            escaped = re.escape(dialect.template(row, leaf)).replace(r"\{\}", NUMBER)
-            found.append((re.compile(prefix + escaped), row, leaf))
+            names = dialect.templates(row, leaf, family)
+            for i, name in enumerate(names):
+                pattern = re.compile(prefix + re.escape(name).replace(r"\{\}", NUMBER))
+                found.append((pattern, row, leaf, (i, len(names))))
     return tuple(found)
 
 
@@ -199,14 +197,17 @@ class Parsed:
     name: str
     axes: tuple[int, ...] | None
     rank: int  # the number of axes, the same in every layout
+    file: str  # its name in files, and in a model, without the prefix of the trunk
+    piece: tuple[int, int] = (0, 1)  # which of how many, one below the other, the array is
 
 
 def parse_name(native: str, family: Family, *dialects: Dialect) -> Parsed | None:
     """The parameter of a member that a native name stands for in the first dialect that knows it; None in none."""
     for dialect in dialects:
-        for pattern, row, leaf in _patterns(dialect, family):
+        for pattern, row, leaf, piece in _patterns(dialect, family):
             match = pattern.fullmatch(native)
             if match:
-                name = row.name.format(*match.groups()) + (f".{leaf}" if leaf else "")
-                return Parsed(name, dialect.inverse(row.kind, leaf), row.rank(leaf))
+                last = f".{leaf}" if leaf else ""
+                name, file = (name.format(*match.groups()) + last for name in (row.name, row.module))
+                return Parsed(name, dialect.inverse(row.kind, leaf), row.rank(leaf), file, piece)
     return None

@@ -21,6 +21,7 @@ import numpy.typing as npt
 Matrix = npt.NDArray[np.float64]
 
 KERNELS = ("hf", "hf-4.44", "timm", "tf", "google")
+CALL_KERNELS = KERNELS[:3]  # which a model can compute with in a call, whatever the size; the others are of files
 _TF_TABLE_STEPS = 1024
 
 
@@ -47,6 +48,28 @@ def bicubic_matrix(rows: Any, columns: Any, scale: Any, xp: Any = np) -> Any:
     return weights
 
 
+def antialiased_matrix(rows: Any, columns: Any, scale: Any, xp: Any = np) -> Any:
+    """The "timm" kernel; arguments as those of `bicubic_matrix`."""
+    scale = xp.clip(0 * rows + scale, 0, float("inf"))[:, None]
+    stretch = xp.clip(scale, 1, float("inf"))
+    centres = scale * (rows[:, None] + 0.5)
+    first = xp.clip(centres - 2 * stretch + 0.5, 0, float("inf")) // 1
+    last = (centres + 2 * stretch + 0.5) // 1
+    distance = abs((columns - centres + 0.5) / stretch)
+    weights = xp.where(distance < 1, cubic(distance, -0.5, near=True), cubic(distance, -0.5, near=False))
+    inside = (columns >= first) & (columns < last) & (distance < 2)
+    weights = xp.where(inside, weights, 0.0)
+    return weights / xp.sum(weights, 1)[:, None]
+
+
+def kernel_matrix(kernel: str, rows: Any, columns: Any, size: Any, xp: Any = np) -> Any:
+    """Weights (m, n) of one of `CALL_KERNELS`; `rows`, `columns` and `xp` as in `bicubic_matrix`, `size` is m."""
+    source = columns.shape[0]
+    if kernel == "timm":
+        return antialiased_matrix(rows, columns, source / size, xp)
+    return bicubic_matrix(rows, columns, source / (size if kernel == "hf" else size + 0.1), xp)
+
+
 @lru_cache(maxsize=64)
 def resize_matrix(source: int, target: int, kernel: str = "hf") -> Matrix:
     """Weights, float64 of shape (target, source), that resize an axis of `source` samples to `target`; read-only.
@@ -58,26 +81,13 @@ def resize_matrix(source: int, target: int, kernel: str = "hf") -> Matrix:
     if source < 1 or target < 1:
         raise ValueError(f"Grid sizes must be at least 1: got {source} to resize to {target}.")
     matrix: Matrix
-    if kernel in ("hf", "hf-4.44"):
-        scale = source / (target if kernel == "hf" else target + 0.1)
-        matrix = bicubic_matrix(np.arange(target, dtype=np.float64), np.arange(source, dtype=np.float64), scale)
+    if kernel in CALL_KERNELS:
+        rows, columns = (np.arange(n, dtype=np.float64) for n in (target, source))
+        matrix = kernel_matrix(kernel, rows, columns, target)
     else:
-        matrix = {"timm": _antialiased, "tf": _tensorflow, "google": _corner_aligned}[kernel](source, target)
+        matrix = {"tf": _tensorflow, "google": _corner_aligned}[kernel](source, target)
     matrix.setflags(write=False)
     return matrix
-
-
-def _antialiased(source: int, target: int) -> Matrix:
-    scale = source / target
-    stretch = max(scale, 1.0)
-    centres = scale * (np.arange(target) + 0.5)
-    first = np.maximum((centres - 2 * stretch + 0.5).astype(int), 0)
-    last = np.minimum((centres + 2 * stretch + 0.5).astype(int), source)
-    columns = np.arange(source)
-    distance = np.abs((columns - centres[:, None] + 0.5) / stretch)
-    weights = np.where(distance < 1, cubic(distance, -0.5, near=True), cubic(distance, -0.5, near=False))
-    inside = (columns >= first[:, None]) & (columns < last[:, None]) & (distance < 2)
-    return _normalised(np.where(inside, weights, 0.0))
 
 
 def _tensorflow(source: int, target: int) -> Matrix:
@@ -90,18 +100,14 @@ def _tensorflow(source: int, target: int) -> Matrix:
         inside = (index >= 0) & (index < source)
         weight = cubic(np.abs(fraction - tap), -0.5, near=tap in (0, 1))
         matrix[rows[inside], index[inside]] += weight[inside]
-    return _normalised(matrix)
+    total: Matrix = matrix.sum(axis=1, keepdims=True)
+    return matrix / total
 
 
 def _corner_aligned(source: int, target: int) -> Matrix:
     x = np.arange(target) * ((source - 1) / (target - 1) if target > 1 else 0.0)
     matrix: Matrix = np.maximum(0.0, 1.0 - np.abs(x[:, None] - np.arange(source)))
     return matrix
-
-
-def _normalised(matrix: Matrix) -> Matrix:
-    total: Matrix = matrix.sum(axis=1, keepdims=True)
-    return matrix / total
 
 
 def resize_position_embeddings(

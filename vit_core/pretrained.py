@@ -39,6 +39,7 @@ from vit_core.loading import LoadReport, fit, resolve_dtype
 from vit_core.parameter_groups import ParameterGroup, parameter_groups
 from vit_core.params import Spec, specs
 from vit_core.pictures.processing import for_size
+from vit_core.position import CALL_KERNELS
 from vit_core.validation import dtype_name, keeps
 
 StrPath = str | Path
@@ -62,7 +63,7 @@ class PretrainedModel(ABC):
 
     @classmethod
     def parts_of(
-        cls, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **_: Any
+        cls, config: ViTConfig, add_pooling_layer: bool | None = None, use_mask_token: bool = False, **_: Any
     ) -> frozenset[str]:
         """The optional parts of the table that a model built with these arguments has.
 
@@ -182,7 +183,7 @@ class PretrainedModel(ABC):
         torch_dtype: Any = None,
         ignore_mismatched_sizes: bool = False,
         output_loading_info: bool = False,
-        position_kernel: str = "hf",
+        position_kernel: str | None = None,
         seed: int | None = None,
         head: str = "keep",
         pooler: str = "keep",
@@ -198,8 +199,10 @@ class PretrainedModel(ABC):
         which also takes the place of a head that no ViT has: on top of a pooler, on the mean of the patches, or of
         several layers.
         `head="drop"` and `pooler="drop"` leave out those of the checkpoint, whatever their size. Another `image_size`
-        resizes the position embeddings with `position_kernel`, another `num_channels` sums or repeats the patch
-        projection, as timm does, and averages or repeats the mean and deviation that pictures are normalised with.
+        resizes the position embeddings with `position_kernel`, by default the configuration's, which it becomes where
+        the model can compute with it; another `num_channels` sums or repeats the patch projection, as timm does, and
+        averages or repeats the mean and deviation that pictures are normalised with. A model without a head has a
+        pooler where the checkpoint has one, or `add_pooling_layer=True` asks for a fresh one.
         `dtype` is float32 unless given; "auto" takes the file's. `seed` makes the initialisation of missing parameters
         the same in every framework.
         `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read, from
@@ -224,7 +227,9 @@ class PretrainedModel(ABC):
         reading["num_attention_heads"] = overrides.get("num_attention_heads")
         drops = {"head": not keeps("head", head), "pooler": not keeps("pooler", pooler)}
         fresh_head = "id2label" in overrides or ignore_mismatched_sizes or drops["head"]
-        reading["head"] = "drop" if cls.architecture == cls.family().bare else "fresh" if fresh_head else "keep"
+        headless = cls.architecture in PARTS and not has_head(PARTS[cls.architecture])
+        reading["head"] = "drop" if headless else "fresh" if fresh_head else "keep"
+        reading["family"] = cls.family()
         checkpoint = cls._read(
             pretrained_model_name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
         )
@@ -236,7 +241,7 @@ class PretrainedModel(ABC):
             )
         checkpoint = checkpoint.without([*HEADS] * drops["head"] + ["pooler"] * drops["pooler"])
         stored = checkpoint.config
-        if checkpoint.family is not cls.family():
+        if checkpoint.family is not cls.family() and checkpoint.family.model_type not in cls.config_class.reads:
             raise ValueError(
                 f"{checkpoint.path} is a model of the family {checkpoint.family.model_type!r}, no "
                 f"{cls.family().title}: load it with one of {', '.join(checkpoint.family.models)}."
@@ -248,6 +253,8 @@ class PretrainedModel(ABC):
                 f"No {CONFIG_NAME} beside {checkpoint.path}: pass config={cls.config_class.__name__}(...). "
                 "transformers' Trainer writes none for this package's models: model.save_pretrained(folder) does."
             )
+        if position_kernel in CALL_KERNELS:
+            overrides["position_kernel"] = position_kernel
         overrides["dtype"] = resolve_dtype(dtype if torch_dtype is None else torch_dtype, checkpoint)
         used, model_kwargs = cls.config_class.from_dict(vars(config or stored), return_unused_kwargs=True, **overrides)
         if unknown := model_kwargs.keys() - (known := cls._arguments()):
@@ -255,6 +262,13 @@ class PretrainedModel(ABC):
                 f"{cls.__name__}.from_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}. They are "
                 f"neither fields of the configuration nor arguments of the class, which are {', '.join(sorted(known))}."
             )
+        arguments = {"add_pooling_layer", "use_mask_token"} & known
+        if (
+            headless
+            and "add_pooling_layer" in arguments
+            and not any(n.startswith("pooler.") for n in checkpoint.tensors)
+        ):
+            model_kwargs.setdefault("add_pooling_layer", False)
         tensors, report = fit(
             checkpoint,
             used,
@@ -263,7 +277,7 @@ class PretrainedModel(ABC):
             stored_channels=stored.num_channels if stored else None,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
             fresh_head="id2label" in overrides,
-            kernel=position_kernel,
+            kernel=position_kernel or used.position_kernel,
         )
         with cls._placed(one_device(device_map)):
             model = cls.from_tensors(used, tensors, seed, **model_kwargs)

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_core.position import CALL_KERNELS
+
 ACTIVATIONS = (
     "gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh",
     "gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "quick_gelu", "relu", "relu2", "relu6",
@@ -57,10 +59,26 @@ def _activation(name: str, value: Any) -> Any:
     return value
 
 
-def _distillation(name: str, value: Any) -> Any:
-    if value not in ("hard", "soft"):
-        raise ValueError(f"{name} must be hard or soft, got {value!r}.")
-    return value
+def _one_of(*words: str) -> Callable[[str, Any], Any]:
+    def check(name: str, value: Any) -> Any:
+        if value not in words:
+            raise ValueError(f"{name} must be {' or '.join(words)}, got {value!r}.")
+        return value
+
+    return check
+
+
+def _below_one(name: str, value: Any) -> float:
+    if _number(name, value, maximum=1.0) == 1:
+        raise ValueError(f"{name} must be below 1, got {value!r}.")
+    return float(value)
+
+
+def _stages(name: str, value: Any) -> list[Any] | None:
+    kind = str if name == "out_features" else int
+    if value is not None and not (isinstance(value, list | tuple) and all(type(each) is kind for each in value)):
+        raise ValueError(f"{name} must be a list of {'names' if kind is str else 'numbers'}, or None, got {value!r}.")
+    return None if value is None else list(value)
 
 
 def _positive(name: str, value: Any) -> float:
@@ -121,12 +139,30 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     ),
     **dict.fromkeys(("image_size", "patch_size", "encoder_stride"), _size),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), partial(_number, maximum=1.0)),
-    **dict.fromkeys(("initializer_range", "layer_norm_eps", "layer_scale"), _number),
+    **dict.fromkeys(("initializer_range", "layer_norm_eps", "layer_scale", "layerscale_value"), _number),
     **dict.fromkeys(
-        ("qkv_bias", "output_attentions", "output_hidden_states", "return_dict", "skip_unread_tokens"), _flag
+        (
+            "qkv_bias",
+            "output_attentions",
+            "output_hidden_states",
+            "return_dict",
+            "skip_unread_tokens",
+            "fc_norm",
+            "use_swiglu_ffn",
+            "use_mask_token",
+            "apply_layernorm",
+            "reshape_hidden_states",
+        ),
+        _flag,
     ),
+    "drop_path_rate": _below_one,
+    "position_kernel": _one_of(*CALL_KERNELS),
+    "pool": _one_of("cls", "mean"),
+    "mlp_ratio": _positive,
+    "num_register_tokens": partial(check_integer, minimum=0),
+    **dict.fromkeys(("out_features", "out_indices"), _stages),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),
-    "distillation": _distillation,
+    "distillation": _one_of("hard", "soft"),
     "distillation_weight": partial(_number, maximum=1.0),
     "distillation_temperature": _positive,
     "problem_type": _problem_type,

@@ -5,7 +5,7 @@ from functools import partial
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig
+from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMSNConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     DeiTFeatureExtractor,
@@ -15,6 +15,7 @@ from vit_core.pictures.processing import (
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_torch.backbone import ViTBackbone
 from vit_torch.base import ViTPreTrainedModel
 from vit_torch.deit import (
     DeiTForImageClassification,
@@ -23,8 +24,21 @@ from vit_torch.deit import (
     DeiTModel,
     DeiTPreTrainedModel,
 )
+from vit_torch.dinov2 import (
+    Dinov2Backbone,
+    Dinov2ForImageClassification,
+    Dinov2Model,
+    Dinov2PreTrainedModel,
+    Dinov2WithRegistersBackbone,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersModel,
+    Dinov2WithRegistersPreTrainedModel,
+)
+from vit_torch.ijepa import IJepaForImageClassification, IJepaModel, IJepaPreTrainedModel
 from vit_torch.modeling import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
+from vit_torch.msn import ViTMSNForImageClassification, ViTMSNModel, ViTMSNPreTrainedModel
 from vit_torch.outputs import (
+    BackboneOutput,
     BaseModelOutput,
     BaseModelOutputWithPooling,
     DeiTForImageClassificationWithTeacherOutput,
@@ -35,17 +49,20 @@ from vit_torch.outputs import (
 pipeline = partial(_pipeline, backend="torch")
 
 AutoFeatureExtractor = AutoImageProcessor
+AutoBackbone = auto("torch", "Backbone")
 AutoModel = auto("torch", "Model")
 AutoModelForImageClassification = auto("torch", "ForImageClassification")
 AutoModelForMaskedImageModeling = auto("torch", "ForMaskedImageModeling")
 
 __all__ = [
+    "AutoBackbone",
     "AutoConfig",
     "AutoFeatureExtractor",
     "AutoImageProcessor",
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
     "DeiTConfig",
@@ -58,14 +75,33 @@ __all__ = [
     "DeiTImageProcessorFast",
     "DeiTModel",
     "DeiTPreTrainedModel",
+    "Dinov2Backbone",
+    "Dinov2Config",
+    "Dinov2ForImageClassification",
+    "Dinov2Model",
+    "Dinov2PreTrainedModel",
+    "Dinov2WithRegistersBackbone",
+    "Dinov2WithRegistersConfig",
+    "Dinov2WithRegistersForImageClassification",
+    "Dinov2WithRegistersModel",
+    "Dinov2WithRegistersPreTrainedModel",
+    "IJepaConfig",
+    "IJepaForImageClassification",
+    "IJepaModel",
+    "IJepaPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
+    "ViTBackbone",
     "ViTConfig",
     "ViTFeatureExtractor",
     "ViTForImageClassification",
     "ViTForMaskedImageModeling",
     "ViTImageProcessor",
     "ViTImageProcessorFast",
+    "ViTMSNConfig",
+    "ViTMSNForImageClassification",
+    "ViTMSNModel",
+    "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
     "pipeline",

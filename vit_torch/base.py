@@ -53,7 +53,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ViTEmbeddings", "ViTLayer")  # for accelerate's maps of devices
+    _no_split_modules = ("ViTEmbeddings", "ViTLayer", "Dinov2Layer")  # for accelerate's maps of devices
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -328,9 +328,12 @@ def hooked(*modules: nn.Module) -> bool:
 def _accept_new_names(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
     """Rename, in the copy that is being loaded, what transformers >= 5.9 calls the modules in memory."""
     prefix_of_trunk = f"{module.base_model_prefix}."
+    pieces: dict[str, dict[int, Tensor]] = {}
     for key in [key for key in state if key.startswith(prefix)]:
         name = key.removeprefix(prefix)
         known = parse_name(name, module.family(), TORCH_V5)
-        if known and not name.endswith(known.name):
+        if known and not name.endswith(known.file):
             trunk = prefix_of_trunk if name.startswith(prefix_of_trunk) else ""
-            state[prefix + trunk + known.name] = state.pop(key)
+            pieces.setdefault(prefix + trunk + known.file, {})[known.piece[0]] = state.pop(key)
+    for name, found in pieces.items():
+        state[name] = torch.cat([found[i] for i in sorted(found)]) if len(found) > 1 else next(iter(found.values()))

@@ -49,8 +49,8 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel, ViTForImageClas
     tokens = 2
 
     def build_head(self) -> None:
-        self.cls_classifier = self.build_classifier()
-        self.distillation_classifier = self.build_classifier()
+        self.cls_classifier = self.build_classifier("cls_classifier")
+        self.distillation_classifier = self.build_classifier("distillation_classifier")
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
         ours, teachers = self.cls_classifier(x[:, 0]), self.distillation_classifier(x[:, 1])

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
-from vit_core.position import bicubic_matrix
+from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token
+from vit_core.params import spec_of
+from vit_core.position import kernel_matrix
 
 
 class ViTPatchEmbeddings(nn.Module):
@@ -28,17 +30,19 @@ class ViTPatchEmbeddings(nn.Module):
 class ViTEmbeddings(nn.Module):
     """The configuration's tokens, the CLS token first, and patches, plus position embeddings (equation 1).
 
-    Masked patches give way to the mask token.
+    Masked patches give way to the mask token. Registers, which have no positions, come in between (Darcet et al. 2023,
+    "Vision Transformers Need Registers", section 2.2).
     """
 
     def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
         super().__init__()
         self.config = config
         for name in config.tokens:
-            setattr(self, name, nn.Parameter(torch.zeros(1, 1, config.hidden_size)))
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if use_mask_token else None
-        rows = config.num_prefix_tokens + config.num_patches
-        self.position_embeddings = nn.Parameter(torch.zeros(1, rows, config.hidden_size))
+            setattr(self, name, weight(config, f"embeddings.{name}"))
+        self.mask_token = weight(config, MASK_TOKEN) if has_mask_token(config, use_mask_token) else None
+        registers = config.num_register_tokens
+        self.register_tokens = weight(config, "embeddings.register_tokens") if registers else None
+        self.position_embeddings = weight(config, POSITIONS)
         self.patch_embeddings = ViTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -53,18 +57,23 @@ class ViTEmbeddings(nn.Module):
         tokens = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.config.tokens]
         x = torch.cat([*tokens, x], dim=1)  # (B, S, D)
         positions = self.resized_positions(height, width) if interpolate_pos_encoding else self.position_embeddings
-        return self.dropout(x + positions)
+        x = x + positions
+        if self.register_tokens is not None:
+            first = self.config.position_prefix
+            x = torch.cat([x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]], dim=1)
+        return self.dropout(x)
 
     def resized_positions(self, height: int, width: int) -> Tensor:
         """The position embeddings for an image of height x width pixels; rows before the patches' are untouched."""
-        table, source, first = self.position_embeddings, self.config.grid, self.config.num_prefix_tokens
+        table, source, first = self.position_embeddings, self.config.grid, self.config.position_prefix
         target = calls.grid((height, width), self.config)
         wide = torch.promote_types(table.dtype, torch.float32)
         rows, columns = (
-            bicubic_matrix(
+            kernel_matrix(
+                self.config.position_kernel,
                 torch.arange(t, dtype=torch.float64, device=table.device),
                 torch.arange(s, dtype=torch.float64, device=table.device),
-                s / t,
+                t,
                 torch,
             ).to(wide)
             for s, t in zip(source, target, strict=True)
@@ -72,3 +81,8 @@ class ViTEmbeddings(nn.Module):
         grid = (rows @ table[0, first:].to(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
         patches = (columns @ grid).flatten(0, 1)[None].to(table.dtype)
         return torch.cat([table[:, :first], patches], dim=1)
+
+
+def weight(config: ViTConfig, name: str) -> nn.Parameter:
+    """The raw array of this canonical name, of zeros until the model draws it."""
+    return nn.Parameter(torch.zeros(spec_of(config, name).shape))

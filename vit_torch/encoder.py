@@ -88,29 +88,51 @@ class ViTIntermediate(nn.Module):
         return self.intermediate_act_fn(self.dense(hidden_states))
 
 
+class ViTDropPath(nn.Module):
+    """Leaves a branch out for a picture, in training, with probability `rate` (Huang et al. 2016, section 3).
+
+    What stays is divided by the probability to stay.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        return x * nn.functional.dropout(x.new_ones(x.shape[0], 1, 1), self.rate)
+
+    def extra_repr(self) -> str:
+        """What is shown of it."""
+        return f"rate={self.rate:.3g}"
+
+
 class ViTOutput(nn.Module):
     """The second linear layer of the MLP, its scale, and the residual."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
         super().__init__()
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.scale = layer_scale(config)
+        self.drop_path = ViTDropPath(drop_path)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        return input_tensor + scaled(self.dropout(self.dense(hidden_states)), self.scale)
+        return input_tensor + self.drop_path(scaled(self.dropout(self.dense(hidden_states)), self.scale))
 
 
 class ViTLayer(nn.Module):
-    """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
+    """One pre-norm block: attention, then the MLP (equations 2 and 3); `drop_path` is the rate of its branches."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, drop_path: float = 0.0) -> None:
         super().__init__()
         self.attention = ViTAttention(config)
         self.intermediate = ViTIntermediate(config)
-        self.output = ViTOutput(config)
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.output = ViTOutput(config, drop_path)
+        self.drop_path = ViTDropPath(drop_path)
+        self.layernorm_before = layer_norm(config)
+        self.layernorm_after = layer_norm(config)
 
     def forward(
         self,
@@ -120,16 +142,16 @@ class ViTLayer(nn.Module):
         options: calls.Options = calls.DEFAULT,
     ) -> Any:
         attended, probs = options.parted(self.attention(self.layernorm_before(hidden_states), head_mask, bias, options))
-        x = wanted(hidden_states, options) + attended
+        x = wanted(hidden_states, options) + self.drop_path(attended)
         return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x), probs)
 
 
 class ViTEncoder(nn.Module):
     """L layers; with `checkpointing`, training recomputes each of them in the backward pass."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, layer_class: type[nn.Module] = ViTLayer) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(ViTLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(layer_class(config, rate) for rate in config.drop_path_rates)
         self.checkpointing: dict[str, Any] | None = None
 
     def forward(
@@ -141,6 +163,8 @@ class ViTEncoder(nn.Module):
     ) -> BaseModelOutput:
         x, states, attentions = hidden_states, [hidden_states], []
         for i, layer in enumerate(self.layer):
+            if i == options.depth:
+                break
             mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
             args = (x, mask, bias, options.of_layer(i, len(self.layer)))
             if self.checkpointing is not None and self.training:
@@ -157,6 +181,11 @@ class ViTEncoder(nn.Module):
             hidden_states=tuple(states) if options.output_hidden_states else None,
             attentions=tuple(attentions) if options.output_attentions else None,
         )
+
+
+def layer_norm(config: ViTConfig) -> nn.LayerNorm:
+    """A LayerNorm with the configuration's epsilon."""
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
 def layer_scale(config: ViTConfig) -> nn.Parameter | None:

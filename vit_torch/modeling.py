@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS
+from vit_core.params import spec_of
 from vit_torch.activations import ViTActivation
 from vit_torch.attention import additive_bias
 from vit_torch.base import ViTPreTrainedModel, hooked, shapes
 from vit_torch.embeddings import ViTEmbeddings
-from vit_torch.encoder import ViTEncoder, packed
+from vit_torch.encoder import ViTEncoder, ViTLayer, layer_norm, packed
 from vit_torch.losses import classification_loss, masked_reconstruction_loss
 from vit_torch.outputs import (
     BaseModelOutputWithPooling,
@@ -51,6 +52,7 @@ class ViTModel(ViTPreTrainedModel):
     """
 
     architecture = "ViTModel"
+    layer_class: type[nn.Module] = ViTLayer
 
     def __init__(
         self,
@@ -62,8 +64,8 @@ class ViTModel(ViTPreTrainedModel):
     ) -> None:
         super().__init__(config, self.parts_of(config, add_pooling_layer, use_mask_token))
         self.embeddings = ViTEmbeddings(config, "mask_token" in self.parts)
-        self.encoder = ViTEncoder(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.encoder = ViTEncoder(config, self.layer_class)
+        self.layernorm = layer_norm(config) if config.final_norm else nn.Identity()
         self.pooler = ViTPooler(config) if "pooler" in self.parts else None
         self.init_weights(seed)
 
@@ -91,24 +93,68 @@ class ViTModel(ViTPreTrainedModel):
         """
         asked = (output_attentions, output_hidden_states, return_dict, tokens)
         options = calls.resolve_options(self.config, *asked, self.watched())
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
         calls.check_inputs(
             self.config,
             shapes(pixel_values, bool_masked_pos, head_mask, attention_mask),
-            interpolate=bool(interpolate_pos_encoding),
+            interpolate=interpolate,
             has_mask_token=self.embeddings.mask_token is not None,
         )
 
-        x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding))
+        x = self.embeddings(pixel_values, bool_masked_pos, interpolate)
         bias = additive_bias(attention_mask, x.dtype)
         encoded = self.encoder(x, head_mask, bias, options)
         x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self.pooler(x) if self.pooler is not None else None,
+            pooler_output=self.pool(x),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
         return output if options.return_dict else output.to_tuple()
+
+    def pool(self, x: Tensor) -> Tensor | None:
+        """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
+        return self.pooler(x) if self.pooler is not None else None
+
+    def features(
+        self,
+        pixel_values: Tensor,
+        layers: int | Sequence[int] = -1,
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> Any:
+        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
+
+        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
+        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
+        all "patches" (B, N, D), as maps (B, D, h, w) with `reshape`. `normalize` applies the final LayerNorm to each.
+        Layers that are not asked for are not computed. Raises ValueError for what does not fit.
+        """
+        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool)
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        given = shapes(pixel_values, None, None, None)
+        calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
+
+        x = self.embeddings(pixel_values, None, interpolate)
+        states = self.encoder(x, options=calls.features_options(self.config, depths, pool)).hidden_states
+        size = pixel_values.shape[2:] if reshape else None
+        found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
+        return found[0] if isinstance(layers, int) else found
+
+    def pooled(self, x: Tensor, pool: str, size: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
+        """What `features` makes of tokens (B, S, D); maps of the patches of an image of `size`, where that is given."""
+        x = self.layernorm(x) if normalize else x
+        if pool == "tokens":
+            return x
+        if pool == "cls":
+            return x[:, 0]
+        patches = x[:, self.config.num_prefix_tokens :]
+        if pool == "mean":
+            return patches.mean(1)
+        return patches if size is None else packed(patches.transpose(1, 2)).unflatten(2, calls.grid(size, self.config))
 
 
 class ViTWithHead(ViTPreTrainedModel):
@@ -120,7 +166,9 @@ class ViTWithHead(ViTPreTrainedModel):
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__(config, self.parts_of(config))
-        trunk = self.trunk_class(config, add_pooling_layer=False, use_mask_token="mask_token" in self.parts, seed=seed)
+        trunk = self.trunk_class(
+            config, **self.family().arguments(self.trunk_class.architecture, self.parts), seed=seed
+        )
         setattr(self, self.base_model_prefix, trunk)
         self.build_head()
         self.init_weights(seed, HEADS)
@@ -133,10 +181,15 @@ class ViTWithHead(ViTPreTrainedModel):
         self, *inputs: Any, output_attentions: bool | None, output_hidden_states: bool | None, return_dict: bool | None
     ) -> tuple[calls.Options, BaseModelOutputWithPooling]:
         """The options of a call, and the trunk's output of these inputs, in the order of the trunk's own."""
-        asked = (output_attentions, output_hidden_states, return_dict, self.tokens)
+        tokens = self.tokens if self.config.pool == "cls" else None
+        asked = (output_attentions, output_hidden_states, return_dict, tokens)
         options = calls.resolve_options(self.config, *asked, self.base_model.watched())
         asked = (options.output_attentions, options.output_hidden_states, True, options.tokens)
         return options, self.base_model(*inputs, *asked)
+
+    def features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Those of the trunk; see `ViTModel.features`."""
+        return self.base_model.features(pixel_values, *args, **kwargs)
 
     def answer(self, options: calls.Options, trunk: BaseModelOutputWithPooling, **found: Any) -> Any:
         """The output of what the head has found, as the call asks for it."""
@@ -147,24 +200,30 @@ class ViTWithHead(ViTPreTrainedModel):
 class ViTForImageClassification(ViTWithHead):
     """A linear classifier on the CLS token after the final LayerNorm; returns `ImageClassifierOutput`.
 
-    With `num_labels=0` the logits are that token's features.
+    With `config.pool="mean"` it is on the mean of the patches, normalised where `config.fc_norm` says so. With
+    `num_labels=0` the logits are what it would read.
     """
 
     architecture = "ViTForImageClassification"
     output_class: type[ModelOutput] = ImageClassifierOutput
-    tokens = 1
+    tokens: int | None = 1
 
     def build_head(self) -> None:
-        self.classifier = self.build_classifier()
+        self.classifier = self.build_classifier("classifier")
+        self.fc_norm = layer_norm(self.config) if self.config.fc_norm else nn.Identity()
 
-    def build_classifier(self) -> nn.Module:
-        """A linear layer to the labels; without labels the identity."""
-        width, labels = self.config.hidden_size, self.config.num_labels
-        return nn.Linear(width, labels) if labels else nn.Identity()
+    def build_classifier(self, name: str) -> nn.Module:
+        """The linear layer to the labels of this name; without labels the identity."""
+        if not self.config.num_labels:
+            return nn.Identity()
+        outputs, inputs = spec_of(self.config, f"{name}.weight").shape
+        return nn.Linear(inputs, outputs)
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
         """What the head makes of the trunk's tokens (B, S, D), by its names in the output."""
-        return {"logits": self.classifier(x[:, 0])}
+        mean = self.config.pool == "mean"
+        x = x[:, self.config.num_prefix_tokens :].mean(1) if mean else x[:, 0]
+        return {"logits": self.classifier(self.fc_norm(x))}
 
     def forward(
         self,

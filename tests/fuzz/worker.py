@@ -100,7 +100,7 @@ def tried(root: Path, watch: Watch, name: str, index: int) -> dict[str, Any]:
         result = outcome(folder, each)
     finally:
         watch.on = False
-    taken = _peak() - rss - sum(map(len, each.files.values()))
+    taken = _peak() - rss - sum(map(len, each.files.values())) - result.pop("asked", 0)
     if taken > _SLACK:
         result["memory"] = taken
     if touched := sorted(str(path) for path, _ in before ^ _snapshot(root)):
@@ -112,23 +112,24 @@ def tried(root: Path, watch: Watch, name: str, index: int) -> dict[str, Any]:
 
 def outcome(folder: Path, each: Case) -> dict[str, Any]:
     try:
-        _use(folder, each)
+        asked = _use(folder, each)
     except (ValueError, OSError) as error:
         named = str(folder) in str(error) or isinstance(error, OSError)
         return {"outcome": "refused"} if named else {"outcome": "vague", "error": repr(error)[:300], "at": _at(error)}
     except Exception as error:
         return {"outcome": "raw", "error": repr(error)[:300], "at": _at(error)}
-    return {"outcome": "accepted"}
+    return {"outcome": "accepted", "asked": asked}
 
 
-def _use(folder: Path, each: Case) -> None:
-    """Everything that a program does with a folder of somebody else's."""
+def _use(folder: Path, each: Case) -> int:
+    """Everything that a program does with a folder of somebody else's; the bytes of pixels that it asked for."""
+    asked = 0
     path, index = folder / each.target, each.number
     options = {**each.options, "ignore_unknown": index % 2 == 0}
     if "preprocessor_config.json" in each.files:
         processor = ViTImageProcessor.from_pretrained(folder)
         with suppress(ValueError):  # of a picture that does not suit it
-            processor(Image.fromarray(_PICTURE), return_tensors="np")
+            asked = processor(Image.fromarray(_PICTURE), return_tensors="np").pixel_values.nbytes
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         if index % 20 == 0:  # the slowest by far
             main(["inspect", str(path), *(["--all"], ["--json"], ["--check"], [])[index // 20 % 4]])
@@ -142,6 +143,7 @@ def _use(folder: Path, each: Case) -> None:
     if index % 4 == 0 or "preprocessor_config.json" in each.files:
         with suppress(ValueError, OSError):  # of what was asked for, in words that need not name the file
             conversion.convert(path, folder / "out", to=_TARGETS[index % len(_TARGETS)], dry_run=True, **options)
+    return asked
 
 
 def _at(error: BaseException) -> str:

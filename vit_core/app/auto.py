@@ -24,7 +24,7 @@ def architecture_for(name: str | os.PathLike[str], task: str, **options: Any) ->
     """
     options = understood({"token": None, **options}, "from_pretrained")
     opening = {key: value for key, value in options.items() if key in _OPENING}
-    checkpoint = read(name, head="drop" if task == "Model" else "fresh", **opening)
+    checkpoint = read(name, head="drop" if task in ("Model", "Backbone") else "fresh", **opening)
     given = options.get("config")
     return _fitting(checkpoint.family, task, given if isinstance(given, ViTConfig) else checkpoint.config)
 
@@ -64,5 +64,5 @@ class Auto:
 
 def auto(backend: str, task: str, prefix: str = "") -> type[Auto]:
     """The automatic class for a task in a backend."""
-    name = f"{prefix}AutoModel{task.removeprefix('Model')}"
+    name = f"{prefix}Auto{'' if task == 'Backbone' else 'Model'}{task.removeprefix('Model')}"
     return type(name, (Auto,), {"backend": backend, "task": task, "__doc__": Auto.__doc__})

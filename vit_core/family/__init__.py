@@ -6,15 +6,27 @@ from collections.abc import Iterable
 
 from vit_core.config import ViTConfig
 from vit_core.family.deit import DEIT, DeiTConfig
-from vit_core.family.table import LAYER, NUMBER, OF_LAYER, POSITIONS, Family, Row
-from vit_core.family.vit import VIT
+from vit_core.family.dinov2 import (
+    DINOV2,
+    DINOV2_WITH_REGISTERS,
+    GATE,
+    GATED,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+)
+from vit_core.family.ijepa import IJEPA, IJepaConfig
+from vit_core.family.msn import MSN, ViTMSNConfig
+from vit_core.family.table import LAYER, MASK_TOKEN, NUMBER, OF_LAYER, POSITIONS, Family, Row
+from vit_core.family.vit import ATTENTION_SCALE, MLP_SCALE, VIT
 
 __all__ = [
-    "ARCHITECTURES", "DEIT", "FAMILIES", "HEADS", "LAYER", "NUMBER", "OF_LAYER", "PARTS", "POSITIONS", "VIT",
-    "DeiTConfig", "Family", "Row", "family_of", "has_head", "member_of",
+    "ARCHITECTURES", "ATTENTION_SCALE", "DEIT", "DINOV2", "DINOV2_WITH_REGISTERS", "FAMILIES", "GATE", "GATED", "HEADS",
+    "IJEPA", "LAYER", "MASK_TOKEN", "MLP_SCALE", "MSN", "NUMBER", "OF_LAYER", "PARTS", "POSITIONS", "VIT", "DeiTConfig",
+    "Dinov2Config", "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMSNConfig", "family_of",
+    "has_head", "has_mask_token", "member_of",
 ]  # fmt: skip
 
-FAMILIES = {family.model_type: family for family in (VIT, DEIT)}
+FAMILIES = {family.model_type: family for family in (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN)}
 ARCHITECTURES = {name: family for family in FAMILIES.values() for name in family.models}  # by PyTorch's name of a class
 PARTS = {name: parts for family in FAMILIES.values() for name, parts in family.models.items()}
 HEADS = frozenset(row.part for family in FAMILIES.values() for row in family.table if row.head)
@@ -27,10 +39,24 @@ def family_of(config: ViTConfig | type[ViTConfig]) -> Family:
     return next(FAMILIES[name] for name in types if name in FAMILIES)
 
 
-def member_of(names: Iterable[str]) -> Family:
-    """The member that has most of these parameters, by canonical name; the first of several."""
-    known = list(names)
-    return max(FAMILIES.values(), key=lambda family: sum(family.row_of(name) is not None for name in known))
+def member_of(names: Iterable[str], families: Iterable[Family], asked: Family | None = None) -> Family:
+    """Of these members the one that has most of these parameters, by canonical name, and needs no other token.
+
+    Of several the one `asked` for, or the first.
+    """
+    known = set(names)
+
+    def fits(family: Family) -> tuple[int, int]:
+        tokens = (f"embeddings.{token}" in known for token in family.config.tokens)
+        return sum(family.row_of(name) is not None for name in known), -sum(not there for there in tokens)
+
+    return max(sorted(families, key=lambda family: family is not asked), key=fits)
+
+
+def has_mask_token(config: ViTConfig, asked: bool) -> bool:
+    """Whether a trunk has the mask token: as the configuration says, where it does, or else where it is `asked` for."""
+    row = family_of(config).rows[MASK_TOKEN]
+    return asked if row.part else not row.when or bool(getattr(config, row.when))
 
 
 def has_head(parts: Iterable[str]) -> bool:

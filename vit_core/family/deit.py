@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from vit_core.config import COMMON_DEFAULTS, ViTConfig
-from vit_core.family.table import Family, Row, after, changed
-from vit_core.family.vit import CLASSIFIER, DECODER, TRUNK
+from vit_core.family.table import POSITIONS, Family, Row, after, changed
+from vit_core.family.vit import CLASSIFIER, DECODER, IN_MEMORY, TRUNK
 
 
 class DeiTConfig(ViTConfig):
@@ -28,8 +28,10 @@ class DeiTConfig(ViTConfig):
     reads = ()
     tokens = ("cls_token", "distillation_token")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **COMMON_DEFAULTS, "distillation": "hard", "distillation_weight": 0.5, "distillation_temperature": 1.0,
+        **COMMON_DEFAULTS, "layer_scale": 0.0, "distillation": "hard", "distillation_weight": 0.5,
+        "distillation_temperature": 1.0,
     }  # fmt: skip
+    pool, fc_norm = "cls", False
     distillation: str
     distillation_weight: float
     distillation_temperature: float
@@ -47,7 +49,7 @@ DEIT = Family(
     },
     (
         *after(
-            changed(TRUNK, cls_token=_ZEROS, position_embeddings=_ZEROS),
+            changed(TRUNK, {"embeddings.cls_token": _ZEROS, POSITIONS: _ZEROS}),
             "embeddings.cls_token",
             Row("embeddings.distillation_token", "raw", (1, 1, "D"), bias=False, init="zeros"),
         ),
@@ -55,4 +57,5 @@ DEIT = Family(
         *(replace(CLASSIFIER, name=name, part=name) for name in ("cls_classifier", "distillation_classifier")),
         DECODER,
     ),
+    IN_MEMORY,
 )

@@ -1,8 +1,9 @@
 """What a table of parameters is made of, and what a member of the family is: data alone.
 
-Canonical names are those Hugging Face's PyTorch ViT has on disk, without the prefix of the trunk, for every member.
-Symbols of shapes: D hidden_size, F intermediate_size, C num_channels, P Q of a patch (height, width), S rows of the
-position embeddings, O pooler width, K labels, R decoder channels.
+Canonical names are those Hugging Face's PyTorch ViT has on disk, without the prefix of the trunk, for every member;
+what a member's own files call them stands in its rows. Symbols of shapes: D hidden_size, F intermediate_size, C
+num_channels, P Q of a patch (height, width), S rows of the position embeddings, G registers, O pooler width, K labels,
+R decoder channels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from vit_core.config import ViTConfig, pair
 LAYER = "encoder.layer.{}."
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
 OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
-POSITIONS = "embeddings.position_embeddings"
+MASK_TOKEN, POSITIONS = "embeddings.mask_token", "embeddings.position_embeddings"
 
 SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
     "D": lambda config: config.hidden_size,
@@ -26,9 +27,12 @@ SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
     "C": lambda config: config.num_channels,
     "P": lambda config: pair(config.patch_size)[0],
     "Q": lambda config: pair(config.patch_size)[1],
-    "S": lambda config: config.num_patches + config.num_prefix_tokens,
+    "S": lambda config: config.num_patches + config.position_prefix,
+    "G": lambda config: config.num_register_tokens,
     "O": lambda config: config.pooler_size,
     "K": lambda config: config.num_labels,
+    "2D": lambda config: 2 * config.hidden_size,
+    "2F": lambda config: 2 * config.intermediate_size,
     "R": lambda config: pair(config.encoder_stride)[0] * pair(config.encoder_stride)[1] * config.num_channels,
 }
 
@@ -44,8 +48,14 @@ class Row:
     init: str = "normal"  # normal: truncated normal of std initializer_range; zeros; norm: ones; or a field's value
     part: str = ""  # the optional part of a model it belongs to; "" for the trunk that every model has
     head: bool = False  # whether it stands outside the trunk, without its prefix
-    when: str = ""  # the field of the configuration without which it is not there
+    when: str = ""  # the field, or property, of the configuration without which it is not there
     layers: str = "num_hidden_layers"  # the field that counts them, where the name has a number
+    file: str = ""  # its name in the member's files, where that is another one
+
+    @property
+    def module(self) -> str:
+        """Its name in files, and in a model."""
+        return self.file or self.name
 
     @property
     def leaves(self) -> tuple[str, ...]:
@@ -65,6 +75,9 @@ class Family:
     config: type[ViTConfig]
     models: Mapping[str, frozenset[str]]  # the parts of each model class, by its PyTorch name; the bare one first
     table: tuple[Row, ...]
+    in_memory: Mapping[str, str | tuple[str, ...]]  # what transformers >= 5.9 calls rows; several: one below the other
+    trunk_name: str = ""  # where it is not the model_type
+    of_shapes: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda shapes: {}  # fields they speak of
 
     @property
     def model_type(self) -> str:
@@ -74,7 +87,7 @@ class Family:
     @property
     def trunk(self) -> str:
         """What stands before the names of the trunk in models with a head."""
-        return self.model_type
+        return self.trunk_name or self.model_type
 
     @property
     def bare(self) -> str:
@@ -96,16 +109,19 @@ class Family:
         template = OF_LAYER.sub(LAYER, name)
         return self.rows.get(template) or self.rows.get(template.rpartition(".")[0])
 
-    def parts(self, architecture: str, add_pooling_layer: bool = True, use_mask_token: bool = False) -> frozenset[str]:
-        """The optional parts of a model of a class that is built with these arguments."""
-        parts = set(self.models[architecture]) - (set() if add_pooling_layer else {"pooler"})
+    def parts(
+        self, architecture: str, add_pooling_layer: bool | None = None, use_mask_token: bool = False
+    ) -> frozenset[str]:
+        """The optional parts of a model of a class that is built with these arguments, None for its default."""
+        parts = set(self.models[architecture])
+        if add_pooling_layer is not None:
+            parts = parts | {"pooler"} if add_pooling_layer else parts - {"pooler"}
         return frozenset(parts | {"mask_token"} if use_mask_token else parts)
 
     def arguments(self, architecture: str, parts: Collection[str]) -> dict[str, bool]:
         """What a model class is built with, so that it has these parts."""
-        if architecture != self.bare:
-            return {}
-        return {"add_pooling_layer": "pooler" in parts, "use_mask_token": "mask_token" in parts}
+        taken = {"add_pooling_layer": "pooler", "use_mask_token": "mask_token"} if architecture == self.bare else {}
+        return {name: part in parts for name, part in taken.items() if part in self.all_parts}
 
     def parts_in(self, names: Iterable[str]) -> frozenset[str]:
         """The optional parts that parameters, by canonical name, belong to."""
@@ -119,9 +135,14 @@ class Family:
         return next(found, self.bare)
 
 
-def changed(table: tuple[Row, ...], **changes: Mapping[str, Any]) -> tuple[Row, ...]:
-    """A table with fields of some rows changed, by the last part of their names."""
-    return tuple(replace(row, **changes.get(row.name.rpartition(".")[2], {})) for row in table)
+def changed(table: tuple[Row, ...], changes: Mapping[str, Mapping[str, Any]]) -> tuple[Row, ...]:
+    """A table with fields of some rows changed, by their names."""
+    return tuple(replace(row, **changes.get(row.name, {})) for row in table)
+
+
+def without(table: tuple[Row, ...], *names: str) -> tuple[Row, ...]:
+    """A table without some rows, by their names."""
+    return tuple(row for row in table if row.name not in names)
 
 
 def after(table: tuple[Row, ...], name: str, *rows: Row) -> tuple[Row, ...]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig
-from vit_core.family import LAYER, OF_LAYER
+from vit_core.family import ATTENTION_SCALE, LAYER, MLP_SCALE, OF_LAYER, VIT, Family
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Container
 from vit_core.formats.prefixes import Under, find_prefix
-from vit_core.formats.rules import ATTENTION_SCALE, MLP_SCALE, Rule
+from vit_core.formats.rules import Rule
 
 Tensors = Mapping[str, Tensor]
 
@@ -25,6 +25,7 @@ class Side:
     config: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    family: Family | None = None  # the member that they name
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Format:
     title: str
     container: Container  # that is written; `container.stem` and `.suffix` make the file's name
     rules: tuple[Rule, ...]
+    families: tuple[Family, ...] = (VIT,)  # the members that it has models of
     hidden_act: str = "gelu"
     fixed_act: bool = True  # whether its code computes `hidden_act` whatever the configuration says
     layer_norm_eps: float = 1e-6
@@ -46,6 +48,7 @@ class Format:
     left_out: tuple[tuple[str, str], ...] = ()  # (pattern of a name, what it is): no part of the model
     head: str = "head"  # the place of the head: what its names begin with
     absent: Mapping[str, str] = field(default_factory=dict)  # canonical parts it can't hold, and why
+    speaks_of: Callable[[Tensors], Family | None] = lambda tensors: None  # the member that a form of an array is of
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors  # other spellings to those of the rules
     finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors  # the inverse, for writing
     files: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None = None  # of several weights files

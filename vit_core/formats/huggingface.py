@@ -23,6 +23,7 @@ from vit_core.files.names import CONFIG_NAME
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.saving import beside, find
 from vit_core.files.tensor import Tensor
+from vit_core.formats.rules import below_each_other
 from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
 
 _FEW_LAYERS = 100  # that a configuration may ask for whatever its weights hold
@@ -231,24 +232,38 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return as_checkpoint(read_named(path))
 
 
-def as_checkpoint(named: Named) -> Checkpoint:
-    """The tensors under their canonical names, in the format in which most names make sense."""
+def as_checkpoint(named: Named, asked: Family | None = None) -> Checkpoint:
+    """The tensors under their canonical names, in the format in which most names make sense.
+
+    Of several members that make as much of them the one `asked` for, where the configuration does not say.
+    """
     path, found = named.path, named.tensors
     config = beside(path, CONFIG_NAME)
     stored = AutoConfig.from_json_file(config) if config.is_file() else None
-    family, fmt, parsed = recognise(found, named.format, family_of(stored) if stored else None)
-    tensors: dict[str, Tensor] = {}
+    family, fmt, parsed = recognise(found, named.format, family_of(stored) if stored else None, asked)
+    pieces: dict[str, dict[int, Tensor]] = {}
     for native, known in parsed.items():
-        if known.name in tensors:
-            both = f"{tensors[known.name].source!r} and {native!r}"
+        own, (i, _) = pieces.setdefault(known.name, {}), known.piece
+        if i in own:
+            both = f"{own[i].source!r} and {native!r}"
             raise ValueError(f"{path} holds {known.name} twice, as {both}: remove one of them.")
-        tensors[known.name] = checked_rank(path, native, found[native], known.rank).transposed(known.axes)
+        own[i] = checked_rank(path, native, found[native], known.rank).transposed(known.axes)
+    tensors = {known.name: _joined(path, known, pieces[known.name]) for known in parsed.values()}
     if named.weight_map is not None:
         _check_complete(path, named.weight_map, found, tensors, fmt, family)
     unknown = {name: t for name, t in found.items() if name not in parsed}
     if stored is not None:
         check_layers(path, stored, found)
     return Checkpoint(path, fmt, family, tensors, unknown, stored, files=named.files)
+
+
+def _joined(path: Path, known: Parsed, pieces: Mapping[int, Tensor]) -> Tensor:
+    """The tensor that is in pieces, which must all be there."""
+    _, count = known.piece
+    if pieces.keys() != set(range(count)):
+        there = ", ".join(repr(tensor.source) for tensor in pieces.values())
+        raise ValueError(f"{path} holds {known.name} not whole or twice, as {there}: it has {count} parts there.")
+    return below_each_other([pieces[i] for i in range(count)]) if count > 1 else pieces[0]
 
 
 def check_layers(path: Path, config: ViTConfig, tensors: Collection[str]) -> None:
@@ -271,15 +286,15 @@ def checked_rank(path: Path, native: str, tensor: Tensor, rank: int) -> Tensor:
 
 
 def recognise(
-    native_names: Collection[str], claimed: str, stated: Family | None = None
+    native_names: Collection[str], claimed: str, stated: Family | None = None, asked: Family | None = None
 ) -> tuple[Family, str, dict[str, Parsed]]:
     """The member and the format in which most names make sense, and what the names stand for.
 
-    Of several that make as much of them, the first member, which is ViT, and the claimed format. A `stated` member is
-    the only one that is tried.
+    Of several that make as much of them, the member `asked` for, or the first, which is ViT, and the claimed format. A
+    `stated` member is the only one that is tried.
     """
     best: tuple[Family, str, dict[str, Parsed]] | None = None
-    for family in [stated] if stated else FAMILIES.values():
+    for family in [stated] if stated else sorted(FAMILIES.values(), key=lambda family: family is not asked):
         for fmt in sorted(DIALECTS, key=lambda fmt: fmt != claimed):
             dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
             parsed = {name: known for name in native_names if (known := parse_name(name, family, *dialects))}

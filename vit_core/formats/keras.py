@@ -9,17 +9,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from vit_core.family import DEIT, FAMILIES, HEADS, LAYER, POSITIONS
+from vit_core.family import ATTENTION_SCALE, DEIT, FAMILIES, HEADS, LAYER, MLP_SCALE, POSITIONS
 from vit_core.files.names import KERAS_WEIGHTS
 from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Format, Tensors
 from vit_core.formats.huggingface import Container
 from vit_core.formats.rules import (
-    ATTENTION_SCALE,
     CONV,
     KEY,
     LINEAR,
-    MLP_SCALE,
     QUERY,
     VALUE,
     Rule,

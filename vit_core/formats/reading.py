@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import CLASSES, AutoConfig, ViTConfig, config_class
-from vit_core.family import FAMILIES, family_of, member_of
+from vit_core.family import FAMILIES, Family, family_of, member_of
 from vit_core.files import hub
 from vit_core.files.documents import blaming
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_BESIDE, PRESET_TASK_MODEL
@@ -36,7 +36,7 @@ from vit_core.formats.huggingface import (
 from vit_core.formats.keras import KERAS_H5
 from vit_core.formats.prefixes import Under, copy_rank, find_prefix, seen, unwrapped, unwrapped_name
 from vit_core.formats.rules import Heads
-from vit_core.formats.settle import folded, settle
+from vit_core.formats.settle import folded, headless, settle
 from vit_core.formats.side import json_beside
 from vit_core.params import DIALECTS
 
@@ -74,11 +74,12 @@ _PARTS_OF_MODELS = (
 _prepare = partial(renamed_head, place="classifier", name="classifier")  # for Hugging Face's names
 # The names of Hugging Face's formats that stand once in a model, without the trunk's prefix.
 _ONCE = [
-    dialect.template(row, leaf)
+    name
     for dialect in DIALECTS.values()
     for family in FAMILIES.values()
     for row in family.table
     for leaf in row.leaves
+    for name in dialect.templates(row, leaf, family)
     if "{}" not in row.name
 ]
 
@@ -97,6 +98,7 @@ def read(
     head: str = "keep",
     fold_layer_scale: bool = False,
     ignore_unknown: bool = False,
+    family: Family | None = None,
     **hub_options: Any,
 ) -> Checkpoint:
     """Open a checkpoint of any format: a file, a folder or a hub id. No tensor is read yet.
@@ -108,7 +110,8 @@ def read(
     `head="drop"` leaves the head out, and with it what only the head is odd in; `head="fresh"` does so where there is
     such an oddity, and lists what it left out as `unknown`. `fold_layer_scale` multiplies layer scales, which most
     other programs' ViTs have no place for, into the layers before them; `ignore_unknown` leaves out what no model of
-    the format has, which is an error otherwise.
+    the format has, which is an error otherwise. `family` is the member that a file is of which several could have
+    written, and which does not say.
 
     Raises OSError for what can't be found or fetched, ValueError for what is damaged, or is no ViT: with the names of
     the tensors that make it something else.
@@ -118,7 +121,7 @@ def read(
 
     def read_once() -> Checkpoint:
         path = _locate(source, filename, variant, formats, hub_options)
-        return _read(path, key, prefix, formats, config, given, head, fold_layer_scale, ignore_unknown)
+        return _read(path, key, prefix, formats, config, given, head, fold_layer_scale, ignore_unknown, family)
 
     return settled(local, read_once)
 
@@ -133,6 +136,7 @@ def _read(
     head: str,
     fold: bool,
     ignore_unknown: bool,
+    family: Family | None,
 ) -> Checkpoint:
     """What `read` makes of the weights file, or index, that it has found."""
     named, notes = _open(path, key, ignore_unknown)
@@ -153,11 +157,12 @@ def _read(
     if fmt is None:
         _refuse_other_models(path)
         promised = {n: shard for n, shard in (named.weight_map or {}).items() if n not in named.tensors}
-        checkpoint = as_checkpoint(replace(named, tensors=tensors, weight_map=named.weight_map and promised))
+        checkpoint = as_checkpoint(replace(named, tensors=tensors, weight_map=named.weight_map and promised), family)
         if named.tensors and not checkpoint.tensors:
             raise ValueError(_no_vit(path, named.tensors, prefix))
         _check_one_model(path, under)
         checkpoint = folded(checkpoint) if fold else checkpoint
+        checkpoint = headless(checkpoint) if head == "drop" else checkpoint
         return replace(
             checkpoint,
             unknown=checkpoint.unknown | under.outside,
@@ -175,7 +180,8 @@ def _read(
     unknown |= {name: tensor for name, tensor in under.outside.items() if name not in left}
     notes += [f"left out {line}" for line in _grouped(left)]
     processor = processor or side.processor
-    member, files = family_of(stored) if stored else member_of(found), named.files
+    family = family or side.family or fmt.speaks_of(tensors)
+    member, files = family_of(stored) if stored else member_of(found, fmt.families, family), named.files
     opened = Checkpoint(path, fmt.name, member, found, unknown, stored, processor, tuple(notes), files, tuple(dropped))
     whole = settle(opened, fmt, side, _heads(fmt, tensors), head=head, fold=fold)
     _check_one_model(path, under)

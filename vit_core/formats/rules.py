@@ -18,9 +18,7 @@ from vit_core.files.tensor import Tensor, in_turn
 from vit_core.params import rank_of
 
 QUERY, KEY, VALUE = (LAYER + f"attention.attention.{name}" for name in ("query", "key", "value"))
-# What other formats have and ViT can take in only by computing: layer scale, and a norm of the mean of the patches.
-ATTENTION_SCALE, MLP_SCALE = LAYER + "attention.output.scale", LAYER + "output.scale"
-POOLED_NORM = "pooled_norm"
+POOLED_NORM = "fc_norm"
 
 
 class Step(Protocol):
@@ -96,6 +94,7 @@ class Rule:
     canonical: tuple[str, ...]  # several: the array is made of them, one below the other
     steps: tuple[Step, ...] = ()
     also: tuple[str, ...] = ()  # other names that are read
+    axes: int | None = None  # of the canonical array, where those of the first member that has it are others
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -112,7 +111,7 @@ class Rule:
     @property
     def rank(self) -> int:
         """The number of axes of the file's array."""
-        return rank_of(self.canonical[0]) + sum(step.added for step in self.steps)
+        return (self.axes or rank_of(self.canonical[0])) + sum(step.added for step in self.steps)
 
     def layer_of(self, native: str) -> str | None:
         """The number of the layer in a name, "" where it has none; None for a name that is no array of this rule."""
@@ -144,7 +143,7 @@ class Rule:
         found = [part for part in parts if part is not None]
         if len(found) < len(parts):
             return None
-        tensor = _below_each_other(found) if len(found) > 1 else found[0]
+        tensor = below_each_other(found) if len(found) > 1 else found[0]
         for step in self.steps:
             tensor = step.to_native(tensor, heads)
         return tensor
@@ -155,7 +154,7 @@ def _rows(tensor: Tensor, begin: int, end: int) -> Tensor:
     return tensor.changed(("rows", (begin, end)), lambda array: array[begin:end], shape=shape)
 
 
-def _below_each_other(parts: Sequence[Tensor]) -> Tensor:
+def below_each_other(parts: Sequence[Tensor]) -> Tensor:
     """The concatenation of tensors along their first axis. Raises ValueError unless they have one dtype."""
     names = ", ".join(part.source for part in parts)
     if len({part.dtype for part in parts}) > 1:

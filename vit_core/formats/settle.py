@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from vit_core.config import ViTConfig
-from vit_core.family import HEADS, LAYER, OF_LAYER, POSITIONS
+from vit_core.config import LABELS, ViTConfig
+from vit_core.family import ATTENTION_SCALE, HEADS, LAYER, MLP_SCALE, OF_LAYER, POSITIONS
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Array, Tensor, in_turn
 from vit_core.formats.format import Format, Side
 from vit_core.formats.huggingface import Checkpoint, check_layers
-from vit_core.formats.rules import ATTENTION_SCALE, MLP_SCALE, POOLED_NORM, QUERY
+from vit_core.formats.rules import POOLED_NORM, QUERY
 from vit_core.params import specs
 
 _PROJECTION = "embeddings.patch_embeddings.projection"
@@ -36,11 +36,13 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
         opened = opened.without([*HEADS, "pooler"])
     opened = folded(opened) if fold else opened
     tensors, notes = dict(opened.tensors), list(opened.notes)
-    if "embeddings.cls_token" not in tensors:
+    if opened.family.config.tokens and "embeddings.cls_token" not in tensors:
         raise ValueError(f"{opened.path} has no class token, which ViT's head and pooler are on ({fmt.title}).")
-    head_names = [name for name in tensors if drop_head and (row := opened.family.row_of(name)) and row.head]
+    rows = {name: opened.family.row_of(name) for name in tensors if drop_head and not name.startswith(POOLED_NORM)}
+    head_names = [name for name, row in rows.items() if row and row.head]
     dropped = (*opened.dropped, *(tensors.pop(name).source for name in head_names))
-    tensors = _final_norm(opened, tensors, drop_head, notes)
+    if drop_head:
+        tensors = _final_norm(tensors, notes)
     if _has_odd_head(tensors):
         raise ValueError(
             f"{opened.path} has a head on top of a pooler (pre_logits), which no ViT class has: pass head='drop' for "
@@ -50,7 +52,7 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
         raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {fmt.title} has.")
     config = opened.config or _config(opened, fmt, side, tensors, heads, notes)
     check_layers(opened.path, config, tensors)
-    if ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
+    if "layer_scale" in config.defaults and ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
         config = config.copy(layer_scale=_FIRST_SCALE)
     tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config, notes)
     _add_zero_biases(tensors, config, notes)
@@ -66,9 +68,8 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
 
 
 def _has_odd_head(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether the head is one that no ViT class has: on top of a pooler, or on the mean of the patches."""
-    on_pooler = {"pooler.dense.weight", "classifier.weight"} <= tensors.keys()
-    return on_pooler or any(name.startswith(POOLED_NORM) for name in tensors)
+    """Whether the head is one that no ViT class has: on top of a pooler."""
+    return {"pooler.dense.weight", "classifier.weight"} <= tensors.keys()
 
 
 def _computes(config: ViTConfig, fmt: Format) -> str:
@@ -116,18 +117,20 @@ def _folded(tensor: Tensor, gamma: Tensor) -> Tensor:
     return replace(folded, verify=in_turn((tensor.verify, gamma.verify)))
 
 
-def _final_norm(opened: Checkpoint, tensors: dict[str, Tensor], drop_head: bool, notes: list[str]) -> dict[str, Tensor]:
-    """The norm of a head on the mean of the patches is the final norm of a model without that head."""
+def headless(opened: Checkpoint) -> Checkpoint:
+    """The checkpoint for a model without a head: a norm of the mean of the patches is its final norm."""
+    notes: list[str] = []
+    tensors = _final_norm(opened.tensors, notes)
+    if not notes:
+        return opened
+    config = opened.config and opened.config.copy(fc_norm=False)
+    return replace(opened, tensors=tensors, config=config, notes=(*opened.notes, *notes))
+
+
+def _final_norm(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
     pooled = {name: t for name, t in tensors.items() if name.startswith(POOLED_NORM)}
-    if not pooled:
-        return tensors
-    if not drop_head:
-        shown = next(iter(pooled.values())).source
-        raise ValueError(
-            f"{opened.path} has a head on the mean of the patches ({shown}), where ViT's is on the class token: pass "
-            "head='drop' for the model below it."
-        )
-    notes.append("the norm of the mean of the patches became the final norm, of every token")
+    if pooled:
+        notes.append("the norm of the mean of the patches became the final norm, of every token")
     return {("layernorm" + n.removeprefix(POOLED_NORM) if n in pooled else n): t for n, t in tensors.items()}
 
 
@@ -167,6 +170,7 @@ def _config(
     """What the shapes say of a model, and what the files beside it say of the rest."""
     width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape
     norms = [name for name in tensors if name.endswith("layernorm_before.weight")]
+    pooled = any(name.startswith(POOLED_NORM) for name in tensors)
     values: dict[str, Any] = {
         "hidden_size": width,
         "num_channels": channels,
@@ -175,7 +179,9 @@ def _config(
         "qkv_bias": f"{QUERY.format(0)}.bias" in tensors,
         "layer_norm_eps": fmt.layer_norm_eps,
         "hidden_act": fmt.hidden_act,
+        **({"pool": "mean", "fc_norm": True} if pooled else {}),
         **side.config,
+        **opened.family.of_shapes({name: tensor.shape for name, tensor in tensors.items()}),
     }
     if (first := tensors.get(f"{_FIRST.format(0)}.weight")) is not None:
         values["intermediate_size"] = first.shape[0]
@@ -190,8 +196,10 @@ def _config(
         values["pooler_output_size"] = pooler.shape[0]
     decoder = tensors.get("decoder.0.weight")
     values["encoder_stride"] = isqrt(decoder.shape[0] // channels) if decoder is not None else _one_or_two(patch)
+    made = opened.family.config
+    values = {name: value for name, value in values.items() if name in (*made.fields(), *made.defaults, *LABELS)}
     with blaming(f"{opened.path}, with the documents beside it"):
-        return opened.family.config(**values)
+        return made(**values)
 
 
 def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
@@ -200,7 +208,7 @@ def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
 
 def _image_size(opened: Checkpoint, rows: int, patch: list[int]) -> int | tuple[int, int]:
     """The size of the pictures, where the patches are a square: with rows of the tokens before them or without."""
-    before = len(opened.family.config.tokens)
+    before = len(opened.family.config.tokens)  # those that have positions
     side = next((isqrt(n) for n in (rows - before, rows) if n > 0 and isqrt(n) ** 2 == n), None)
     if side is None:
         raise ValueError(

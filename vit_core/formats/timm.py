@@ -1,4 +1,4 @@
-"""timm's VisionTransformer, and DeiT and DINO, which have its names: query, key and value are one array.
+"""timm's VisionTransformer, and DeiT, DINO, DINOv2, I-JEPA and MSN, which have its names: one array of q, k and v.
 
 Agrees with timm 1.0.31 (`timm/models/vision_transformer.py`): LayerNorm eps 1e-6, exact GELU.
 """
@@ -11,19 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import VARIANTS, ViTConfig, pair
-from vit_core.family import DEIT, LAYER, POSITIONS, family_of
+from vit_core.family import (
+    ATTENTION_SCALE,
+    DEIT,
+    DINOV2,
+    DINOV2_WITH_REGISTERS,
+    GATE,
+    GATED,
+    IJEPA,
+    LAYER,
+    MASK_TOKEN,
+    MLP_SCALE,
+    MSN,
+    POSITIONS,
+    VIT,
+    Family,
+    family_of,
+)
 from vit_core.files.names import CONFIG_NAME
 from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import SAFETENSORS
 from vit_core.formats.rules import (
-    ATTENTION_SCALE,
     KEY,
-    MLP_SCALE,
     POOLED_NORM,
     QUERY,
     VALUE,
+    Rule,
     module,
     raw,
     table,
@@ -31,9 +46,12 @@ from vit_core.formats.rules import (
 from vit_core.formats.side import json_beside, labels, one_name, preprocessor, statistics
 
 _HEAD_OF_TWO = "head_cls"  # what `head` is called here where there is a `head_dist` beside it
+_MASK_TOKEN = "mask_token_of_dinov2"  # what that is called here: it has an axis less than MAE's
 _RULES = table(
     raw("cls_token", "embeddings.cls_token"),
     raw("dist_token", "embeddings.distillation_token"),
+    raw("reg_token", "embeddings.register_tokens", also=("register_tokens",)),
+    (Rule(_MASK_TOKEN, (MASK_TOKEN,), axes=2),),
     raw("pos_embed", POSITIONS),
     module("patch_embed.proj", "embeddings.patch_embeddings.projection"),
     module("blocks.{}.norm1", LAYER + "layernorm_before"),
@@ -42,6 +60,8 @@ _RULES = table(
     module("blocks.{}.norm2", LAYER + "layernorm_after"),
     module("blocks.{}.mlp.fc1", LAYER + "intermediate.dense"),
     module("blocks.{}.mlp.fc2", LAYER + "output.dense"),
+    module("blocks.{}.mlp.w12", GATE, also=("blocks.{}.mlp.fc1_packed",)),
+    module("blocks.{}.mlp.w3", GATED),
     module("norm", "layernorm"),
     raw("blocks.{}.ls1.gamma", ATTENTION_SCALE),
     raw("blocks.{}.ls2.gamma", MLP_SCALE),
@@ -52,13 +72,12 @@ _RULES = table(
     module("head_dist", "distillation_classifier"),
 )
 _REFUSED = (
-    (r"^reg_token$", "register tokens, which ViT does not have"),
     (r"\.(q_norm|k_norm)\.", "normalised queries and keys (qk_norm), which ViT does not have"),
     (r"^norm_pre\.", "a norm before the first layer (pre_norm, as in CLIP), which ViT does not have"),
     (r"\.(attn|mlp)\.norm\.", "a norm within attention or MLP, which ViT does not have"),
     (r"^attn_pool\.", "attention pooling (global_pool='map', as in SigLIP), which ViT does not have"),
     (r"\.rope\b|^rope", "rotary position embeddings, which ViT does not have"),
-    (r"\.(w12|w3|fc1_g|fc1_x)\.", "a gated MLP, which ViT does not have"),
+    (r"\.(fc1_g|fc1_x)\.", "a gated MLP in two arrays, which no member of the family has"),
 )
 _LEFT_OUT = (
     (r"(^|\.)head\.(mlp|last_layer)\.", "the projection head of DINO's training"),
@@ -74,7 +93,14 @@ def _prepare(tensors: Tensors) -> Tensors:
     tensors = renamed_head(tensors, "head", "head")
     if any(name.startswith("head_dist.") for name in tensors):
         tensors = {re.sub(r"^head\.", f"{_HEAD_OF_TWO}.", name): tensor for name, tensor in tensors.items()}
+    if (mask := tensors.get("mask_token")) is not None and len(mask.shape) == 2:
+        tensors = {_MASK_TOKEN if name == "mask_token" else name: tensor for name, tensor in tensors.items()}
     return {_OLD_SCALES.sub(r"\1.ls\2.gamma", name): tensor for name, tensor in tensors.items()}
+
+
+def _speaks_of(tensors: Tensors) -> Family | None:
+    """DINOv2 where there is its mask token; a file without it has a ViT's names."""
+    return DINOV2 if _MASK_TOKEN in tensors else None
 
 
 def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -97,13 +123,19 @@ def _read_side(path: Path) -> Side:
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
     config["hidden_act"] = _ACTIVATIONS[activation]
-    side = Side(config | labels(stored.texts("label_names")))
+    side = Side(config | labels(stored.texts("label_names")), family=_named_member(stored.text("architecture", "")))
     mean, std = pretrained.numbers("mean"), pretrained.numbers("std")
     side.processor = preprocessor(size, mean, std, pretrained.text("interpolation", "bicubic"))
     crop, mode = pretrained.number("crop_pct"), pretrained.text("crop_mode", "center")
     if crop and (crop < 1 or mode != "squash"):
         side.notes.append(f"timm crops pictures ({mode}, crop_pct {crop}); the preprocessor resizes the whole picture")
     return side
+
+
+def _named_member(architecture: str) -> Family | None:
+    """The member that timm's name of an architecture, with the tag of its weights, is of."""
+    named = {"reg4_dinov2": DINOV2_WITH_REGISTERS, "dinov2": DINOV2, "ijepa": IJEPA}
+    return next((family for word, family in named.items() if word in architecture), None)
 
 
 def _without_channels(size: int | list[int] | None) -> int | list[int] | None:
@@ -165,6 +197,7 @@ TIMM = Format(
     "timm's VisionTransformer (DeiT, DINO)",
     SAFETENSORS,
     _RULES,
+    families=(VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN),
     fixed_act=False,
     states_resample=True,
     states_labels=True,
@@ -177,6 +210,7 @@ TIMM = Format(
         "decoder": "pass head='drop'",
         "pooler": "timm has had no pooler (pre_logits) since 0.6: pass pooler='drop'",
     },
+    speaks_of=_speaks_of,
     prepare=_prepare,
     read_side=_read_side,
     write_side=_write_side,
