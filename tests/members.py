@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from vit_core.config import ViTConfig
-from vit_core.family import ARCHITECTURES
+from vit_core.family import ARCHITECTURES, Dinov2Config, has_head
 
 MODELS = tuple(ARCHITECTURES)  # every model class, by its PyTorch name
 MASKED = tuple(name for name in MODELS if name.endswith("ForMaskedImageModeling"))
 CLASSIFIERS = tuple(name for name in MODELS if "ForImageClassification" in name)
+BACKBONES = tuple(name for name in MODELS if name.endswith("Backbone"))
+BARE = tuple(name for name in MODELS if not has_head(ARCHITECTURES[name].models[name]) and name not in BACKBONES)
+_OF_VIT = {*ViTConfig.fields(), *ViTConfig.defaults}
 
 
 def config_for(architecture: str, **values: Any) -> ViTConfig:
-    """A configuration of the member that a model class is of."""
-    return ARCHITECTURES[architecture].config(**values)
+    """A configuration of the member that a model class is of, from the values of a ViT's."""
+    return of_member(ARCHITECTURES[architecture].config, values)
+
+
+def of_member(made: type[ViTConfig], values: dict[str, Any]) -> ViTConfig:
+    """A configuration of a member with a ViT's values, by its own names, without those that it has no field for."""
+    given = dict(values)
+    if issubclass(made, Dinov2Config):
+        if "intermediate_size" in given:
+            ratio = given["intermediate_size"] / given["hidden_size"]
+            fits = int(given["hidden_size"] * ratio) == given["intermediate_size"]
+            given["mlp_ratio"] = ratio if fits else math.nextafter(ratio, math.inf)
+        if given.get("layer_scale"):
+            given["layerscale_value"] = given["layer_scale"]
+    known = {*made.fields(), *made.defaults}
+    return made(**{name: value for name, value in given.items() if name in known or name not in _OF_VIT})
+
+
+def field_of(architecture: str) -> str:
+    """What the output of a model is called, or the first of what it consists of."""
+    if architecture in BACKBONES:
+        return "feature_maps"
+    if architecture in BARE:
+        return "last_hidden_state"
+    return "reconstruction" if architecture in MASKED else "logits"

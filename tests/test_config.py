@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_core.config import CLASSES, VARIANTS, AutoConfig, ViTConfig
-from vit_core.family import DEIT, DeiTConfig, family_of
+from vit_core.family import DEIT, DeiTConfig, ViTMSNConfig, family_of
 from vit_core.validation import ACTIVATIONS
 
 GOLDEN_CONFIGS = sorted(CHECKPOINTS.glob("*/*/config.json"))
@@ -90,7 +90,10 @@ def test_unused_overrides(tmp_path: Path) -> None:
     ("model_type", "words"),
     [
         ("deit", "ViTConfig is of model_type 'vit', got 'deit': that is of DeiTConfig."),
-        ("clip", "model_type is 'clip', expected one of deit, vit, vit_mae, vit_msn."),
+        (
+            "clip",
+            "model_type is 'clip', expected one of deit, dinov2, dinov2_with_registers, ijepa, vit, vit_mae, vit_msn.",
+        ),
         (5, "model_type is 5, expected one of"),
         (["vit"], "model_type is ['vit'], expected one of"),
     ],
@@ -118,7 +121,8 @@ def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tmp_path, num_labels=7)
     assert (type(config), config.hidden_size, config.num_labels, config.distillation) == (DeiTConfig, 192, 7, "soft")
     assert type(AutoConfig.for_model("deit")) is DeiTConfig
-    assert type(AutoConfig.for_model("vit_msn")) is ViTConfig
+    assert type(AutoConfig.for_model("vit_mae")) is ViTConfig
+    assert type(AutoConfig.for_model("vit_msn")) is ViTMSNConfig
     with pytest.raises(TypeError, match="AutoConfig is not made itself"):
         AutoConfig()
 

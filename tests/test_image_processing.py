@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vit_core.pictures import processing
 from vit_core.pictures.images import FORMATS
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     BatchFeature,
+    BitImageProcessor,
     DeiTFeatureExtractor,
     DeiTImageProcessor,
     DeiTImageProcessorFast,
@@ -683,11 +686,29 @@ MEMBER_CASES: list[dict[str, Any]] = json.loads((MEMBERS / "cases.json").read_te
 def test_golden_of_members(case: dict[str, Any]) -> None:
     name, picture = case["output"].split("/")
     array, wanted = np.load(MEMBERS / "inputs.npz")[picture], np.load(MEMBERS / "outputs.npz")[case["output"]]
-    processor = {"DeiTImageProcessor": DeiTImageProcessor}[case["processor"]](**case["arguments"])
+    processor = getattr(processing, case["processor"])(**case["arguments"])
     stride = case.get("strided", 1)
     for each in (processor, AutoImageProcessor.from_pretrained(MEMBERS / f"{name}.json")):
         pixels = each(array, return_tensors="np").pixel_values
         np.testing.assert_array_equal(pixels[..., ::stride, ::stride], wanted)
+
+
+def test_bit_keeps_the_ratio_without_a_warning(tmp_path: Path) -> None:
+    """As a published DINOv2 has it: an int is the shortest edge, also in a call, and what is saved names its class."""
+    processor = BitImageProcessor(size=256)
+    assert (processor.size, processor.crop_size) == ({"shortest_edge": 256}, {"height": 224, "width": 224})
+    assert BitImageProcessor().size == {"shortest_edge": 224}
+    processor.save_pretrained(tmp_path)
+    assert (
+        json.loads((tmp_path / "preprocessor_config.json").read_text())["image_processor_type"] == "BitImageProcessor"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert (type(again), again) == (BitImageProcessor, processor)
+    picture = np.zeros((30, 60, 3), np.uint8)
+    assert again(picture, size=48, do_center_crop=False, return_tensors="np").pixel_values.shape == (1, 3, 48, 96)
+    assert again(picture, return_tensors="np").pixel_values.shape == (1, 3, 224, 224)
 
 
 def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMSNConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BitImageProcessor,
+    BitImageProcessorFast,
     DeiTFeatureExtractor,
     DeiTImageProcessor,
     DeiTImageProcessorFast,
@@ -65,6 +67,8 @@ __all__ = [
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BitImageProcessor",
+    "BitImageProcessorFast",
     "DeiTConfig",
     "DeiTFeatureExtractor",
     "DeiTForImageClassification",

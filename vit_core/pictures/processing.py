@@ -1,8 +1,8 @@
 """Image processors: pictures in, `pixel_values` out, with NumPy and Pillow only.
 
-Agree bit for bit with the slow `ViTImageProcessor` and `DeiTImageProcessor` of transformers 4.57.6.
-`vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic. The
-file format is that of `preprocessor_config.json` in Hugging Face repositories.
+Agree bit for bit with the slow `ViTImageProcessor`, `DeiTImageProcessor` and `BitImageProcessor` of transformers
+4.57.6. `vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic. The file format is
+that of `preprocessor_config.json` in Hugging Face repositories.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from vit_core.pictures.steps import Steps, size_dict
 __all__ = [
     "AutoImageProcessor",
     "BatchFeature",
+    "BitImageProcessor",
+    "BitImageProcessorFast",
     "DeiTFeatureExtractor",
     "DeiTImageProcessor",
     "DeiTImageProcessorFast",
@@ -39,6 +41,7 @@ __all__ = [
     "load_image",
 ]
 
+_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
 
 # return_tensors: the module, its function that takes a NumPy array, and the extra that installs it
@@ -83,7 +86,7 @@ class ViTImageProcessor:
     """
 
     is_fast = False  # what transformers calls those that run in torchvision
-
+    _square = True  # whether an int is both edges of a size, or else the shortest one
     model_input_names = ("pixel_values",)
 
     def __init__(
@@ -103,7 +106,7 @@ class ViTImageProcessor:
         **kwargs: Any,
     ) -> None:
         self.do_resize = do_resize
-        self.size = size_dict("size", 224 if size is None else size)
+        self.size = size_dict("size", self._sized(224 if size is None else size))
         self.resample = resample
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
@@ -154,7 +157,7 @@ class ViTImageProcessor:
         path, ImportError for a missing framework.
         """
         given = {
-            "do_resize": do_resize, "size": size, "resample": resample,
+            "do_resize": do_resize, "size": self._sized(size), "resample": resample,
             "do_center_crop": do_center_crop, "crop_size": crop_size,
             "do_rescale": do_rescale, "rescale_factor": rescale_factor,
             "do_normalize": do_normalize, "image_mean": image_mean, "image_std": image_std,
@@ -182,6 +185,9 @@ class ViTImageProcessor:
         return batch if device is None else batch.to(device)
 
     __call__ = preprocess
+
+    def _sized(self, size: Any) -> Any:
+        return size if self._square or not isinstance(size, int) else {"shortest_edge": size}
 
     @classmethod
     def from_pretrained(
@@ -239,7 +245,7 @@ class ViTImageProcessor:
         """The processor with these arguments, as `to_dict` or a file gives them. Warns if they are another kind's."""
         kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), "ViT")
         made = cls._class_for(str(kind))
-        if not str(kind).startswith(("ViT", "DeiT")):
+        if not str(kind).startswith(("ViT", "DeiT", "Bit")):
             warnings.warn(
                 f"A {kind} may prepare images in another way than {made.__name__} does: check that its "
                 "steps are these.",
@@ -254,9 +260,13 @@ class ViTImageProcessor:
         return cls
 
     def to_dict(self) -> dict[str, Any]:
-        """Every attribute, and the class that transformers is to read them with (its ViT processor never crops)."""
+        """Every attribute, and the class that transformers is to read them with.
+
+        Its ViT processor never crops, and Bit's alone keeps the ratio.
+        """
+        keeps = "shortest_edge" in (self.size or {}) or isinstance(self, BitImageProcessor)
         crops = self.do_center_crop or isinstance(self, DeiTImageProcessor)
-        kind = "DeiTImageProcessor" if crops else "ViTImageProcessor"
+        kind = "BitImageProcessor" if keeps else "DeiTImageProcessor" if crops else "ViTImageProcessor"
         return {**copy.deepcopy(vars(self)), "image_processor_type": kind}
 
     def to_json_string(self) -> str:
@@ -321,6 +331,46 @@ class DeiTImageProcessor(ViTImageProcessor):
         super().__init__(do_resize, size, resample, do_center_crop=do_center_crop, crop_size=crop_size, **kwargs)
 
 
+class BitImageProcessor(ViTImageProcessor):
+    """`ViTImageProcessor` with the defaults of BiT, which DINOv2 has: 224 pixels in the middle, CLIP's statistics.
+
+    An int as size is the shortest edge.
+    """
+
+    _square = False
+
+    def __init__(
+        self,
+        /,
+        do_resize: bool = True,
+        size: Any = None,
+        resample: int = Image.Resampling.BICUBIC,
+        do_center_crop: bool = True,
+        crop_size: Any = None,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: Any = None,
+        image_std: Any = None,
+        do_convert_rgb: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            do_resize,
+            size,
+            resample,
+            do_rescale,
+            rescale_factor,
+            do_normalize,
+            _CLIP_MEAN if image_mean is None else image_mean,
+            _CLIP_STD if image_std is None else image_std,
+            do_convert_rgb,
+            do_center_crop,
+            224 if crop_size is None else crop_size,
+            **kwargs,
+        )
+
+
 class AutoImageProcessor(ViTImageProcessor):
     """The class that a file names: `from_pretrained` gives a processor of that class."""
 
@@ -329,11 +379,13 @@ class AutoImageProcessor(ViTImageProcessor):
 
     @classmethod
     def _class_for(cls, kind: str) -> Any:
-        return DeiTImageProcessor if kind.startswith("DeiT") else ViTImageProcessor
+        named = {"DeiT": DeiTImageProcessor, "Bit": BitImageProcessor}
+        return next((made for name, made in named.items() if kind.startswith(name)), ViTImageProcessor)
 
 
 ViTImageProcessorFast = ViTFeatureExtractor = ViTImageProcessor
 DeiTImageProcessorFast = DeiTFeatureExtractor = DeiTImageProcessor
+BitImageProcessorFast = BitImageProcessor
 
 
 def for_size(document: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
