@@ -9,10 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from vit_core.family import has_head
+
 
 def objective(output: Any, total: Callable[[Any], Any]) -> Any:
     """The loss of an output, or the total of a model's states, each squared or cubed, where it has none."""
-    return output.loss if "loss" in output else total(output.last_hidden_state**2) + total(output.pooler_output**3)
+    if "loss" in output:
+        return output.loss
+    states = total(output.last_hidden_state**2)
+    return states + total(output.pooler_output**3) if "pooler_output" in output else states
 
 
 class TorchBackend:
@@ -52,7 +57,7 @@ class TorchBackend:
 
     def trunk(self, model: Any) -> tuple[Any, Any]:
         """The trunk of a model, its parts callable, and the sequence of its layers."""
-        trunk = getattr(model, "vit", model)
+        trunk = getattr(model, model.base_model_prefix, model)
         return trunk, trunk.encoder.layer
 
     def tensor(self, array: np.ndarray) -> Any:
@@ -113,7 +118,7 @@ class TfBackend:
 
     def trunk(self, model: Any) -> tuple[Any, Any]:
         """The trunk of a model, its parts callable, and the sequence of its layers."""
-        trunk = getattr(model, "vit", model)
+        trunk = getattr(model, model.base_model_prefix, model)
         return trunk, trunk.encoder.layer
 
     def tensor(self, array: np.ndarray) -> Any:
@@ -174,7 +179,7 @@ class FlaxBackend:
     def trunk(self, model: Any) -> tuple[Any, Any]:
         """The trunk of a model, its parts callable, and the sequence of its layers."""
         bound = model.module.bind({"params": model.params})
-        trunk = bound if "pooler" in model.parts else bound.vit
+        trunk = getattr(bound, model.base_model_prefix) if has_head(model.parts) else bound
         return trunk, trunk.encoder.layer.layers
 
     def tensor(self, array: np.ndarray) -> Any:

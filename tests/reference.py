@@ -1,7 +1,8 @@
 """ViT a fourth time, from the paper (Dosovitskiy et al. 2021), in NumPy and float64: plain loops, no backend's code.
 
-DeiT too (Touvron et al. 2021, section 4), and the scales of layers (CaiT, Touvron et al. 2021, section 2). Arrays and
-blocks go by their names in Hugging Face's PyTorch ViT, without the prefix `vit.`.
+The members of its family too: DeiT (Touvron et al. 2021, section 4), the scales of layers (CaiT, Touvron et al. 2021,
+section 2), DINOv2 (Oquab et al. 2023), its registers (Darcet et al. 2023) and its gate (Shazeer 2020). Arrays go by
+their names in Hugging Face's PyTorch ViT, blocks by those of the member, without the prefix of the trunk.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import numpy as np
 
 from vit_core.config import ViTConfig, pair
+from vit_core.family import Dinov2Config
 
 Arrays = dict[str, np.ndarray]
 erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -37,6 +39,10 @@ def attention(x: np.ndarray, p: Arrays, mask: np.ndarray, bias: np.ndarray) -> t
     return np.concatenate([a @ vi for a, vi in zip(probs, v, strict=True)], axis=2), np.stack(probs, axis=1)
 
 
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + erf(x / math.sqrt(2))) / 2
+
+
 def layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, Arrays]:
     """The result of one layer, and its blocks by name; `probabilities` are no module of their own."""
     out = {"layernorm_before": layer_norm(x, p, "layernorm_before", eps)}
@@ -45,10 +51,26 @@ def layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: np.ndarr
     out["attention.output"] = linear(context, p, "attention.output.dense") * p.get("attention.output.scale", 1.0)
     x = x + out["attention.output"]  # equation 2
     out["layernorm_after"] = layer_norm(x, p, "layernorm_after", eps)
-    y = linear(out["layernorm_after"], p, "intermediate.dense")
-    out["intermediate"] = y * (1 + erf(y / math.sqrt(2))) / 2
+    out["intermediate"] = gelu(linear(out["layernorm_after"], p, "intermediate.dense"))
     out["output"] = x + linear(out["intermediate"], p, "output.dense") * p.get("output.scale", 1.0)  # equation 3
     return out["output"], out
+
+
+def dinov2_layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    """As `layer`, of DINOv2."""
+    out = {"norm1": layer_norm(x, p, "layernorm_before", eps)}
+    context, out["probabilities"] = attention(out["norm1"], p, mask, bias)
+    out["attention.attention"], out["attention.output"] = context, linear(context, p, "attention.output.dense")
+    out["layer_scale1"] = out["attention.output"] * p["attention.output.scale"]
+    x = x + out["layer_scale1"]
+    y = out["norm2"] = layer_norm(x, p, "layernorm_after", eps)
+    if "mlp.weights_in.weight" in p:
+        gate, y = np.split(linear(y, p, "mlp.weights_in"), 2, axis=2)
+        out["mlp"] = linear(gate / (1 + np.exp(-gate)) * y, p, "mlp.weights_out")
+    else:
+        out["mlp"] = linear(gelu(linear(y, p, "intermediate.dense")), p, "output.dense")
+    out["layer_scale2"] = out["mlp"] * p["output.scale"]
+    return x + out["layer_scale2"], out
 
 
 def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarray) -> dict[str, np.ndarray]:
@@ -62,26 +84,46 @@ def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarra
         x = np.where(masks["bool_masked_pos"][..., None], p["embeddings.mask_token"], x)
     tokens = [p[f"embeddings.{name}"] for name in ("cls_token", "distillation_token") if f"embeddings.{name}" in p]
     x = np.concatenate([*(np.repeat(token, len(x), axis=0) for token in tokens), x], axis=1)
-    x = out["embeddings"] = x + p["embeddings.position_embeddings"]  # equation 1
+    x = x + p["embeddings.position_embeddings"]  # equation 1
+    if "embeddings.register_tokens" in p:
+        registers = np.repeat(p["embeddings.register_tokens"], len(x), axis=0)
+        x = np.concatenate([x[:, : len(tokens)], registers, x[:, len(tokens) :]], axis=1)
+    out["embeddings"] = x
     bias = np.where(masks.get("attention_mask", np.ones(x.shape[:2])), 0.0, -np.inf)[:, None]
     head_masks = masks.get("head_mask", np.ones(config.num_attention_heads))
     for i, mask in enumerate(np.broadcast_to(head_masks, (config.num_hidden_layers, config.num_attention_heads))):
         name = f"encoder.layer.{i}"
         own = {key.removeprefix(f"{name}."): array for key, array in p.items() if key.startswith(f"{name}.")}
-        x, blocks = layer(x, own, config.layer_norm_eps, mask, bias)
+        compute = dinov2_layer if isinstance(config, Dinov2Config) else layer
+        x, blocks = compute(x, own, config.layer_norm_eps, mask, bias)
         out |= {f"{name}.{key}": array for key, array in blocks.items()} | {name: x}
-    x = out["layernorm"] = layer_norm(x, p, "layernorm", config.layer_norm_eps)  # equation 4 is its first token
+    if "layernorm.weight" in p:
+        x = layer_norm(x, p, "layernorm", config.layer_norm_eps)  # equation 4 is its first token
+    out["layernorm"] = x
+    patches = x[:, config.num_prefix_tokens :]
+    return out | heads(x, patches, p, config, (len(rows), len(columns)))
+
+
+def heads(
+    x: np.ndarray, patches: np.ndarray, p: Arrays, config: ViTConfig, grid: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """What is made of the normalised tokens x, and of those of the patches: as far as `p` has arrays for it."""
+    out = {}
     if "pooler.dense.weight" in p:
         out["pooler"] = np.tanh(linear(x[:, 0], p, "pooler.dense"))
     for i, name in enumerate(("cls_classifier", "distillation_classifier")):
         if f"{name}.weight" in p:
             out[name] = linear(x[:, i], p, name)
     if "classifier.weight" in p:
-        out["logits"] = linear(x[:, 0], p, "classifier")
+        y = patches.mean(1) if config.pool == "mean" else x[:, 0]
+        if isinstance(config, Dinov2Config):
+            y = np.concatenate([y, patches.mean(1)], axis=1)
+        if "fc_norm.weight" in p:
+            y = layer_norm(y, p, "fc_norm", config.layer_norm_eps)
+        out["logits"] = linear(y, p, "classifier")
     elif "cls_classifier" in out:
         out["logits"] = (out["cls_classifier"] + out["distillation_classifier"]) / 2
     if "decoder.0.weight" in p:
-        y = linear(x[:, len(tokens) :], p, "decoder.0")
-        y = y.reshape(-1, len(rows), len(columns), config.num_channels, *pair(config.encoder_stride))
-        out["reconstruction"] = np.block([[y[:, i, j] for j in range(len(columns))] for i in range(len(rows))])
+        y = linear(patches, p, "decoder.0").reshape(-1, *grid, config.num_channels, *pair(config.encoder_stride))
+        out["reconstruction"] = np.block([[y[:, i, j] for j in range(grid[1])] for i in range(grid[0])])
     return out

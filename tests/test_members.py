@@ -13,7 +13,7 @@ import tolerances
 from closeness import assert_close
 from command import Command
 from conftest import CHECKPOINTS
-from members import CLASSIFIERS, MASKED, MODELS, config_for
+from members import BACKBONES, CLASSIFIERS, MODELS, config_for, field_of
 
 from vit_core.app.cli import main
 from vit_core.config import AutoConfig
@@ -44,12 +44,14 @@ def test_what_is_saved_comes_back(backend: Any, cls: str, saved: dict[str, Any],
 
 @pytest.mark.parametrize("cls", OTHERS)
 def test_it_starts_as_its_table_says(backend: Any, cls: str) -> None:
-    """Tokens and positions are zeros, with a seed and without; the rest is drawn, and equal for one seed."""
+    """As transformers starts it, with a seed and without: tokens of zeros, scales of one value, the rest drawn."""
+    zeros = {"distillation_token", "mask_token", "register_tokens"}
+    zeros |= {"cls_token", "position_embeddings"} if cls.startswith(("DeiT", "ViTMSN")) else set()
+    config = config_for(cls, **TINY, layer_scale=0.5)
     for seed in ({}, {"seed": 3}):
-        arrays = backend.parameters(backend.build(cls, config_for(cls, **TINY), **seed))
-        for name, array in arrays.items():
-            raw = name in ("embeddings.cls_token", "embeddings.distillation_token", "embeddings.position_embeddings")
-            assert (not array.any()) == (raw or name.endswith(("bias", "mask_token"))), name
+        for name, array in backend.parameters(backend.build(cls, config, **seed)).items():
+            assert (not array.any()) == (name.endswith("bias") or name.rpartition(".")[2] in zeros), name
+            assert not name.endswith("scale") or (array == 0.5).all()
 
 
 @pytest.mark.parametrize("cls", CLASSIFIERS)
@@ -128,20 +130,25 @@ def test_torch_compiles_exports_and_recomputes(cls: str) -> None:
     import vit_torch
 
     model = getattr(vit_torch, cls)(config_for(cls, **TINY), seed=0).eval()
-    x, field = torch.from_numpy(PIXELS), "reconstruction" if cls in MASKED else "logits"
-    field = "last_hidden_state" if cls == "DeiTModel" else field
-    expected = model(x)[field]
+    x = torch.from_numpy(PIXELS)
+
+    def answer(model: Any, x: Any) -> Any:
+        found = model(x)[field_of(cls)]
+        return found[0] if cls in BACKBONES else found
+
+    expected = answer(model, x)
     batch = torch.export.Dim("batch", min=1, max=8)
     program = torch.export.export(model, (x,), dynamic_shapes={"pixel_values": {0: batch}}).module()
-    assert torch.equal(program(x[:1])[field], model(x[:1])[field])
+    assert torch.equal(answer(program, x[:1]), answer(model, x[:1]))
     torch._dynamo.reset()
-    assert torch.allclose(torch.compile(model, fullgraph=True, backend="aot_eager")(x)[field], expected, atol=1e-6)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(answer(compiled, x), expected, atol=1e-6)
     gradients = []
     for recompute in (False, True):
         model.train().zero_grad()
         if recompute:
             model.gradient_checkpointing_enable()
-        model(x)[field].square().mean().backward()
+        answer(model, x).square().mean().backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 

@@ -13,8 +13,8 @@ import pytest
 import tolerances
 from closeness import assert_close
 from hypothesis import Phase, given, settings
-from members import MASKED, MODELS, config_for
-from reference import forward
+from members import BACKBONES, MASKED, MODELS, config_for
+from reference import forward, layer_norm
 
 from vit_core import calls
 from vit_core.config import ViTConfig
@@ -31,6 +31,8 @@ RESULTS = {  # fields of an output, by the reference's name of what they hold
     "reconstruction": "reconstruction",
 }
 
+MAPS = ("map of the first stage", "map of the last stage")
+
 
 @st.composite
 def configs(draw: st.DrawFn, cls: str, masked: bool) -> ViTConfig:
@@ -38,12 +40,21 @@ def configs(draw: st.DrawFn, cls: str, masked: bool) -> ViTConfig:
     heads, sizes = draw(st.integers(1, 3)), st.tuples(st.integers(1, 3), st.integers(1, 3))
     patch_size, grid, rest = draw(sizes), draw(sizes), draw(sizes)
     image_size = tuple(p * n + (0 if masked else r % p) for p, n, r in zip(patch_size, grid, rest, strict=True))
+    own: dict[str, Any] = {}
+    if cls.startswith("Dinov2"):
+        own["use_swiglu_ffn"] = draw(st.booleans())
+    if "WithRegisters" in cls:
+        own["num_register_tokens"] = draw(st.integers(0, 3))
+    pool = draw(st.sampled_from(["cls", "mean"]))
     return config_for(
         cls,
+        **own,
+        pool=pool,
+        fc_norm=pool == "mean" and draw(st.booleans()),
         hidden_size=heads * draw(st.integers(2, 4)),
         num_hidden_layers=draw(st.integers(1, 3)),
         num_attention_heads=heads,
-        intermediate_size=draw(st.integers(1, 9)),
+        intermediate_size=draw(st.integers(2, 9)),
         layer_norm_eps=draw(st.sampled_from([1e-12, 1e-3, 0.5])),
         image_size=image_size,
         patch_size=patch_size,
@@ -58,12 +69,14 @@ def configs(draw: st.DrawFn, cls: str, masked: bool) -> ViTConfig:
 
 
 @st.composite
-def masks(draw: st.DrawFn, config: ViTConfig, masked: bool) -> dict[str, np.ndarray]:
+def masks(draw: st.DrawFn, config: ViTConfig, cls: str, masked: bool) -> dict[str, np.ndarray]:
     """Some of the masks that a model takes, for two pictures."""
     rng, patches = np.random.default_rng(draw(st.integers(0, 99))), config.num_patches
     tokens = patches + config.num_prefix_tokens
     shape = draw(st.sampled_from([(), (config.num_hidden_layers,)]))
     found = {"bool_masked_pos": rng.random((2, patches)) < 0.5} if masked else {}
+    if cls in BACKBONES:
+        return found
     if draw(st.booleans()):
         found["head_mask"] = rng.integers(0, 3, (*shape, config.num_attention_heads)) / 2
     if draw(st.booleans()):
@@ -159,6 +172,16 @@ def compared(output: Any, blocks: dict[str, Any], trunk: str, layers: int) -> It
     yield from zip(["embeddings", *names], output.hidden_states, strict=True)
     yield from zip([f"{name}.probabilities" for name in names], output.attentions or (), strict=False)
     yield from ((RESULTS[field], output[field]) for field in RESULTS if field in output)
+    yield from zip(MAPS, output.feature_maps if "feature_maps" in output else (), strict=False)
+
+
+def maps(found: dict[str, Any], weights: dict[str, Any], config: ViTConfig) -> dict[str, Any]:
+    """The maps of the first and of the last stage."""
+    states = [found["embeddings"], found[f"encoder.layer.{config.num_hidden_layers - 1}"]]
+    if config.final_norm:
+        states = [layer_norm(x, weights, "layernorm", config.layer_norm_eps) for x in states]
+    patches = [x[:, config.num_prefix_tokens :].transpose(0, 2, 1) for x in states]
+    return {name: x.reshape(*x.shape[:2], *config.grid) for name, x in zip(MAPS, patches, strict=True)}
 
 
 @pytest.mark.parametrize(("cls", "masked"), [*((cls, False) for cls in MODELS), *((cls, True) for cls in MASKED)])
@@ -166,12 +189,17 @@ def compared(output: Any, blocks: dict[str, Any], trunk: str, layers: int) -> It
 @given(data=st.data())
 def test_every_block(backend: Any, cls: str, masked: bool, data: st.DataObject) -> None:
     config = data.draw(configs(cls, masked))
-    call = data.draw(masks(config, masked))
+    call = data.draw(masks(config, cls, masked))
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal(spec.shape) / 2 for name, spec in specs(config, PARTS[cls]).items()}
     stored = {name: Tensor.of(array) for name, array in weights.items()}
     pixels = rng.standard_normal((2, config.num_channels, *config.image_size))
     expected = forward(weights, config, pixels, **call)
+    if cls in BACKBONES:
+        config.out_indices = [0, config.num_hidden_layers]
+        expected |= maps(expected, weights, config)
+    elif cls.startswith("Dinov2") and not cls.endswith("ForImageClassification"):
+        expected["pooler"] = expected["layernorm"][:, 0]
     model = getattr(backend.package, f"{backend.prefix}{cls}").from_tensors(config.copy(), stored, 0)
     attentions = data.draw(st.booleans())
     call |= {"pixel_values": pixels, "output_hidden_states": True, "output_attentions": attentions}

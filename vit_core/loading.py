@@ -35,6 +35,7 @@ class LoadReport:
     format: str = ""  # of the file: pt, tf or flax
     path: str = ""  # the weights file, or the index of its shards
     dtypes: dict[str, int] = field(default_factory=dict)  # number of elements stored in each dtype
+    notes: list[str] = field(default_factory=list)  # what else a user must know
     _taken: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)  # by name, before any change
 
     def __getitem__(self, key: str) -> Any:
@@ -73,7 +74,7 @@ class LoadReport:
                 f"{len(self.unexpected_keys)} tensors of {self.path} are not used by {model}: "
                 f"{_shortened(self.unexpected_keys)}."
             )
-        return " ".join(parts) or None
+        return " ".join([*parts, *self.notes]) or None
 
 
 def _shortened(names: list[str], limit: int = 8) -> str:

@@ -262,13 +262,12 @@ class PretrainedModel(ABC):
                 f"{cls.__name__}.from_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}. They are "
                 f"neither fields of the configuration nor arguments of the class, which are {', '.join(sorted(known))}."
             )
-        arguments = {"add_pooling_layer", "use_mask_token"} & known
-        if (
-            headless
-            and "add_pooling_layer" in arguments
-            and not any(n.startswith("pooler.") for n in checkpoint.tensors)
-        ):
-            model_kwargs.setdefault("add_pooling_layer", False)
+        pooled = any(name.startswith("pooler.") for name in checkpoint.tensors)
+        unpooled = (
+            "pooler" in PARTS.get(cls.architecture, ()) and "add_pooling_layer" not in model_kwargs and not pooled
+        )
+        if unpooled:
+            model_kwargs["add_pooling_layer"] = False
         tensors, report = fit(
             checkpoint,
             used,
@@ -279,6 +278,11 @@ class PretrainedModel(ABC):
             fresh_head="id2label" in overrides,
             kernel=position_kernel or used.position_kernel,
         )
+        if unpooled:
+            report.notes.append(
+                f"{checkpoint.path} holds no pooler, so that pooler_output is None: take model.features(pixel_values), "
+                "or pass add_pooling_layer=True for a fresh pooler to be trained."
+            )
         with cls._placed(one_device(device_map)):
             model = cls.from_tensors(used, tensors, seed, **model_kwargs)
         made = model[0] if isinstance(model, tuple) else model  # Flax's, with the parameters beside it

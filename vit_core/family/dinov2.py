@@ -72,6 +72,11 @@ class Dinov2Config(ViTConfig):
         width = int(self.hidden_size * self.mlp_ratio)
         return (int(width * 2 / 3) + 7) // 8 * 8 if self.use_swiglu_ffn else width
 
+    def validate(self) -> None:
+        super().validate()
+        if not self.intermediate_size:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio:g} leaves an MLP of width 0: pass a larger one.")
+
     @property
     def plain_mlp(self) -> bool:
         """Whether the MLP has no gate."""
