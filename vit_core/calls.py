@@ -103,15 +103,17 @@ def depths(config: ViTConfig, layers: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(i % (count + 1) for i in given)
 
 
-def pooling(config: ViTConfig, pool: str | None) -> str:
+def pooling(config: ViTConfig, pool: str | None, reshape: bool = False) -> str:
     """How features are made of tokens: as asked, or of the CLS token where there is one, else of the mean.
 
-    Raises ValueError for another way, and for a token that the model has not.
+    Raises ValueError for another way, for a token that the model has not, and to `reshape` what is no patches.
     """
     pool = pool or ("cls" if config.tokens else "mean")
     if pool not in ("cls", "mean", "patches") or (pool == "cls" and not config.tokens):
         ways = ("cls",) * bool(config.tokens) + ("mean", "patches")
         raise ValueError(f"pool must be one of {', '.join(ways)} for a {type(config).__name__}, got {pool!r}.")
+    if reshape and pool != "patches":
+        raise ValueError(f"reshape=True makes maps of pool='patches', got pool={pool!r}.")
     return pool
 
 

@@ -133,7 +133,7 @@ class ViTModel(ViTPreTrainedModel):
         all "patches" (B, N, D), as maps (B, D, h, w) with `reshape`. `normalize` applies the final LayerNorm to each.
         Layers that are not asked for are not computed. Raises ValueError for what does not fit.
         """
-        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool)
+        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
         interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
         given = shapes(pixel_values, None, None, None)
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
