@@ -144,7 +144,7 @@ def test_a_backbone_of_a_classifiers_file(backend: Any, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_stages_that_are_not_there(given: dict[str, Any]) -> None:
-    words = "out_features and out_indices must be stages of stem, stage1, stage2, stage3, in this order and each once"
+    words = "out_features and out_indices must be stages, stem and stage1 to stage3, in this order and each once"
     for cls in BACKBONES:
         with pytest.raises(ValueError, match=words):
             config_for(cls, **TINY, **given)

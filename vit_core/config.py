@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -61,6 +62,12 @@ _ASKED = {"_commit_hash": None, "is_encoder_decoder": False}
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """A size given once for both axes, or as (height, width), as (height, width)."""
     return (size, size) if isinstance(size, int) else size
+
+
+def _stage_number(name: str) -> int:
+    """The number of a stage of a backbone; -1 of what is no name of one."""
+    match = re.fullmatch("stage([1-9][0-9]{0,5})", name)
+    return 0 if name == "stem" else int(match[1]) if match else -1
 
 
 class ViTConfig:
@@ -293,17 +300,17 @@ class ViTConfig:
     @property
     def stages(self) -> tuple[int, ...]:
         """The numbers of the stages of which a backbone gives maps, in order. Raises ValueError for another."""
-        names, features, indices = self.stage_names, self.out_features, self.out_indices
+        last, features, indices = self.num_hidden_layers, self.out_features, self.out_indices
         if features is None and indices is None:
-            return (len(names) - 1,)
-        found = [names.index(name) if name in names else -1 for name in features or ()]
-        by_number = [i + len(names) if i < 0 else i for i in indices or ()]
-        numbers = by_number if features is None else found
-        fits = all(0 <= i < len(names) for i in numbers) and sorted({*numbers}) == numbers
-        if not fits or (features is not None and indices is not None and found != by_number):
+            return (last,)
+        named = [_stage_number(name) for name in features or ()]
+        by_number = [i + last + 1 if i < 0 else i for i in indices or ()]
+        numbers = by_number if features is None else named
+        fits = all(0 <= i <= last for i in numbers) and sorted({*numbers}) == numbers
+        if not fits or (features is not None and indices is not None and named != by_number):
             raise ValueError(
-                f"out_features and out_indices must be stages of {', '.join(names)}, in this order and each once, and "
-                f"the same where both are given: got out_features={features} and out_indices={indices}."
+                f"out_features and out_indices must be stages, stem and stage1 to stage{last}, in this order and each "
+                f"once, and the same where both are given: got out_features={features} and out_indices={indices}."
             )
         return tuple(numbers)
 
@@ -380,6 +387,9 @@ class ViTConfig:
                     f"{', '.join(ACTIVATIONS)} before saving."
                 )
         values["id2label"] = {str(i): label for i, label in self.id2label.items()}
+        if "out_features" in self.fields():  # as transformers writes them
+            names, stages = self.stage_names, list(self.stages)
+            values |= {"out_features": [names[i] for i in stages], "out_indices": stages, "stage_names": names}
         return {"model_type": self.model_type, **values}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -387,7 +397,8 @@ class ViTConfig:
         values = self.to_dict()
         if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
             values = {k: v for k, v in values.items() if k not in LABELS}
-        return {k: v for k, v in values.items() if k not in self.defaults or v != self.defaults[k]}
+        left_out = {k for k, v in self.defaults.items() if values.get(k) == v} - {*self.fields()}
+        return {k: v for k, v in values.items() if k not in left_out}
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """JSON text: sorted keys, two spaces, a final newline. Raises ValueError for what could not be read again."""

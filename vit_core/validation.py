@@ -84,7 +84,7 @@ def _stages(name: str, value: Any) -> list[Any] | None:
 def _positive(name: str, value: Any) -> float:
     if not _number(name, value):
         raise ValueError(f"{name} must be above 0, got {value!r}.")
-    return float(value)
+    return float(value) if isinstance(value, np.number) else value  # an int stays one, in a file as well
 
 
 def _problem_type(name: str, value: Any) -> Any:
