@@ -74,7 +74,9 @@ def vit_convert(
     image_size: Annotated[
         str | None, _text(_MODEL, "SIZE", "Resize position embeddings for pictures of 224 or 224x384 (height x width).")
     ] = None,
-    position_kernel: Annotated[str, _text(_MODEL, "|".join(KERNELS), "How they are resized.")] = "hf",
+    position_kernel: Annotated[
+        str | None, _text(_MODEL, "|".join(KERNELS), "How they are resized, if not as the configuration says.")
+    ] = None,
     num_labels: Annotated[int | None, _text(_MODEL, "N", "Labels; another number gets a new classifier.")] = None,
     num_channels: Annotated[int | None, _text(_MODEL, "N", "Channels; sums or repeats the patch projection.")] = None,
     head: Annotated[str, _text(_MODEL, "keep|drop", "The classifier, or the decoder.")] = "keep",

@@ -17,6 +17,7 @@ from xxhash import xxh3_128_hexdigest
 from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.report import Entry, Report
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
+from vit_core.family import PARTS, has_head
 from vit_core.files.disk import write_atomically
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files.saving import find, listing, replacing_files
@@ -43,7 +44,7 @@ def convert(
     dtype: Any = None,
     max_shard_size: int | str = "5GB",
     image_size: int | tuple[int, int] | None = None,
-    position_kernel: str = "hf",
+    position_kernel: str | None = None,
     num_labels: int | None = None,
     num_channels: int | None = None,
     head: str = "keep",
@@ -143,8 +144,11 @@ def _prepare(planned: Plan, target: Target, container_name: str | None, dtype: A
     if fmt is None:
         if planned.config.layer_scale:
             raise ValueError(f"{target.title} has no place for layer scales: {FOLD}.")
+        if planned.config.unknown_to_others and has_head(PARTS[planned.architecture]):
+            raise ValueError(f"{target.title} has no place for a head on the mean of the patches: pass head='drop'.")
         native = as_native(planned.tensors, planned.specs, planned.architecture, target.format, container)
     else:
+        fmt.check_member(planned.config, planned.architecture)
         if fmt.has_qkv_bias:
             planned = with_qkv_biases(planned, fmt.title)
         planned.notes.extend(_differs(planned, target))

@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_core.channels import PROJECTION, STATISTICS, with_channels, with_statistics
 from vit_core.config import ViTConfig, pair
-from vit_core.family import POSITIONS, family_of
+from vit_core.family import HEADS, POSITIONS, family_of
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
@@ -38,7 +38,7 @@ def plan(
     checkpoint: Checkpoint,
     *,
     image_size: int | tuple[int, int] | None = None,
-    position_kernel: str = "hf",
+    position_kernel: str | None = None,
     num_labels: int | None = None,
     num_channels: int | None = None,
     head: str = "keep",
@@ -68,9 +68,10 @@ def plan(
     notes += [f"left out {name}, as asked" for name in checkpoint.dropped]
     values = {"hidden_act": hidden_act, "layer_norm_eps": layer_norm_eps}
     config = config.copy(**{name: value for name, value in values.items() if value is not None})
-    dropped = (() if keep_head else ("classifier", "decoder", "mask_token")) + (() if keep_pooler else ("pooler",))
+    dropped = (() if keep_head else (*HEADS, "mask_token")) + (() if keep_pooler else ("pooler",))
+    rows = {name: checkpoint.family.row_of(name) for name in tensors}
     for part in dropped:
-        gone = [name for name in tensors if part in name.split(".")[:2]]
+        gone = [name for name in tensors if (row := rows[name]) is not None and row.part == part]
         notes += [f"left out {name}, as asked" for name in gone]
         tensors = {name: tensor for name, tensor in tensors.items() if name not in gone}
     if image_size is not None:
@@ -87,16 +88,17 @@ def plan(
 
 
 def _resized(
-    positions: Tensor, config: ViTConfig, image_size: int | tuple[int, int], kernel: str, notes: list[str]
+    positions: Tensor, config: ViTConfig, image_size: int | tuple[int, int], kernel: str | None, notes: list[str]
 ) -> tuple[ViTConfig, Tensor]:
     """Position embeddings for pictures of another size, in pixels."""
+    kernel = kernel or config.position_kernel
     source, resized = config.grid, config.copy(image_size=image_size)
     target = resized.grid
     if source == target:
         return resized, positions
     resize_matrix(source[0], target[0], kernel)  # a kernel that is not there is refused before anything is written
     notes.append(f"position embeddings are resized from {source} to {target} patches (kernel {kernel!r})")
-    first = config.num_prefix_tokens
+    first = config.position_prefix
     shape = (1, first + resized.num_patches, positions.shape[2])
     change = ("resize", f"{source} to {target}, {kernel}")
     return resized, positions.changed(
@@ -110,7 +112,7 @@ def _with_head(tensors: dict[str, Tensor], config: ViTConfig, num_labels: int, n
     if stored is not None and stored.shape[0] == num_labels:
         return config
     changed = config.copy(num_labels=num_labels)
-    like = tensors["embeddings.cls_token"].dtype
+    like = tensors[POSITIONS].dtype
     for name, spec in specs(changed, {"classifier"}).items():
         if spec.part == "classifier":
             tensors[name] = replace(Tensor.of(draw(spec, changed, seed=0)).astype(like), source="(drawn)")

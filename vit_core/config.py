@@ -174,6 +174,7 @@ class ViTConfig:
             kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
         labels = {name: kwargs.pop(name, None) for name in LABELS}
         stages = kwargs.pop("stage_names", None)  # which transformers writes, and reads off the number of layers
+        kwargs = {name: value for name, value in kwargs.items() if not self._follows(name, value)}
         refuse_attributes(type(self), kwargs)
         for name, value in {**self.defaults, **_RUNTIME_DEFAULTS, **kwargs}.items():
             if name not in fields:
@@ -182,6 +183,10 @@ class ViTConfig:
             self.out_features = self.out_indices = None  # the default, which it writes out
         self._set_labels(**labels)
         self.validate()
+
+    def _follows(self, name: str, value: Any) -> bool:
+        """Whether a value is that of a property, which follows from the fields: a file may say it as well."""
+        return isinstance(inspect.getattr_static(type(self), name, None), property) and getattr(self, name) == value
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -285,6 +290,12 @@ class ViTConfig:
     def final_norm(self) -> bool:
         """Whether the sequence is normalised at the end."""
         return not self.fc_norm
+
+    @property
+    def unknown_to_others(self) -> list[str]:
+        """What the models have that those of transformers have no place for."""
+        found = ["layer scales"] * bool(self.layer_scale)
+        return found + ["a head on the mean of the patches"] * ("pool" in self.defaults and self.pool == "mean")
 
     @property
     def drop_path_rates(self) -> tuple[float, ...]:

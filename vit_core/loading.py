@@ -169,7 +169,7 @@ def _resized(
     report: LoadReport,
 ) -> Tensor:
     """The position embeddings on the model's grid; unchanged when the stored grid is not that of the tensor."""
-    grid, first = config.grid, config.num_prefix_tokens
+    grid, first = config.grid, config.position_prefix
     patches = tensor.shape[1] - first
     if stored is None and patches == grid[0] * grid[1]:
         return tensor

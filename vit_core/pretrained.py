@@ -341,10 +341,10 @@ class PretrainedModel(ABC):
         given = {name: weights for name, weights in given.items() if weights is not None}
         if foreign := given.keys() - {self.weights_keyword}:
             raise TypeError(f"{', '.join(foreign)} is no argument of {type(self).__name__}.save_pretrained().")
-        if self.config.layer_scale:
+        if own := self.config.unknown_to_others:
             warnings.warn(
-                f"transformers' {self.family().title} has no place for layer scales: this folder is for this package "
-                "alone. For others convert it, to timm, or with fold_layer_scale.",
+                f"transformers' {self.family().title} has no place for {' and '.join(own)}: this folder is for this "
+                "package alone. For others convert it, to timm, or with fold_layer_scale.",
                 stacklevel=2,
             )
         tensors, added = self._weights(**given)

@@ -421,6 +421,60 @@ def make_timm(golden: Golden) -> None:
         golden.add("timm", golden.root / name, arguments, note, inputs=inputs)
 
 
+def make_timm_mean(golden: Golden) -> None:
+    """A head on the mean of the patches, and its norm."""
+    for name, changes in {"timm_avg": {}, "timm_avg_final_norm": {"fc_norm": False}}.items():
+        import timm
+
+        arguments = SMALL | {"img_size": 32, "global_pool": "avg"} | changes
+        model = randomized(timm.create_model("vit_base_patch16_224", **arguments), name)
+        timm.models.save_for_hf(model, golden.folder(name), model_args=arguments)
+        golden.add("timm", golden.root / name, arguments, "the head is on the mean of the patches")
+    arguments = SMALL | {"img_size": 32, "global_pool": "avg", "class_token": False, "fc_norm": False}
+    model = randomized(timm.create_model("vit_base_patch16_224", **arguments), "timm_gap")
+    timm.models.save_for_hf(model, golden.folder("timm_gap"), model_args=arguments)
+    golden.add("timm", golden.root / "timm_gap", arguments, "no class token, the mean of all patches: I-JEPA's")
+
+
+def make_dinov2(golden: Golden) -> None:
+    """DINOv2 as timm saves it, and as its authors do."""
+    import timm
+
+    variants: dict[str, tuple[str, dict[str, Any], str]] = {
+        "dinov2": ("vit_small_patch14_dinov2", {}, "ls1.gamma, ls2.gamma"),
+        "dinov2_registers": ("vit_small_patch14_reg4_dinov2", {"reg_tokens": 2}, "reg_token, no_embed_class"),
+        "dinov2_gated": ("vit_giant_patch14_reg4_dinov2", {"mlp_ratio": 4.0}, "mlp.fc1 with room for a gate"),
+    }
+    for name, (architecture, changes, note) in variants.items():
+        arguments = SIZES | {"depth": 1, "num_classes": 0, "init_values": 0.1} | changes
+        model = randomized(timm.create_model(architecture, **arguments), name)
+        timm.models.save_for_hf(model, golden.folder(f"timm_{name}"), model_args=arguments)
+        golden.add("timm", golden.root / f"timm_{name}", arguments, note)
+        state, outputs = of_its_authors(model.state_dict()), timm_outputs(model, np.load(golden.root / "inputs.npy"))
+        path = golden.folder(f"facebook_{name}") / "model.pth"
+        torch.save(state, path)
+        note = "the names of the authors' code: register_tokens, w12, w3, mask_token"
+        golden.add("timm", path, arguments, note, outputs)
+    shared_out = {re.sub(r"^blocks\.", "blocks.0.", key): value for key, value in state.items()}
+    head = {"dino_head.last_layer.weight": torch.zeros(6, 4), "dino_head.mlp.0.weight": torch.zeros(4, 8)}
+    path = golden.folder("facebook_dinov2_training") / "teacher_checkpoint.pth"
+    torch.save({"teacher": prefixed("backbone.", shared_out) | head}, path)
+    golden.add("timm", path, arguments, "{'teacher': {'backbone. ...'}}, layers in chunks", outputs)
+
+
+def of_its_authors(state: dict[str, Any]) -> dict[str, Any]:
+    """timm's DINOv2 by the names of its authors; the class token is split into one and its position."""
+    found = {re.sub("^reg_token", "register_tokens", key): value for key, value in state.items()}
+    if state["blocks.0.mlp.fc1.weight"].shape[0] == 2 * state["blocks.0.mlp.fc2.weight"].shape[1]:
+        found = {key.replace("mlp.fc1", "mlp.w12").replace("mlp.fc2", "mlp.w3"): t for key, t in found.items()}
+    found["mask_token"] = torch.full((1, state["cls_token"].shape[2]), 0.5)
+    if "reg_token" in state:
+        first = torch.full_like(state["cls_token"], 0.25)
+        found["cls_token"] = state["cls_token"] - first
+        found["pos_embed"] = torch.cat([first, state["pos_embed"]], dim=1)
+    return found
+
+
 def prefixed(prefix: str, tensors: dict[str, Any]) -> dict[str, Any]:
     return {prefix + key: value for key, value in tensors.items()}
 
@@ -563,7 +617,7 @@ def make_transformers(golden: Golden) -> None:
         case = f"transformers_{config.model_type}"
         model = randomized(getattr(transformers, f"{name}ForImageClassification")(config).eval(), case)
         model.save_pretrained(golden.folder(case))
-        if name not in ("DeiT", "ViTMSN"):
+        if name == "Beit":
             golden.refuse("pt", golden.root / case, {}, type(model).__name__, "model_type says so")
             continue
         with torch.no_grad():
@@ -588,7 +642,6 @@ def make_timm_refusals(golden: Golden) -> None:
         "reg_tokens_no_embed_class": ({"reg_tokens": 2, "no_embed_class": True}, "reg_token"),
         "qk_norm": ({"qk_norm": True}, "blocks.0.attn.q_norm.weight"),
         "scale_norms": ({"scale_attn_norm": True, "scale_mlp_norm": True}, "blocks.0.attn.norm.weight"),
-        "avg": ({"global_pool": "avg"}, "fc_norm.weight"),
         "avg_no_class_token": ({"global_pool": "avg", "class_token": False}, "cls_token"),
         "map": ({"global_pool": "map", "class_token": False}, "attn_pool.latent"),
         "pre_norm": ({"pre_norm": True}, "norm_pre.weight"),
@@ -760,8 +813,8 @@ def make_vit_tf(golden: Golden) -> None:
 def make(out: Path) -> None:
     golden = Golden(out)
     for fill in (
-        make_timm, make_wrapped, make_dino, make_trainings, make_heads, make_channels, make_transformers,
-        make_timm_refusals, make_torchvision, make_google, make_google_refusals, make_keras_hub, make_vit_tf,
+        make_timm, make_timm_mean, make_wrapped, make_dino, make_dinov2, make_trainings, make_heads, make_channels,
+        make_transformers, make_timm_refusals, make_torchvision, make_google, make_google_refusals, make_keras_hub, make_vit_tf,
     ):  # fmt: skip
         fill(golden)
     (out / "cases.json").write_text(json.dumps(golden.cases, indent=1) + "\n")

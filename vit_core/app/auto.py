@@ -24,7 +24,8 @@ def architecture_for(name: str | os.PathLike[str], task: str, **options: Any) ->
     """
     options = understood({"token": None, **options}, "from_pretrained")
     opening = {key: value for key, value in options.items() if key in _OPENING}
-    checkpoint = read(name, head="drop" if task in ("Model", "Backbone") else "fresh", **opening)
+    heads = options.get("num_attention_heads")
+    checkpoint = read(name, num_attention_heads=heads, head="drop" if task in ("Model", "Backbone") else "fresh", **opening)
     given = options.get("config")
     return _fitting(checkpoint.family, task, given if isinstance(given, ViTConfig) else checkpoint.config)
 

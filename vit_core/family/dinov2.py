@@ -168,7 +168,9 @@ def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     ratios = (4.0, 1.5 * inner / width if gated else inner / width, math.nextafter(inner / width, math.inf))
     sizes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": 1, "use_swiglu_ffn": gated}
     fitting = (ratio for ratio in ratios if Dinov2Config(mlp_ratio=ratio, **sizes).intermediate_size == inner)
-    return found | {"mlp_ratio": next(fitting, ratios[-1])}
+    if (ratio := next(fitting, None)) is None:
+        raise ValueError(f"A gated MLP of width {inner} is no DINOv2's, whose widths are multiples of 8.")
+    return found | {"mlp_ratio": ratio}
 
 
 def _family(title: str, name: str, config: type[ViTConfig], table: tuple[Row, ...]) -> Family:

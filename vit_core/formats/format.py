@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig
-from vit_core.family import ATTENTION_SCALE, LAYER, MLP_SCALE, OF_LAYER, VIT, Family
+from vit_core.family import (
+    ATTENTION_SCALE,
+    LAYER,
+    MLP_SCALE,
+    OF_LAYER,
+    PARTS,
+    VIT,
+    Family,
+    family_of,
+    has_head,
+)
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Container
 from vit_core.formats.prefixes import Under, find_prefix
@@ -37,6 +47,7 @@ class Format:
     container: Container  # that is written; `container.stem` and `.suffix` make the file's name
     rules: tuple[Rule, ...]
     families: tuple[Family, ...] = (VIT,)  # the members that it has models of
+    pools_mean: bool = False  # whether it has heads on the mean of the patches
     hidden_act: str = "gelu"
     fixed_act: bool = True  # whether its code computes `hidden_act` whatever the configuration says
     layer_norm_eps: float = 1e-6
@@ -79,6 +90,15 @@ class Format:
         once = [name for rule in self.rules for name in (rule.native, *rule.also) if "{" not in name]
         found = find_prefix(known, once, self.prepare, lambda inside: len(self.match(inside)[0]), prefix)
         return replace(found, outside=found.outside | {n: t for n, t in tensors.items() if n not in known})
+
+    def check_member(self, config: ViTConfig, architecture: str) -> None:
+        """Raise ValueError for a model of a member, or with a head, that this format has none of."""
+        family = family_of(config)
+        if family not in self.families and family.model_type not in ViTConfig.reads:
+            titles = ", ".join(each.title for each in self.families)
+            raise ValueError(f"{self.title} has no {family.title}, but {titles}: choose another format.")
+        if config.pool == "mean" and not self.pools_mean and has_head(PARTS[architecture]):
+            raise ValueError(f"{self.title} has no place for a head on the mean of the patches: pass head='drop'.")
 
     def to_native(self, tensors: Tensors, config: ViTConfig) -> dict[str, Tensor]:
         """Canonical tensors as a file of this format has them. Raises ValueError for what has no place in it."""

@@ -103,6 +103,8 @@ KERAS = Format(
     "vit_tf's .weights.h5",
     KERAS_H5,
     _RULES,
+    families=tuple(FAMILIES.values()),
+    pools_mean=True,
     layer_norm_eps=1e-12,
     fixed_act=False,
     states_eps=True,

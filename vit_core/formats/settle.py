@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from vit_core.config import LABELS, ViTConfig
-from vit_core.family import ATTENTION_SCALE, HEADS, LAYER, MLP_SCALE, OF_LAYER, POSITIONS
+from vit_core.family import (
+    ATTENTION_SCALE,
+    HEADS,
+    LAYER,
+    MASK_TOKEN,
+    MLP_SCALE,
+    OF_LAYER,
+    POSITIONS,
+    has_mask_token,
+)
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Array, Tensor, in_turn
 from vit_core.formats.format import Format, Side
@@ -54,6 +63,7 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
     check_layers(opened.path, config, tensors)
     if "layer_scale" in config.defaults and ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
         config = config.copy(layer_scale=_FIRST_SCALE)
+    _add_mask_token(config, tensors, notes)
     tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config, notes)
     _add_zero_biases(tensors, config, notes)
     parts = opened.family.parts_in(tensors)
@@ -137,7 +147,7 @@ def _final_norm(tensors: dict[str, Tensor], notes: list[str]) -> dict[str, Tenso
 def _with_class_row(positions: Tensor, config: ViTConfig, notes: list[str]) -> Tensor:
     """Position embeddings with a row for the class token: zeros where the format gives it none."""
     batch, rows, width = positions.shape
-    if rows != config.num_patches:
+    if rows != config.num_patches or not config.tokens:
         return positions
     notes.append("the class token has no position of its own: row 0 of the position embeddings is zeros")
 
@@ -145,6 +155,15 @@ def _with_class_row(positions: Tensor, config: ViTConfig, notes: list[str]) -> T
         return np.concatenate([np.zeros_like(array[:, :1]), array], axis=1)
 
     return positions.changed(("below a row of", "zeros"), below_zeros, shape=(batch, rows + 1, width))
+
+
+def _add_mask_token(config: ViTConfig, tensors: dict[str, Tensor], notes: list[str]) -> None:
+    """The mask token that every model of a member has, as zeros: formats of trained models leave it out."""
+    if has_mask_token(config, asked=False) and MASK_TOKEN not in tensors:
+        dtype = tensors[POSITIONS].dtype
+        zeros = Tensor.of(np.zeros((1, config.hidden_size), dtype))
+        tensors[MASK_TOKEN] = replace(zeros, source="(zeros)", changes=(("zeros", config.hidden_size),))
+        notes.append("zeros stand for the mask token, which the file has not")
 
 
 def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> None:
@@ -171,6 +190,8 @@ def _config(
     width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape
     norms = [name for name in tensors if name.endswith("layernorm_before.weight")]
     pooled = any(name.startswith(POOLED_NORM) for name in tensors)
+    with blaming(opened.path):
+        of_shapes = opened.family.of_shapes({name: tensor.shape for name, tensor in tensors.items()})
     values: dict[str, Any] = {
         "hidden_size": width,
         "num_channels": channels,
@@ -181,7 +202,7 @@ def _config(
         "hidden_act": fmt.hidden_act,
         **({"pool": "mean", "fc_norm": True} if pooled else {}),
         **side.config,
-        **opened.family.of_shapes({name: tensor.shape for name, tensor in tensors.items()}),
+        **of_shapes,
     }
     if (first := tensors.get(f"{_FIRST.format(0)}.weight")) is not None:
         values["intermediate_size"] = first.shape[0]
@@ -197,6 +218,12 @@ def _config(
     decoder = tensors.get("decoder.0.weight")
     values["encoder_stride"] = isqrt(decoder.shape[0] // channels) if decoder is not None else _one_or_two(patch)
     made = opened.family.config
+    headed = any(name.partition(".")[0] in HEADS for name in tensors)
+    if headed and values.get("pool") == "mean" and "pool" not in made.defaults and made.pool != "mean":
+        raise ValueError(
+            f"{opened.path} has a head on the mean of the patches, where {opened.family.title}'s is on its tokens: "
+            "pass head='drop' for the model below it."
+        )
     values = {name: value for name, value in values.items() if name in (*made.fields(), *made.defaults, *LABELS)}
     with blaming(f"{opened.path}, with the documents beside it"):
         return made(**values)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from vit_core.family import (
     MASK_TOKEN,
     MLP_SCALE,
     MSN,
+    PARTS,
     POSITIONS,
     VIT,
+    Dinov2Config,
     Family,
     family_of,
+    has_head,
 )
 from vit_core.files.names import CONFIG_NAME
 from vit_core.files.tensor import Tensor
@@ -45,7 +49,9 @@ from vit_core.formats.rules import (
 )
 from vit_core.formats.side import json_beside, labels, one_name, preprocessor, statistics
 
+_TITLE = "timm's VisionTransformer (DeiT, DINO, DINOv2)"
 _HEAD_OF_TWO = "head_cls"  # what `head` is called here where there is a `head_dist` beside it
+_FIRST_SCALE = 1e-5  # what timm's DINOv2 starts scales at
 _MASK_TOKEN = "mask_token_of_dinov2"  # what that is called here: it has an axis less than MAE's
 _RULES = table(
     raw("cls_token", "embeddings.cls_token"),
@@ -60,7 +66,7 @@ _RULES = table(
     module("blocks.{}.norm2", LAYER + "layernorm_after"),
     module("blocks.{}.mlp.fc1", LAYER + "intermediate.dense"),
     module("blocks.{}.mlp.fc2", LAYER + "output.dense"),
-    module("blocks.{}.mlp.w12", GATE, also=("blocks.{}.mlp.fc1_packed",)),
+    module("blocks.{}.mlp.w12", GATE),
     module("blocks.{}.mlp.w3", GATED),
     module("norm", "layernorm"),
     raw("blocks.{}.ls1.gamma", ATTENTION_SCALE),
@@ -84,6 +90,8 @@ _LEFT_OUT = (
     (r"^(module\.)?linear\.", "a linear probe on several layers"),
 )
 _OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
+_IN_CHUNKS = re.compile(r"^blocks\.\d+\.(\d+\.)")  # as DINOv2's training shares its layers out, by their own numbers
+_GATED = {"mlp.fc1.": "mlp.w12.", "mlp.fc2.": "mlp.w3."}  # timm's names of a gated MLP, and those of DINOv2's authors
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
 _NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
 
@@ -95,7 +103,24 @@ def _prepare(tensors: Tensors) -> Tensors:
         tensors = {re.sub(r"^head\.", f"{_HEAD_OF_TWO}.", name): tensor for name, tensor in tensors.items()}
     if (mask := tensors.get("mask_token")) is not None and len(mask.shape) == 2:
         tensors = {_MASK_TOKEN if name == "mask_token" else name: tensor for name, tensor in tensors.items()}
+    tensors = {_IN_CHUNKS.sub(r"blocks.\1", name): tensor for name, tensor in tensors.items()}
+    if _is_packed(tensors):
+        tensors = {_replaced(name, _GATED): tensor for name, tensor in tensors.items()}
     return {_OLD_SCALES.sub(r"\1.ls\2.gamma", name): tensor for name, tensor in tensors.items()}
+
+
+def _is_packed(tensors: Tensors) -> bool:
+    """Whether the MLP's first layer has room for a gate beside what its second one takes."""
+    first, second = (tensors.get(f"blocks.0.mlp.{name}.weight") for name in ("fc1", "fc2"))
+    if first is None or second is None or len(first.shape) != 2 or len(second.shape) != 2:
+        return False
+    return first.shape[0] == 2 * second.shape[1]
+
+
+def _replaced(name: str, words: Mapping[str, str]) -> str:
+    for old, new in words.items():
+        name = name.replace(old, new)
+    return name
 
 
 def _speaks_of(tensors: Tensors) -> Family | None:
@@ -106,7 +131,13 @@ def _speaks_of(tensors: Tensors) -> Family | None:
 def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
     if "dist_token" in native and "head.weight" in native:
         raise ValueError("timm's distilled models have two heads, this one has one: pass head='drop'.")
-    return {name.replace(f"{_HEAD_OF_TWO}.", "head."): tensor for name, tensor in native.items()}
+    if _MASK_TOKEN in native and len(native[_MASK_TOKEN].shape) != 2:
+        raise ValueError(f"{_TITLE} has no place for {MASK_TOKEN}: pass head='drop'.")
+    if _MASK_TOKEN in native:  # by which timm knows a file of DINOv2's authors, which it reads
+        names = {_MASK_TOKEN: "mask_token", "reg_token": "register_tokens"}
+        return {names.get(name, name): tensor for name, tensor in native.items()}
+    back = {new: old for old, new in _GATED.items()} | {f"{_HEAD_OF_TWO}.": "head."}
+    return {_replaced(name, back): tensor for name, tensor in native.items()}
 
 
 def _read_side(path: Path) -> Side:
@@ -123,6 +154,8 @@ def _read_side(path: Path) -> Side:
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
     config["hidden_act"] = _ACTIVATIONS[activation]
+    if (arguments.text("global_pool", "") or stored.text("global_pool", "")) == "avg":
+        config["pool"] = "mean"
     side = Side(config | labels(stored.texts("label_names")), family=_named_member(stored.text("architecture", "")))
     mean, std = pretrained.numbers("mean"), pretrained.numbers("std")
     side.processor = preprocessor(size, mean, std, pretrained.text("interpolation", "bicubic"))
@@ -144,6 +177,8 @@ def _without_channels(size: int | list[int] | None) -> int | list[int] | None:
 
 def _of_architecture(name: str) -> dict[str, Any]:
     """The number of heads that timm's name of an architecture stands for, where it is a known one."""
+    if name.startswith("vit_giant_") and "dinov2" in name:
+        return {"num_attention_heads": 24}
     match = re.match(r"(?:vit|deit3?)_(tiny|small|base|large|huge|giant|gigantic)_patch", name)
     if not match:
         return {}
@@ -153,7 +188,13 @@ def _of_architecture(name: str) -> dict[str, Any]:
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
     """timm's config.json: the base architecture with every argument that makes it this model."""
-    headed, distilled = architecture != family_of(config).bare, family_of(config) is DEIT
+    family = family_of(config)
+    headed, distilled = has_head(PARTS[architecture]), family is DEIT
+    if headed and isinstance(config, Dinov2Config):
+        raise ValueError(
+            "timm's DINOv2 has no head on the CLS token and the mean of the patches: pass head='drop' for the model "
+            "below it."
+        )
     activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == one_name(config.hidden_act)), None)
     if activation is None:
         raise ValueError(f"timm's configuration can't name hidden_act={config.hidden_act!r}: pass another hidden_act.")
@@ -162,18 +203,17 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
         "embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads,
         "mlp_ratio": _ratio(config.intermediate_size, config.hidden_size), "qkv_bias": config.qkv_bias,
     }  # fmt: skip
-    if config.layer_scale:
-        arguments["init_values"] = config.layer_scale
+    arguments |= _of_member(config)
     if activation != "gelu":
         arguments["act_layer"] = activation
     mean, std, interpolation = statistics(processor, config.num_channels)
     height, width = pair(config.image_size)
     return {
         CONFIG_NAME: {
-            "architecture": "deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224",
+            "architecture": _architecture(config),
             "num_classes": config.num_labels if headed else 0,
             "num_features": config.hidden_size,
-            "global_pool": "token",
+            "global_pool": "avg" if config.pool == "mean" else "token",
             "model_args": arguments,
             **({"label_names": [config.id2label[i] for i in range(config.num_labels)]} if headed else {}),
             "pretrained_cfg": {
@@ -186,6 +226,31 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
     }  # fmt: skip
 
 
+def _architecture(config: ViTConfig) -> str:
+    """timm's name of the architecture of which arguments make the model."""
+    if isinstance(config, Dinov2Config):
+        size, registers = "giant" if config.use_swiglu_ffn else "small", "reg4_" * bool(config.num_register_tokens)
+        return f"vit_{size}_patch14_{registers}dinov2"
+    return "deit_base_distilled_patch16_224" if family_of(config) is DEIT else "vit_base_patch16_224"
+
+
+def _of_member(config: ViTConfig) -> dict[str, Any]:
+    """The arguments that not every model has."""
+    if isinstance(config, Dinov2Config):
+        width = (2 if config.use_swiglu_ffn else 1) * config.intermediate_size
+        found: dict[str, Any] = {
+            "init_values": config.layerscale_value or _FIRST_SCALE,
+            "mlp_ratio": _ratio(width, config.hidden_size),
+        }
+        return found | ({"reg_tokens": config.num_register_tokens} if config.num_register_tokens else {})
+    found = {"init_values": config.layer_scale} if config.layer_scale else {}
+    if config.pool == "mean":
+        found |= {"global_pool": "avg", "fc_norm": config.fc_norm}
+    if not config.tokens:
+        found |= {"class_token": False}
+    return found
+
+
 def _ratio(intermediate: int, hidden: int) -> float:
     """The ratio from which timm, which rounds the product down, finds the width of the MLP again."""
     ratio = intermediate / hidden
@@ -194,10 +259,11 @@ def _ratio(intermediate: int, hidden: int) -> float:
 
 TIMM = Format(
     "timm",
-    "timm's VisionTransformer (DeiT, DINO)",
+    _TITLE,
     SAFETENSORS,
     _RULES,
     families=(VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN),
+    pools_mean=True,
     fixed_act=False,
     states_resample=True,
     states_labels=True,
@@ -206,7 +272,6 @@ TIMM = Format(
     left_out=_LEFT_OUT,
     finish=_finish,
     absent={
-        "embeddings.mask_token": "pass head='drop'",
         "decoder": "pass head='drop'",
         "pooler": "timm has had no pooler (pre_logits) since 0.6: pass pooler='drop'",
     },
