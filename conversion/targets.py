@@ -31,7 +31,7 @@ class Target:
 
 def _others() -> dict[str, Target]:
     found = {}
-    for name, fmt in FORMATS.items():
+    for name, fmt in ((name, fmt) for name, fmt in FORMATS.items() if fmt.written):
         containers = {fmt.container.suffix.rpartition(".")[2]: fmt.container}
         if fmt.container is SAFETENSORS:
             containers["bin"] = PYTORCH_BIN

@@ -462,6 +462,23 @@ def make_dinov2(golden: Golden) -> None:
     golden.add("timm", path, arguments, "{'teacher': {'backbone. ...'}}, layers in chunks", outputs)
 
 
+def make_keras_hub_dinov2(golden: Golden) -> None:
+    import keras_hub
+
+    sizes = {"patch_size": 8, "num_layers": 1, "hidden_dim": 8, "num_heads": 2, "intermediate_dim": 12}
+    shapes = {"image_shape": (32, 32, 3), "position_embedding_shape": (32, 32)}
+    registers = {"num_register_tokens": 2, "use_swiglu_ffn": True, "intermediate_dim": 24}
+    for name, changes in {"": {}, "_registers": registers, "_no_mask": {"use_mask_token": False}}.items():
+        arguments = sizes | changes
+        model = randomized(keras_hub.models.DINOV2Backbone(**arguments, **shapes), f"keras_hub_dinov2{name}")
+        model.embeddings.interpolated_position_embeddings.assign(model.embeddings.position_embeddings)
+        folder = golden.folder(f"keras_hub_dinov2{name}")
+        model.save_to_preset(str(folder))
+        pixels = np.load(golden.root / "inputs.npy").transpose(0, 2, 3, 1)
+        outputs = {"last_hidden_state": np.asarray(model({"images": pixels}))}
+        golden.add("keras_hub", folder, arguments, "a preset of DINOV2Backbone", outputs)
+
+
 def of_its_authors(state: dict[str, Any]) -> dict[str, Any]:
     """timm's DINOv2 by the names of its authors; the class token is split into one and its position."""
     found = {re.sub("^reg_token", "register_tokens", key): value for key, value in state.items()}
@@ -814,7 +831,8 @@ def make(out: Path) -> None:
     golden = Golden(out)
     for fill in (
         make_timm, make_timm_mean, make_wrapped, make_dino, make_dinov2, make_trainings, make_heads, make_channels,
-        make_transformers, make_timm_refusals, make_torchvision, make_google, make_google_refusals, make_keras_hub, make_vit_tf,
+        make_transformers, make_timm_refusals, make_torchvision, make_google, make_google_refusals, make_keras_hub,
+        make_keras_hub_dinov2, make_vit_tf,
     ):  # fmt: skip
         fill(golden)
     (out / "cases.json").write_text(json.dumps(golden.cases, indent=1) + "\n")

@@ -24,8 +24,8 @@ def architecture_for(name: str | os.PathLike[str], task: str, **options: Any) ->
     """
     options = understood({"token": None, **options}, "from_pretrained")
     opening = {key: value for key, value in options.items() if key in _OPENING}
-    heads = options.get("num_attention_heads")
-    checkpoint = read(name, num_attention_heads=heads, head="drop" if task in ("Model", "Backbone") else "fresh", **opening)
+    head = "drop" if task in ("Model", "Backbone") else "fresh"
+    checkpoint = read(name, head=head, num_attention_heads=options.get("num_attention_heads"), **opening)
     given = options.get("config")
     return _fitting(checkpoint.family, task, given if isinstance(given, ViTConfig) else checkpoint.config)
 

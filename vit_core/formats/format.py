@@ -47,6 +47,7 @@ class Format:
     container: Container  # that is written; `container.stem` and `.suffix` make the file's name
     rules: tuple[Rule, ...]
     families: tuple[Family, ...] = (VIT,)  # the members that it has models of
+    written: bool = True  # whether it can be written, too
     pools_mean: bool = False  # whether it has heads on the mean of the patches
     hidden_act: str = "gelu"
     fixed_act: bool = True  # whether its code computes `hidden_act` whatever the configuration says

@@ -45,29 +45,30 @@ _BACKBONE = "layers/vi_t_backbone/"  # before the names of the backbone in the f
 _HEAD, _BELOW_HEAD = "layers/dense/", "layers/pre_logits/"
 
 
-def _variables(native: str, canonical: str, *weight: Step, bias: tuple[Step, ...] = ()) -> tuple[Rule, ...]:
+def variables(native: str, canonical: str, *weight: Step, bias: tuple[Step, ...] = ()) -> tuple[Rule, ...]:
+    """The weight and the bias of a layer, which Keras numbers."""
     return module(native + "/vars", canonical, leaves=("0", "1"), join="/", weight=weight, bias=bias)
 
 
 def _projected(name: str, canonical: str) -> tuple[Rule, ...]:
-    return _variables(f"{_BLOCK}mha/{name}_dense", canonical, LINEAR, Heads(1), bias=(Heads(0),))
+    return variables(f"{_BLOCK}mha/{name}_dense", canonical, LINEAR, Heads(1), bias=(Heads(0),))
 
 
 _RULES = table(
     raw(_EMBEDDING + "vars/0", "embeddings.cls_token"),
     raw(_EMBEDDING + "position_embedding/vars/0", POSITIONS, NoBatch()),
-    _variables(_EMBEDDING + "patch_embedding", "embeddings.patch_embeddings.projection", CONV),
-    _variables(_BLOCK + "layer_norm_1", LAYER + "layernorm_before"),
+    variables(_EMBEDDING + "patch_embedding", "embeddings.patch_embeddings.projection", CONV),
+    variables(_BLOCK + "layer_norm_1", LAYER + "layernorm_before"),
     _projected("query", QUERY),
     _projected("key", KEY),
     _projected("value", VALUE),
-    _variables(_BLOCK + "mha/output_dense", LAYER + "attention.output.dense", LINEAR, Heads(0)),
-    _variables(_BLOCK + "layer_norm_2", LAYER + "layernorm_after"),
-    _variables(_BLOCK + "mlp/dense_1", LAYER + "intermediate.dense", LINEAR),
-    _variables(_BLOCK + "mlp/dense_2", LAYER + "output.dense", LINEAR),
-    _variables(_ENCODER + "layer_norm", "layernorm"),
-    _variables("layers/pre_logits", "pooler.dense", LINEAR),
-    _variables("layers/dense", "classifier", LINEAR),
+    variables(_BLOCK + "mha/output_dense", LAYER + "attention.output.dense", LINEAR, Heads(0)),
+    variables(_BLOCK + "layer_norm_2", LAYER + "layernorm_after"),
+    variables(_BLOCK + "mlp/dense_1", LAYER + "intermediate.dense", LINEAR),
+    variables(_BLOCK + "mlp/dense_2", LAYER + "output.dense", LINEAR),
+    variables(_ENCODER + "layer_norm", "layernorm"),
+    variables("layers/pre_logits", "pooler.dense", LINEAR),
+    variables("layers/dense", "classifier", LINEAR),
 )
 
 
@@ -114,7 +115,7 @@ def _read_side(path: Path) -> Side:
         *size, channels = shape
         side.config["image_size"] = size[0] if size[0] == size[1] else tuple(size)
     if converter := json_beside(path, PRESET_CONVERTER).object("config"):
-        side.processor = _processor(converter, size, channels)
+        side.processor = processor_of(converter, size, channels)
         if side.processor is None:
             side.notes.append(
                 f"{converter.source} names no size of pictures: how they are prepared is not carried over"
@@ -124,7 +125,7 @@ def _read_side(path: Path) -> Side:
     return side
 
 
-def _processor(converter: Document, size: list[int] | None, channels: int) -> dict[str, Any] | None:
+def processor_of(converter: Document, size: list[int] | None, channels: int) -> dict[str, Any] | None:
     """The mean and the deviation that a converter's arithmetic on pixel values of 0 to 255 stands for.
 
     It multiplies by `scale`, adds `offset`, and in keras-hub 0.21 subtracts `norm_mean` and divides by `norm_std`.
