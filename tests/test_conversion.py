@@ -26,7 +26,7 @@ from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
 from vit_core.app.pipeline import find_processor
 from vit_core.config import pair
-from vit_core.family import DEIT, PARTS
+from vit_core.family import DEIT, PARTS, Dinov2Config, IJepaConfig
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint, read_checkpoint, write_checkpoint
@@ -46,9 +46,6 @@ def bits(checkpoint: Checkpoint) -> dict[str, tuple[str, tuple[int, ...], bytes]
     return {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in found.items()}
 
 
-# Cases that are no plain ViT, and their classes.
-DEITS = dict.fromkeys(("timm_distilled", "deit_distilled"), "DeiTForImageClassificationWithTeacher")
-DEITS["transformers_deit"] = "DeiTForImageClassification"
 SCALED = ("timm_layer_scale", "deit3")
 
 
@@ -67,8 +64,14 @@ def holds(checkpoint: Checkpoint, target: str) -> bool:
     names = set(checkpoint.tensors)
     masked = any(name.startswith(("decoder", "embeddings.mask")) for name in names)
     pooled, config = "pooler.dense.weight" in names, checkpoint.config
-    if target in ("torch", "tf", "flax", "keras"):
+    if target == "keras":
         return True
+    if checkpoint.config.unknown_to_others or isinstance(checkpoint.config, IJepaConfig):  # a head on the mean
+        return target == "timm" or (target in ("torch", "tf", "flax") and not checkpoint.config.unknown_to_others)
+    if target in ("torch", "tf", "flax"):
+        return True
+    if isinstance(checkpoint.config, Dinov2Config):
+        return target == "timm" and "classifier.weight" not in names
     if checkpoint.family is DEIT:
         return target == "timm" and not (masked or pooled or "classifier.weight" in names)
     square = all(height == width for height, width in map(pair, (config.image_size, config.patch_size)))
@@ -93,7 +96,8 @@ def test_every_golden_checkpoint_to_every_format_and_back(tmp_path: Path, folder
         target, back = tmp_path / f"{to}-{container}", tmp_path / f"{to}-{container}-back"
         if not holds(source, to):
             with pytest.raises(
-                ValueError, match=r"has no place for|torchvision's ViT takes square|distilled models have two heads"
+                ValueError,
+                match=r"has no (place for|DeiT|DINOv2|I-JEPA|head on)|torchvision's ViT takes square|have two heads",
             ):
                 convert(folder, target, to=to, container=container)
             assert not target.exists()
@@ -205,17 +209,21 @@ def test_outputs_are_those_of_the_library_that_wrote_it(backend: Any, name: str)
     case, given = CASES[name], options(name)
     wanted = np.load(FORMATS / name / "outputs.npz")
     pixels = np.load(FORMATS / case["inputs"])
-    heads = {"logits": "ViTForImageClassification", "reconstruction": "ViTForMaskedImageModeling"}
-    if name in DEITS:
-        heads = {"logits": DEITS[name], "last_hidden_state": "DeiTModel"}
+    source = read(FORMATS / case["file"], **given, head="fresh")
+    headed = source.family.architecture_of(source.family.parts_in(source.tensors))
     for output in wanted.files:
-        cls = heads.get(output, "ViTModel")
-        if "pre_logits" in name and cls != "ViTModel":
+        cls = headed if output in ("logits", "reconstruction") else source.family.bare
+        if "pre_logits" in name and output == "logits":
+            cls = "ViTForImageClassification"
             with pytest.raises(ValueError, match="a head on top of a pooler"):
                 backend.load(cls, FORMATS / case["file"], **given)
             continue
-        model = backend.load(cls, FORMATS / case["file"], **given)
-        found = backend.call(model, pixel_values=pixels)[output]
+        if source.config.fc_norm and output == "last_hidden_state":  # which is not normalised
+            model = backend.load(headed, FORMATS / case["file"], **given)
+            found = backend.call(model, pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+        else:
+            model = backend.load(cls, FORMATS / case["file"], **given)
+            found = backend.call(model, pixel_values=pixels)[output]
         assert_close(found, wanted[output], both_rounded(model.config), output)
 
 
@@ -238,10 +246,12 @@ def test_what_is_no_vit_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_head_on_the_mean_is_refused_and_the_model_below_it_converts(tmp_path: Path) -> None:
+def test_a_head_on_the_mean_and_the_model_below_it(tmp_path: Path) -> None:
+    """It stays where the target has such heads; transformers' ViT has none, and takes what is below it."""
     file = FORMATS / CASES["timm_avg"]["file"]
-    with pytest.raises(ValueError, match=r"mean of the patches .*pass head='drop'"):
-        convert(file, tmp_path / "new", to="torch", num_attention_heads=2)
+    for to in ("torch", "google"):
+        with pytest.raises(ValueError, match=r"no place for a head on the mean of the patches: pass head='drop'"):
+            convert(file, tmp_path / "new", to=to, num_attention_heads=2)
     report = convert(file, tmp_path / "new", to="torch", num_attention_heads=2, head="drop")
     assert any("became the final norm" in note for note in report.notes)
     assert read(tmp_path / "new").config.architectures == ["ViTModel"]

@@ -86,7 +86,7 @@ _REFUSED = (
     (r"\.(fc1_g|fc1_x)\.", "a gated MLP in two arrays, which no member of the family has"),
 )
 _LEFT_OUT = (
-    (r"(^|\.)head\.(mlp|last_layer)\.", "the projection head of DINO's training"),
+    (r"(^|\.)(dino_|ibot_)?head\.(mlp|last_layer)\.", "the projection head of DINO's training"),
     (r"^(module\.)?linear\.", "a linear probe on several layers"),
 )
 _OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
