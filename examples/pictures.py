@@ -366,6 +366,8 @@ def open_model(
     """
     if settings.image_size is not None:
         overrides["image_size"] = settings.image_size
+    if settings.drop_path is not None:
+        overrides["drop_path_rate"] = settings.drop_path
     with reading("--model", settings.model):
         model, report = model_class.from_pretrained(
             settings.model, seed=settings.seed, output_loading_info=True, **overrides

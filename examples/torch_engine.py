@@ -184,6 +184,7 @@ class Trainer:
         self.network.train()
         for number, batch in enumerate(batches, start=1):
             last = number % parts == 0
+            torch.manual_seed(self._seed(number % parts))  # of what is dropped, also in a run that is resumed
             with self._alone() if not last else nullcontext(), self._precision():
                 loss = loss_of(self.network, *(torch.from_numpy(each).to(self.place.device) for each in batch)) / parts
                 loss.backward()
@@ -194,6 +195,11 @@ class Trainer:
                 run.advance()
         sums = torch.stack(losses).view(-1, parts).sum(1).double().cpu().numpy()
         return list(self.place.total(sums) / self.place.world), rates
+
+    def _seed(self, part: int) -> int:
+        """A seed of its own for each part of each step in each process."""
+        drawn = np.random.SeedSequence([self.settings.seed, self.updates, part, self.place.rank])
+        return int(drawn.generate_state(1)[0])
 
     def _step(self) -> None:
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)

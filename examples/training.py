@@ -46,6 +46,9 @@ class Settings:
         "float32"
     )
     gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute layers going back, to save memory.")] = False
+    drop_path: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="How likely the last layer is skipped, the first ones less.")
+    ] = None
     augment: Annotated[bool, typer.Option(help="Rotate, zoom and shift the pictures.")] = True
     flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = False
     parallel: Annotated[str, typer.Option(help="How devices share the work; see docs/scale.md.")] = "none"

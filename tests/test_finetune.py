@@ -28,7 +28,10 @@ from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
 from vit_core.pictures.processing import AutoImageProcessor, DeiTImageProcessor, ViTImageProcessor
 
-FLAGS = ("--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing")
+FLAGS = (
+    "--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing",
+    "--drop-path", 0.1,
+)  # fmt: skip
 SAME_RATE = 1e-6  # relative to the highest
 
 
@@ -86,7 +89,7 @@ def test_what_a_run_leaves(framework: str, runs: Runs) -> None:
         assert curves.size == (1350, 350)
         assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= set(curves.convert("RGB").get_flattened_data())
     config = ViTConfig.from_pretrained(out)
-    assert config.id2label == {i: str(i) for i in range(10)}
+    assert (config.id2label, config.drop_path_rate) == ({i: str(i) for i in range(10)}, 0.1)
     assert ViTImageProcessor.from_pretrained(out).size == {"height": 24, "width": 24}
 
 

@@ -84,7 +84,13 @@ def _stages(name: str, value: Any) -> list[Any] | None:
 def _positive(name: str, value: Any) -> float:
     if not _number(name, value):
         raise ValueError(f"{name} must be above 0, got {value!r}.")
-    return float(value) if isinstance(value, np.number) else value  # an int stays one, in a file as well
+    return float(value) if isinstance(value, np.number) else value
+
+
+def _ratio(name: str, value: Any) -> float:
+    """A whole one as an int, which transformers 5 insists on."""
+    ratio = _positive(name, value)
+    return int(ratio) if ratio == int(ratio) else ratio
 
 
 def _problem_type(name: str, value: Any) -> Any:
@@ -158,7 +164,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "drop_path_rate": _below_one,
     "position_kernel": _one_of(*CALL_KERNELS),
     "pool": _one_of("cls", "mean"),
-    "mlp_ratio": _positive,
+    "mlp_ratio": _ratio,
     "num_register_tokens": partial(check_integer, minimum=0),
     **dict.fromkeys(("out_features", "out_indices"), _stages),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import five
+import jax
 import numpy as np
 import oracle_tolerances as tolerances
 import pytest
@@ -22,9 +24,16 @@ CONFIG = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 24,
     "patch_size": 4, "encoder_stride": 4, "num_labels": 3, "qkv_bias": True,
 }  # fmt: skip
-MODELS = (
+DEIT = (
     "DeiTModel", "DeiTForImageClassification", "DeiTForImageClassificationWithTeacher", "DeiTForMaskedImageModeling",
 )  # fmt: skip
+MODELS = (
+    *DEIT, "Dinov2Model", "Dinov2ForImageClassification", "Dinov2Backbone", "Dinov2WithRegistersModel",
+    "Dinov2WithRegistersForImageClassification", "Dinov2WithRegistersBackbone", "IJepaModel",
+    "IJepaForImageClassification", "ViTMSNModel", "ViTMSNForImageClassification",
+)  # fmt: skip
+GATED = ("Dinov2ForImageClassification", "Dinov2WithRegistersModel")  # of which the MLP is tried with a gate
+FLAX = ("Dinov2Model", "Dinov2ForImageClassification")  # that transformers had in Flax
 SHIFTED = "DeiTForMaskedImageModeling"  # 4.57.6 takes rows 1:-1 of the sequence, 5 and this package rows 2:
 
 FIVE = """
@@ -33,14 +42,24 @@ model, report = getattr(transformers, sys.argv[2]).from_pretrained(sys.argv[1], 
 assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
 with torch.no_grad():
     output = model.eval()(torch.from_numpy(np.load(sys.argv[3])))
+if "feature_maps" in output:
+    output = {f"map {i}": each for i, each in enumerate(output["feature_maps"])}
 print(json.dumps({name: np.asarray(output[name]).tolist() for name in output}))
 """
 
 
+NOT_OF = dict.fromkeys(("Dinov2", "Dinov2WithRegisters"), ("intermediate_size", "encoder_stride"))
+
+
 def random_model(library: Any, name: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    member = name[: name.index("T") + 1]
-    model = getattr(library, name)(getattr(library, f"{member}Config")(**{**CONFIG, **changes})).eval()
+    member = re.sub("(Model|For[A-Z].*|Backbone)$", "", name)
+    values = {key: value for key, value in {**CONFIG, **changes}.items() if key not in NOT_OF.get(member, ())}
+    if member in NOT_OF:
+        values |= {"mlp_ratio": 2, "use_swiglu_ffn": name in GATED}
+    if name.endswith("Backbone"):
+        values["out_indices"] = [1, 2]
+    model = getattr(library, name)(getattr(library, f"{member}Config")(**values)).eval()
     for parameter in model.parameters():
         parameter.data = torch.randn_like(parameter) * 0.3 + (1.0 if parameter.dim() == 1 else 0.0)
     return model
@@ -58,6 +77,7 @@ def test_equal_outputs_and_gradients(tmp_path: Path, name: str, call: dict[str, 
     ours, report = getattr(vit_torch, name).from_pretrained(tmp_path, output_loading_info=True)
     assert whole(report)
     x = pixels(theirs, size=(32, 20) if "interpolate_pos_encoding" in call else None)
+    call = {} if name.startswith("Dinov2") and "interpolate_pos_encoding" in call else call  # which always does
     if name == SHIFTED:
         if call:
             pytest.skip("theirs is shifted, and fails on pictures that are no square")
@@ -66,7 +86,8 @@ def test_equal_outputs_and_gradients(tmp_path: Path, name: str, call: dict[str, 
         return
     assert_same_output(ours(x, **call), theirs(x, **call), tolerances.FORMATS)
     for model in (ours, theirs):
-        model(x, **call)[0].square().sum().backward()
+        first = model(x, **call)[0]
+        (first if isinstance(first, torch.Tensor) else first[0] * first[1]).square().sum().backward()
     gradients = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     largest = max(gradient.abs().max().item() for gradient in gradients.values())
     for parameter, gradient in gradients.items():
@@ -82,8 +103,12 @@ def test_what_is_written_is_read_by_both(tmp_path: Path, framework: str, name: s
     model = getattr(package, prefix + name).from_pretrained(tmp_path / "theirs")
     model.save_pretrained(tmp_path / "ours", **save)
     if not save.get("safe_serialization", True) and framework != "torch":
-        if framework == "flax":
-            pytest.skip("transformers never had a Flax DeiT")
+        if framework == "flax" and name in FLAX:
+            theirs = getattr(transformers, f"Flax{name}").from_pretrained(tmp_path / "ours")
+            assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), theirs.params, model.params))
+            return
+        if framework == "flax" or name not in DEIT:
+            pytest.skip(f"transformers never had {prefix}{name}")
         theirs, report = getattr(transformers, f"TF{name}").from_pretrained(tmp_path / "ours", output_loading_info=True)
         assert whole(report)
         weights = {w.name: w.numpy() for w in theirs.weights}
@@ -101,12 +126,28 @@ def test_what_is_written_is_read_by_both(tmp_path: Path, framework: str, name: s
     found = json.loads(five.run(FIVE, tmp_path / "ours", name, tmp_path / "x.npy"))
     with torch.no_grad():
         expected = model(x)
+    if "feature_maps" in expected:
+        expected = {f"map {i}": each for i, each in enumerate(expected.feature_maps)}
     assert found.keys() == expected.keys()
     for field, value in found.items():
         assert_close(torch.tensor(value), expected[field], tolerances.FORMATS, field)
 
 
-@pytest.mark.parametrize("name", [name for name in MODELS if name != SHIFTED])
+@pytest.mark.parametrize("name", FLAX)
+def test_files_of_their_flax_classes(tmp_path: Path, name: str) -> None:
+    """FlaxDinov2's msgpack; its outputs at the size of the model, and scales of 1 as it multiplies them twice."""
+    source = random_model(transformers, name)
+    source.save_pretrained(tmp_path / "torch")
+    theirs = getattr(transformers, f"Flax{name}").from_pretrained(tmp_path / "torch", from_pt=True)
+    theirs.save_pretrained(tmp_path / "flax")
+    ours, report = getattr(vit_torch, name).from_pretrained(tmp_path / "flax", output_loading_info=True)
+    assert whole(report)
+    x = pixels(source)
+    for field, value in theirs(x.numpy()).items():
+        assert_close(ours(x)[field].detach(), torch.from_numpy(np.array(value)), tolerances.TF_FLOAT32, field)
+
+
+@pytest.mark.parametrize("name", [name for name in DEIT if name != SHIFTED])
 def test_files_of_their_tf_classes(tmp_path: Path, name: str) -> None:
     """Which wrote HDF5 alone, or safetensors under their own names."""
     source = random_model(transformers, name)
