@@ -186,7 +186,8 @@ class ViTConfig:
 
     def _follows(self, name: str, value: Any) -> bool:
         """Whether a value is that of a property, which follows from the fields: a file may say it as well."""
-        return isinstance(inspect.getattr_static(type(self), name, None), property) and getattr(self, name) == value
+        is_property = isinstance(inspect.getattr_static(type(self), name, None), property)
+        return is_property and getattr(self, name, NotImplemented) == value
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

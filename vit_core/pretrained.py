@@ -263,9 +263,8 @@ class PretrainedModel(ABC):
                 f"neither fields of the configuration nor arguments of the class, which are {', '.join(sorted(known))}."
             )
         pooled = any(name.startswith("pooler.") for name in checkpoint.tensors)
-        unpooled = (
-            "pooler" in PARTS.get(cls.architecture, ()) and "add_pooling_layer" not in model_kwargs and not pooled
-        )
+        asked = "add_pooling_layer" in model_kwargs or "add_pooling_layer" not in known
+        unpooled = "pooler" in PARTS.get(cls.architecture, ()) and not asked and not pooled
         if unpooled:
             model_kwargs["add_pooling_layer"] = False
         tensors, report = fit(

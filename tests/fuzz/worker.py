@@ -118,7 +118,7 @@ def outcome(folder: Path, each: Case) -> dict[str, Any]:
         return {"outcome": "refused"} if named else {"outcome": "vague", "error": repr(error)[:300], "at": _at(error)}
     except Exception as error:
         return {"outcome": "raw", "error": repr(error)[:300], "at": _at(error)}
-    return {"outcome": "accepted", "asked": asked}
+    return {"outcome": "accepted", "asked": asked or 0}
 
 
 def _use(folder: Path, each: Case) -> int:

@@ -441,7 +441,7 @@ def make_dinov2(golden: Golden) -> None:
     import timm
 
     variants: dict[str, tuple[str, dict[str, Any], str]] = {
-        "dinov2": ("vit_small_patch14_dinov2", {}, "ls1.gamma, ls2.gamma"),
+        "dinov2": ("vit_small_patch14_dinov2", {}, "as it is trained"),
         "dinov2_registers": ("vit_small_patch14_reg4_dinov2", {"reg_tokens": 2}, "reg_token, no_embed_class"),
         "dinov2_gated": ("vit_giant_patch14_reg4_dinov2", {"mlp_ratio": 4.0}, "mlp.fc1 with room for a gate"),
     }

@@ -95,6 +95,10 @@ def folded(opened: Checkpoint) -> Checkpoint:
 
     Raises ValueError for a scale that does not fit.
     """
+    if "layer_scale" not in opened.family.config.defaults:
+        raise ValueError(
+            f"{opened.path} is a {opened.family.title}, which has scales of its own: leave fold_layer_scale out."
+        )
     tensors = dict(opened.tensors)
     layers = {name: match for name in tensors if (match := OF_LAYER.match(name))}
     scales = {
