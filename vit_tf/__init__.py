@@ -13,9 +13,11 @@ if keras.config.backend() != "tensorflow":
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig
+from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMSNConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BitImageProcessor,
+    BitImageProcessorFast,
     DeiTFeatureExtractor,
     DeiTImageProcessor,
     DeiTImageProcessorFast,
@@ -23,6 +25,7 @@ from vit_core.pictures.processing import (
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_tf.backbone import TFViTBackbone
 from vit_tf.base import TFViTPreTrainedModel
 from vit_tf.deit import (
     TFDeiTForImageClassification,
@@ -31,8 +34,21 @@ from vit_tf.deit import (
     TFDeiTModel,
     TFDeiTPreTrainedModel,
 )
+from vit_tf.dinov2 import (
+    TFDinov2Backbone,
+    TFDinov2ForImageClassification,
+    TFDinov2Model,
+    TFDinov2PreTrainedModel,
+    TFDinov2WithRegistersBackbone,
+    TFDinov2WithRegistersForImageClassification,
+    TFDinov2WithRegistersModel,
+    TFDinov2WithRegistersPreTrainedModel,
+)
+from vit_tf.ijepa import TFIJepaForImageClassification, TFIJepaModel, TFIJepaPreTrainedModel
 from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
+from vit_tf.msn import TFViTMSNForImageClassification, TFViTMSNModel, TFViTMSNPreTrainedModel
 from vit_tf.outputs import (
+    BackboneOutput,
     BaseModelOutput,
     BaseModelOutputWithPooling,
     DeiTForImageClassificationWithTeacherOutput,
@@ -44,27 +60,47 @@ pipeline = partial(_pipeline, backend="tf")
 ViTModel = TFViTModel
 ViTForImageClassification = TFViTForImageClassification
 ViTForMaskedImageModeling = TFViTForMaskedImageModeling
+ViTBackbone = TFViTBackbone
 ViTPreTrainedModel = TFViTPreTrainedModel
 DeiTModel = TFDeiTModel
 DeiTForImageClassification = TFDeiTForImageClassification
 DeiTForImageClassificationWithTeacher = TFDeiTForImageClassificationWithTeacher
 DeiTForMaskedImageModeling = TFDeiTForMaskedImageModeling
 DeiTPreTrainedModel = TFDeiTPreTrainedModel
+Dinov2Backbone = TFDinov2Backbone
+Dinov2ForImageClassification = TFDinov2ForImageClassification
+Dinov2Model = TFDinov2Model
+Dinov2PreTrainedModel = TFDinov2PreTrainedModel
+Dinov2WithRegistersBackbone = TFDinov2WithRegistersBackbone
+Dinov2WithRegistersForImageClassification = TFDinov2WithRegistersForImageClassification
+Dinov2WithRegistersModel = TFDinov2WithRegistersModel
+Dinov2WithRegistersPreTrainedModel = TFDinov2WithRegistersPreTrainedModel
+IJepaForImageClassification = TFIJepaForImageClassification
+IJepaModel = TFIJepaModel
+IJepaPreTrainedModel = TFIJepaPreTrainedModel
+ViTMSNForImageClassification = TFViTMSNForImageClassification
+ViTMSNModel = TFViTMSNModel
+ViTMSNPreTrainedModel = TFViTMSNPreTrainedModel
 
 AutoFeatureExtractor = AutoImageProcessor
+AutoBackbone = TFAutoBackbone = auto("tf", "Backbone", "TF")
 AutoModel = TFAutoModel = auto("tf", "Model", "TF")
 AutoModelForImageClassification = TFAutoModelForImageClassification = auto("tf", "ForImageClassification", "TF")
 AutoModelForMaskedImageModeling = TFAutoModelForMaskedImageModeling = auto("tf", "ForMaskedImageModeling", "TF")
 
 __all__ = [
+    "AutoBackbone",
     "AutoConfig",
     "AutoFeatureExtractor",
     "AutoImageProcessor",
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BitImageProcessor",
+    "BitImageProcessorFast",
     "DeiTConfig",
     "DeiTFeatureExtractor",
     "DeiTForImageClassification",
@@ -75,8 +111,23 @@ __all__ = [
     "DeiTImageProcessorFast",
     "DeiTModel",
     "DeiTPreTrainedModel",
+    "Dinov2Backbone",
+    "Dinov2Config",
+    "Dinov2ForImageClassification",
+    "Dinov2Model",
+    "Dinov2PreTrainedModel",
+    "Dinov2WithRegistersBackbone",
+    "Dinov2WithRegistersConfig",
+    "Dinov2WithRegistersForImageClassification",
+    "Dinov2WithRegistersModel",
+    "Dinov2WithRegistersPreTrainedModel",
+    "IJepaConfig",
+    "IJepaForImageClassification",
+    "IJepaModel",
+    "IJepaPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
+    "TFAutoBackbone",
     "TFAutoModel",
     "TFAutoModelForImageClassification",
     "TFAutoModelForMaskedImageModeling",
@@ -85,16 +136,36 @@ __all__ = [
     "TFDeiTForMaskedImageModeling",
     "TFDeiTModel",
     "TFDeiTPreTrainedModel",
+    "TFDinov2Backbone",
+    "TFDinov2ForImageClassification",
+    "TFDinov2Model",
+    "TFDinov2PreTrainedModel",
+    "TFDinov2WithRegistersBackbone",
+    "TFDinov2WithRegistersForImageClassification",
+    "TFDinov2WithRegistersModel",
+    "TFDinov2WithRegistersPreTrainedModel",
+    "TFIJepaForImageClassification",
+    "TFIJepaModel",
+    "TFIJepaPreTrainedModel",
+    "TFViTBackbone",
     "TFViTForImageClassification",
     "TFViTForMaskedImageModeling",
+    "TFViTMSNForImageClassification",
+    "TFViTMSNModel",
+    "TFViTMSNPreTrainedModel",
     "TFViTModel",
     "TFViTPreTrainedModel",
+    "ViTBackbone",
     "ViTConfig",
     "ViTFeatureExtractor",
     "ViTForImageClassification",
     "ViTForMaskedImageModeling",
     "ViTImageProcessor",
     "ViTImageProcessorFast",
+    "ViTMSNConfig",
+    "ViTMSNForImageClassification",
+    "ViTMSNModel",
+    "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
     "pipeline",

@@ -14,7 +14,7 @@ from keras import ops
 
 from vit_core import calls
 from vit_core.config import ViTConfig
-from vit_core.family import has_head
+from vit_core.family import has_head, has_mask_token
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.files.tensor import own
 from vit_core.formats.reading import read
@@ -30,7 +30,7 @@ ASKED = ("output_attentions", "output_hidden_states", "return_dict")  # what a c
 
 
 def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's `call`, run as a tf.function where Keras calls it eagerly: it is traced once for each kind of call.
+    """A model's method, run as a tf.function where it is called eagerly: it is traced once for each kind of call.
 
     Not where the model is to `run_eagerly`, where a distribution strategy runs it, where its variables stand for other
     values (`stateless_call`), or where the states of layers are asked for, whose gradients no tape finds in a function.
@@ -45,10 +45,11 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
         if states or not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
             return call(self, *args, **kwargs)
         variables = tuple(map(id, self.variables))  # which LoRA and quantisation change
-        if self._function is None or self._traced != variables:
-            self._function = tf.function(partial(call, self), reduce_retracing=True, autograph=False)
-            self._traced = variables
-        return self._function(*args, **kwargs)
+        if self._traced != variables:
+            self._functions, self._traced = {}, variables
+        if call.__name__ not in self._functions:
+            self._functions[call.__name__] = tf.function(partial(call, self), reduce_retracing=True, autograph=False)
+        return self._functions[call.__name__](*args, **kwargs)
 
     return run
 
@@ -86,8 +87,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         self.num_labels = config.num_labels
         self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
         self.parts = self.parts_of(config) if parts is None else parts
-        self._function: Any = None  # of `compiled`
-        self._traced: tuple[int, ...] = ()  # the variables it was traced with
+        self._functions: dict[str, Any] = {}  # of `compiled`, by the names of the methods
+        self._traced: tuple[int, ...] = ()  # the variables they were traced with
         self.build()
         if seed is not None:
             self.init_weights(seed)
@@ -135,8 +136,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         calls.check_inputs(
             self.config,
             {name: shape(inputs.get(name)) for name in calls.INPUTS},
-            interpolate=bool(inputs.get("interpolate_pos_encoding")),
-            has_mask_token="mask_token" in self.parts,
+            interpolate=calls.interpolates(self.config, inputs.get("interpolate_pos_encoding")),
+            has_mask_token=has_mask_token(self.config, "mask_token" in self.parts),
             channels_axis=self.channels_axis,
         )
         if "decoder" in self.parts and masked is not None:
@@ -164,6 +165,11 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         table = specs(self.config, self.parts).values()
         return {native_name(s, TF, prefixed).removeprefix(trunk).removesuffix(TF.suffix): s for s in table}
 
+    @classmethod
+    def _arguments(cls) -> set[str]:
+        taken = cls.family().arguments(cls.architecture, ()).keys()  # of those that a base may know and a member not
+        return super()._arguments() - ({"add_pooling_layer", "use_mask_token"} - taken)
+
     def variables_by_path(self) -> dict[str, keras.Variable]:
         """The model's variables by the keys of `specs`."""
         return {v.path.removeprefix(f"{self.path}/"): v for v in self.weights}
@@ -182,7 +188,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         return self._trunk().embeddings.patch_embeddings
 
     def _forget_compiled(self) -> None:
-        self._trunk()._function = self._function = None
+        self._trunk()._functions, self._functions = {}, {}
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters, or of those that are trained; a ViT has no table of embeddings to exclude."""

@@ -14,8 +14,8 @@ from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
-from vit_core.family import POSITIONS
-from vit_core.position import bicubic_matrix
+from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token
+from vit_core.position import kernel_matrix
 from vit_tf.losses import wide
 from vit_tf.module import ViTModule
 
@@ -37,7 +37,8 @@ class ViTPatchEmbeddings(ViTModule):
 class ViTEmbeddings(ViTModule):
     """The configuration's tokens, the CLS token first, and patches, plus position embeddings (equation 1).
 
-    Masked patches give way to the mask token.
+    Masked patches give way to the mask token. Registers, which have no positions, come in between (Darcet et al. 2023,
+    "Vision Transformers Need Registers", section 2.2).
     """
 
     def __init__(self, use_mask_token: bool = False, **kwargs: Any) -> None:
@@ -47,7 +48,9 @@ class ViTEmbeddings(ViTModule):
     def build(self, input_shape: Any = None) -> None:
         for name in self.config.tokens:
             setattr(self, name, self.weight(f"embeddings.{name}"))
-        self.mask_token = self.weight("embeddings.mask_token") if self.use_mask_token else None
+        self.mask_token = self.weight(MASK_TOKEN) if has_mask_token(self.config, self.use_mask_token) else None
+        registers = self.config.num_register_tokens
+        self.register_tokens = self.weight("embeddings.register_tokens") if registers else None
         self.position_embeddings = self.weight(POSITIONS, autocast=False)
         self.patch_embeddings = self.child(ViTPatchEmbeddings, "patch_embeddings")
         self.dropout = self.dropout_layer(self.config.hidden_dropout_prob)
@@ -66,21 +69,26 @@ class ViTEmbeddings(ViTModule):
         if bool_masked_pos is not None:
             x = tf.where(tf.cast(bool_masked_pos, bool)[..., None], tf.cast(self.mask_token, x.dtype), x)
         batch = ops.shape(x)[0]
-        tokens = [tf.repeat(tf.cast(getattr(self, name), x.dtype), batch, axis=0) for name in self.config.tokens]
+        tokens = [repeated(getattr(self, name), batch, x.dtype) for name in self.config.tokens]
         x = tf.concat([*tokens, x], axis=1)  # (B, S, D)
         positions = self.resized_positions(size) if interpolate_pos_encoding else self.position_embeddings
-        return self.dropout(x + tf.cast(positions, x.dtype), training=training)
+        x = x + tf.cast(positions, x.dtype)
+        if self.register_tokens is not None:
+            first = self.config.position_prefix
+            x = tf.concat([x[:, :first], repeated(self.register_tokens, batch, x.dtype), x[:, first:]], axis=1)
+        return self.dropout(x, training=training)
 
     def resized_positions(self, size: Sequence[Any]) -> Tensor:
         """The position embeddings for an image of `size`, height x width; rows before the patches' are untouched."""
-        table, source, first = self.position_embeddings.value, self.config.grid, self.config.num_prefix_tokens
+        table, source, first = self.position_embeddings.value, self.config.grid, self.config.position_prefix
         target, width = calls.grid(size, self.config), table.shape[2]
         rows, columns = (
             tf.cast(
-                bicubic_matrix(
+                kernel_matrix(
+                    self.config.position_kernel,
                     tf.range(tf.cast(t, tf.float64), dtype=tf.float64),
                     tf.range(s, dtype=tf.float64),
-                    s / tf.cast(t, tf.float64),
+                    tf.cast(t, tf.float64),
                     ops,
                 ),
                 wide(table.dtype),
@@ -91,6 +99,11 @@ class ViTEmbeddings(ViTModule):
         patches = columns @ tf.reshape(grid, (-1, source[1], width))
         patches = tf.cast(tf.reshape(patches, (1, target[0] * target[1], width)), table.dtype)
         return tf.concat([table[:, :first], patches], axis=1)
+
+
+def repeated(tokens: Tensor, batch: Any, dtype: tf.DType) -> Tensor:
+    """Tokens (1, n, D) for every picture of a batch, (B, n, D)."""
+    return tf.repeat(tf.cast(tokens, dtype), batch, axis=0)
 
 
 def checked_size(pixel_values: Tensor, size: Sequence[Any], config: ViTConfig) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from keras import ops
+from keras import layers, ops
 from tensorflow import Tensor
 
 from vit_core import calls
@@ -92,8 +92,22 @@ class ViTIntermediate(ViTModule):
         return self.dense(hidden_states)
 
 
+class ViTDropPath(layers.Dropout):
+    """Leaves a branch out for a picture, in training, with probability `rate` (Huang et al. 2016, section 3).
+
+    What stays is divided by the probability to stay.
+    """
+
+    def __init__(self, rate: float, **kwargs: Any) -> None:
+        super().__init__(rate, noise_shape=(None, 1, 1), **kwargs)
+
+
 class ViTOutput(ViTModule):
     """The second linear layer of the MLP, its scale, and the residual."""
+
+    def __init__(self, drop_path: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.drop_path = ViTDropPath(drop_path, dtype=self.dtype_policy, name="drop_path")
 
     def build(self, input_shape: Any = None) -> None:
         self.dense = self.linear(self.config.intermediate_size, self.config.hidden_size, "dense")
@@ -101,16 +115,21 @@ class ViTOutput(ViTModule):
         self.scale = layer_scale(self, "output.scale")
 
     def call(self, hidden_states: Tensor, input_tensor: Tensor, training: bool = False) -> Tensor:
-        return input_tensor + scaled(self.dropout(self.dense(hidden_states), training=training), self.scale)
+        x = scaled(self.dropout(self.dense(hidden_states), training=training), self.scale)
+        return input_tensor + self.drop_path(x, training=training)
 
 
 class ViTLayer(ViTModule):
-    """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
+    """One pre-norm block: attention, then the MLP (equations 2 and 3); `drop_path` is the rate of its branches."""
+
+    def __init__(self, drop_path: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.drop_path = ViTDropPath(drop_path, dtype=self.dtype_policy, name="drop_path")
 
     def build(self, input_shape: Any = None) -> None:
         self.attention = self.child(ViTAttention, "attention")
         self.intermediate = self.child(ViTIntermediate, "intermediate")
-        self.output_ = self.child(ViTOutput, "output")
+        self.output_ = self.child(ViTOutput, "output", drop_path=self.drop_path.rate)
         self.layernorm_before = self.layer_norm("layernorm_before")
         self.layernorm_after = self.layer_norm("layernorm_after")
 
@@ -124,7 +143,7 @@ class ViTLayer(ViTModule):
     ) -> Any:
         x = self.layernorm_before(hidden_states)
         attended, probs = options.parted(self.attention(x, head_mask, bias, options=options, training=training))
-        x = options.wanted(hidden_states) + attended
+        x = options.wanted(hidden_states) + self.drop_path(attended, training=training)
         return options.joined(self.output_(self.intermediate(self.layernorm_after(x)), x, training=training), probs)
 
 
@@ -133,8 +152,13 @@ class ViTEncoder(ViTModule):
 
     checkpointing = False
 
+    def __init__(self, layer_class: type[ViTModule] = ViTLayer, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.layer_class = layer_class
+
     def build(self, input_shape: Any = None) -> None:
-        self.layer = [self.child(ViTLayer, f"layer_._{i}") for i in range(self.config.num_hidden_layers)]
+        rates = enumerate(self.config.drop_path_rates)
+        self.layer = [self.child(self.layer_class, f"layer_._{i}", drop_path=rate) for i, rate in rates]
 
     def call(
         self,
@@ -146,6 +170,8 @@ class ViTEncoder(ViTModule):
     ) -> BaseModelOutput:
         x, states, attentions = hidden_states, [hidden_states], []
         for i, layer in enumerate(self.layer):
+            if i == options.depth:
+                break
             mask = head_mask[i] if head_mask is not None and head_mask.shape.rank == 2 else head_mask
             run = rematerialized(layer) if self.checkpointing and training else layer
             returned = run(x, mask, bias, options=options.of_layer(i, len(self.layer)), training=training)

@@ -20,11 +20,12 @@ from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
+from vit_core.params import spec_of
 from vit_tf.activations import activation
 from vit_tf.attention import additive_bias
 from vit_tf.base import TFViTPreTrainedModel, compiled
 from vit_tf.embeddings import ViTEmbeddings
-from vit_tf.encoder import ViTEncoder
+from vit_tf.encoder import ViTEncoder, ViTLayer
 from vit_tf.losses import classification_loss, masked_reconstruction_loss
 from vit_tf.module import ViTModule
 from vit_tf.outputs import (
@@ -55,7 +56,8 @@ class TFViTModel(TFViTPreTrainedModel):
     """
 
     architecture = "ViTModel"
-    output_class = BaseModelOutputWithPooling
+    layer_class: type[ViTModule] = ViTLayer
+    output_class: type[ModelOutput] = BaseModelOutputWithPooling
 
     def __init__(
         self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **options: Any
@@ -63,13 +65,12 @@ class TFViTModel(TFViTPreTrainedModel):
         super().__init__(config, self.parts_of(config, add_pooling_layer, use_mask_token), **options)
 
     def get_config(self) -> dict[str, Any]:
-        parts = {"add_pooling_layer": "pooler" in self.parts, "use_mask_token": "mask_token" in self.parts}
-        return {**super().get_config(), **parts}
+        return {**super().get_config(), **self.family().arguments(self.architecture, self.parts)}
 
     def build_parts(self) -> None:
         self.embeddings = self.child(ViTEmbeddings, "embeddings", use_mask_token="mask_token" in self.parts)
-        self.encoder = self.child(ViTEncoder, "encoder")
-        self.layernorm = self.layer_norm("layernorm")
+        self.encoder = self.child(ViTEncoder, "encoder", layer_class=self.layer_class)
+        self.layernorm = self.layer_norm("layernorm") if self.config.final_norm else self.identity("layernorm")
         if "pooler" in self.parts:
             self.pooler = self.child(ViTPooler, "pooler")
 
@@ -97,7 +98,7 @@ class TFViTModel(TFViTPreTrainedModel):
         x = self.embeddings(
             pixel_values,
             bool_masked_pos,
-            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+            interpolate_pos_encoding=calls.interpolates(self.config, interpolate_pos_encoding),
             training=training,
         )
         bias = additive_bias(attention_mask, x.dtype)
@@ -105,11 +106,63 @@ class TFViTModel(TFViTPreTrainedModel):
         x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self.pooler(x) if "pooler" in self.parts else None,
+            pooler_output=self.pool(x),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
         return output if options.return_dict else output.to_tuple()
+
+    def pool(self, x: Tensor) -> Tensor | None:
+        """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
+        return self.pooler(x) if "pooler" in self.parts else None
+
+    def features(
+        self,
+        pixel_values: Tensor,
+        layers: int | Sequence[int] = -1,
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> Any:
+        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
+
+        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
+        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
+        all "patches" (B, N, D), as maps with `reshape`, (B, D, h, w) or, where the model was built with channels_last,
+        (B, h, w, D). `normalize` applies the final LayerNorm to each. Layers that are not asked for are not computed.
+        Raises ValueError for what does not fit.
+        """
+        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
+        given = self._named(pixel_values, {"interpolate_pos_encoding": interpolate_pos_encoding})
+        self._check(given)
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        found = self._features(given["pixel_values"], depths, pool, reshape, normalize, interpolate)
+        return found[0] if isinstance(layers, int) else found
+
+    @compiled
+    def _features(
+        self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
+    ) -> tuple[Tensor, ...]:
+        x = self.embeddings(pixels, None, interpolate_pos_encoding=interpolate)
+        states = self.encoder(x, options=calls.features_options(self.config, depths, pool)).hidden_states
+        size = self.size_of(pixels) if reshape else None
+        return tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
+
+    def pooled(self, x: Tensor, pool: str, size: Sequence[Any] | None = None, normalize: bool = True) -> Tensor:
+        """What `features` makes of tokens (B, S, D); maps of the patches of an image of `size`, where that is given."""
+        x = self.layernorm(x) if normalize else x
+        if pool == "tokens":
+            return x
+        if pool == "cls":
+            return x[:, 0]
+        patches = x[:, self.config.num_prefix_tokens :]
+        if pool == "mean":
+            return tf.reduce_mean(patches, axis=1)
+        if size is None:
+            return patches
+        maps = tf.reshape(patches, (-1, *calls.grid(size, self.config), patches.shape[2]))  # (B, h, w, D)
+        return maps if self.channels_axis == 3 else tf.transpose(maps, (0, 3, 1, 2))
 
 
 class TFViTWithHead(TFViTPreTrainedModel):
@@ -120,7 +173,7 @@ class TFViTWithHead(TFViTPreTrainedModel):
 
     def build_parts(self) -> None:
         options = {"data_format": self.data_format, "dtype": self.dtype_policy, "name": self.base_model_prefix}
-        parts = {"add_pooling_layer": False, "use_mask_token": "mask_token" in self.parts}
+        parts = self.family().arguments(self.trunk_class.architecture, self.parts)
         setattr(self, self.base_model_prefix, self.trunk_class(self.config, **parts, **options))
         self.build_head()
 
@@ -137,10 +190,15 @@ class TFViTWithHead(TFViTPreTrainedModel):
         training: bool,
     ) -> tuple[calls.Options, BaseModelOutputWithPooling]:
         """The options of a call, and the trunk's output of these inputs, in the order of the trunk's own."""
-        asked = (output_attentions, output_hidden_states, return_dict, self.tokens)
+        tokens = self.tokens if self.config.pool == "cls" else None
+        asked = (output_attentions, output_hidden_states, return_dict, tokens)
         options = calls.resolve_options(self.config, *asked)
         asked = (options.output_attentions, options.output_hidden_states, True, options.tokens)
         return options, self.base_model(*inputs, *asked, training=training)
+
+    def features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Those of the trunk; see `TFViTModel.features`."""
+        return self.base_model.features(pixel_values, *args, **kwargs)
 
     def answer(self, options: calls.Options, trunk: BaseModelOutputWithPooling, **found: Any) -> Any:
         """The output of what the head has found, as the call asks for it."""
@@ -152,24 +210,30 @@ class TFViTWithHead(TFViTPreTrainedModel):
 class TFViTForImageClassification(TFViTWithHead):
     """A linear classifier on the CLS token after the final LayerNorm; returns `ImageClassifierOutput`.
 
-    With `num_labels=0` the logits are that token's features.
+    With `config.pool="mean"` it is on the mean of the patches, normalised where `config.fc_norm` says so. With
+    `num_labels=0` the logits are what it would read.
     """
 
     architecture = "ViTForImageClassification"
     output_class: type[ModelOutput] = ImageClassifierOutput
-    tokens = 1
+    tokens: int | None = 1
 
     def build_head(self) -> None:
         self.classifier = self.build_classifier("classifier")
+        self.fc_norm = self.layer_norm("fc_norm") if self.config.fc_norm else self.identity("fc_norm")
 
     def build_classifier(self, name: str) -> layers.Layer:
-        """A linear layer to the labels; without labels the identity."""
-        width, labels = self.config.hidden_size, self.config.num_labels
-        return self.linear(width, labels, name) if labels else layers.Identity(dtype=self.dtype_policy, name=name)
+        """The linear layer to the labels of this name; without labels the identity."""
+        if not self.config.num_labels:
+            return self.identity(name)
+        outputs, inputs = spec_of(self.config, f"{name}.weight").shape
+        return self.linear(inputs, outputs, name)
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
         """What the head makes of the trunk's tokens (B, S, D), by its names in the output."""
-        return {"logits": self.classifier(x[:, 0])}
+        mean = self.config.pool == "mean"
+        x = tf.reduce_mean(x[:, self.config.num_prefix_tokens :], axis=1) if mean else x[:, 0]
+        return {"logits": self.classifier(self.fc_norm(x))}
 
     @compiled
     def call(

@@ -74,6 +74,10 @@ class Builder:
         norm = LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name)
         return _built(norm, (None, self.config.hidden_size))
 
+    def identity(self, name: str) -> layers.Identity:
+        """What stands in the place of a layer that the configuration leaves out."""
+        return layers.Identity(dtype=self.dtype_policy, name=name)
+
     def dropout_layer(self, rate: float) -> layers.Dropout:
         """Dropout."""
         return layers.Dropout(rate, dtype=self.dtype_policy, name="dropout")
@@ -104,7 +108,7 @@ class ViTModule(Builder, layers.Layer):
         spec = spec_of(self.config, name)
         value = constant(spec, self.config)
         init = self.normal() if value is None else keras.initializers.Constant(value)
-        return self.add_weight(spec.shape, init, name=name.rpartition(".")[2], **options)
+        return self.add_weight(spec.shape, init, name=spec.row.module.rpartition(".")[2], **options)
 
     def save_own_variables(self, store: Any) -> None:
         """For Keras's files: the raw arrays by name."""

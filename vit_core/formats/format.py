@@ -62,7 +62,7 @@ class Format:
     absent: Mapping[str, str] = field(default_factory=dict)  # canonical parts it can't hold, and why
     speaks_of: Callable[[Tensors], Family | None] = lambda tensors: None  # the member that a form of an array is of
     prepare: Callable[[Tensors], Tensors] = lambda tensors: tensors  # other spellings to those of the rules
-    finish: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda tensors: tensors  # the inverse, for writing
+    finish: Callable[[dict[str, Tensor], ViTConfig], dict[str, Tensor]] = lambda tensors, config: tensors  # for writing
     files: Callable[[dict[str, Tensor]], dict[str, dict[str, Tensor]]] | None = None  # of several weights files
     beside: tuple[str, ...] = ()  # files of a folder of weights that not every model has: none may outlive its model
     read_side: Callable[[Path], Side] = lambda path: Side()
@@ -122,7 +122,7 @@ class Format:
                 + ("; ".join(reasons) or "choose another format")
                 + "."
             )
-        return self.finish(native)
+        return self.finish(native, config)
 
 
 FOLD = "pass fold_layer_scale=True to multiply its layer scales into the layers before them, which rounds"

@@ -141,6 +141,6 @@ BIG_VISION = Format(
     left_out=_LEFT_OUT,
     absent=_ABSENT,
     prepare=_unstacked,
-    finish=lambda native: {f"params/{name}": tensor for name, tensor in _without_class_row(native).items()},
+    finish=lambda native, config: {f"params/{name}": tensor for name, tensor in _without_class_row(native).items()},
     read_side=_read_side,
 )

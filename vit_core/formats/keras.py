@@ -6,10 +6,27 @@ The variables of Keras's own layers stand there by number, the raw arrays by nam
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from vit_core.family import ATTENTION_SCALE, DEIT, FAMILIES, HEADS, LAYER, MLP_SCALE, POSITIONS
+from vit_core.config import ViTConfig
+from vit_core.family import (
+    ATTENTION_SCALE,
+    DINOV2,
+    FAMILIES,
+    GATE,
+    GATED,
+    HEADS,
+    LAYER,
+    MASK_TOKEN,
+    MLP_SCALE,
+    MSN,
+    POSITIONS,
+    VIT,
+    Dinov2Config,
+    Family,
+    family_of,
+)
 from vit_core.files.names import KERAS_WEIGHTS
 from vit_core.files.tensor import Tensor
 from vit_core.formats.format import Format, Tensors
@@ -18,6 +35,7 @@ from vit_core.formats.rules import (
     CONV,
     KEY,
     LINEAR,
+    POOLED_NORM,
     QUERY,
     VALUE,
     Rule,
@@ -42,13 +60,14 @@ def _write(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) 
 
 KERAS_H5 = Container("model", KERAS_WEIGHTS, "keras", _read, _write)
 
-_BLOCK = "encoder/layer/vi_t_layer{_}/"
+_BLOCK, _OF_DINOV2 = "encoder/layer/vi_t_layer{_}/", "encoder/layer/dinov2_layer{_}/"
 _EMBEDDINGS = "embeddings/vars/"
-_DISTILLATION = _EMBEDDINGS + "distillation_token"
+_MASK_TOKEN = _EMBEDDINGS + "mask_token_of_dinov2"  # what that is called here: it has an axis less than the others
 # Where models that have a head keep their trunk: Keras takes attributes by the alphabet, `layers` before `vit`.
-_IN_LAYERS = "layers/tf_vi_t_model/"
-_TRUNK = re.compile(f"^({_IN_LAYERS}|{'|'.join(f'{family.trunk}/' for family in FAMILIES.values())})")
-_HEADS = tuple(f"{name}/" for name in HEADS)
+_IN_LAYERS = {VIT.model_type: "layers/tf_vi_t_model/", MSN.model_type: "layers/tf_vi_tmsn_model/"}
+_TRUNKS = {name: f"{family.trunk}/" for name, family in FAMILIES.items()}
+_TRUNK = re.compile(f"^({'|'.join((*_IN_LAYERS.values(), *_TRUNKS.values()))})")
+_HEADS = tuple(f"{name}/" for name in (*HEADS, POOLED_NORM))
 
 
 def _variables(native: str, canonical: str, *weight: Step, also: tuple[str, ...] = ()) -> tuple[Rule, ...]:
@@ -56,23 +75,41 @@ def _variables(native: str, canonical: str, *weight: Step, also: tuple[str, ...]
     return module(native + "/vars", canonical, leaves=("0", "1"), join="/", weight=weight, also=older)
 
 
+def _attention(block: str) -> tuple[Rule, ...]:
+    return table(
+        _variables(block + "attention/attention/query", QUERY, LINEAR),
+        _variables(block + "attention/attention/key", KEY, LINEAR),
+        _variables(block + "attention/attention/value", VALUE, LINEAR),
+        _variables(block + "attention/output_/dense", LAYER + "attention.output.dense", LINEAR),
+    )
+
+
 _RULES = table(
     raw(_EMBEDDINGS + "cls_token", "embeddings.cls_token"),
-    raw(_DISTILLATION, "embeddings.distillation_token"),
-    raw(_EMBEDDINGS + "mask_token", "embeddings.mask_token"),
+    raw(_EMBEDDINGS + "distillation_token", "embeddings.distillation_token"),
+    raw(_EMBEDDINGS + "register_tokens", "embeddings.register_tokens"),
+    raw(_EMBEDDINGS + "mask_token", MASK_TOKEN),
+    (Rule(_MASK_TOKEN, (MASK_TOKEN,), axes=2),),
     raw(_EMBEDDINGS + "position_embeddings", POSITIONS),
     _variables("embeddings/patch_embeddings/projection", "embeddings.patch_embeddings.projection", CONV),
-    _variables(_BLOCK + "attention/attention/query", QUERY, LINEAR),
-    _variables(_BLOCK + "attention/attention/key", KEY, LINEAR),
-    _variables(_BLOCK + "attention/attention/value", VALUE, LINEAR),
-    _variables(_BLOCK + "attention/output_/dense", LAYER + "attention.output.dense", LINEAR),
+    _attention(_BLOCK),
     raw(_BLOCK + "attention/output_/vars/scale", ATTENTION_SCALE),
     _variables(_BLOCK + "intermediate/dense", LAYER + "intermediate.dense", LINEAR),
     _variables(_BLOCK + "output_/dense", LAYER + "output.dense", LINEAR),
     raw(_BLOCK + "output_/vars/scale", MLP_SCALE),
     _variables(_BLOCK + "layernorm_before", LAYER + "layernorm_before"),
     _variables(_BLOCK + "layernorm_after", LAYER + "layernorm_after"),
+    _attention(_OF_DINOV2),
+    raw(_OF_DINOV2 + "layer_scale1/vars/lambda1", ATTENTION_SCALE),
+    _variables(_OF_DINOV2 + "mlp/fc1", LAYER + "intermediate.dense", LINEAR),
+    _variables(_OF_DINOV2 + "mlp/fc2", LAYER + "output.dense", LINEAR),
+    _variables(_OF_DINOV2 + "mlp/weights_in", GATE, LINEAR),
+    _variables(_OF_DINOV2 + "mlp/weights_out", GATED, LINEAR),
+    raw(_OF_DINOV2 + "layer_scale2/vars/lambda1", MLP_SCALE),
+    _variables(_OF_DINOV2 + "norm1", LAYER + "layernorm_before"),
+    _variables(_OF_DINOV2 + "norm2", LAYER + "layernorm_after"),
     _variables("layernorm", "layernorm"),
+    _variables(POOLED_NORM, POOLED_NORM),
     _variables("layers/vi_t_pooler/dense", "pooler.dense", LINEAR, also=("layers/vi_t_dense/dense",)),
     _variables("classifier", "classifier", LINEAR),
     _variables("cls_classifier", "cls_classifier", LINEAR),
@@ -87,14 +124,29 @@ def _prepare(tensors: Tensors) -> Tensors:
     numbered = sorted(name for name in found if name.startswith(_EMBEDDINGS) and name[-1].isdecimal())
     names = ("cls_token", *["mask_token"] * (len(numbered) == 3), "position_embeddings")
     renamed = dict(zip(numbered, (_EMBEDDINGS + name for name in names), strict=False))
+    if _is_dinov2(found):
+        renamed[_EMBEDDINGS + "mask_token"] = _MASK_TOKEN
     return {renamed.get(name, name): tensor for name, tensor in found.items()}
 
 
-def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names with the trunk's own before them, in models that have a head."""
+def _is_dinov2(tensors: Iterable[str]) -> bool:
+    return any("/dinov2_layer" in name for name in tensors)
+
+
+def _speaks_of(tensors: Tensors) -> Family | None:
+    """DINOv2 where there are its layers; the other members have ViT's."""
+    return DINOV2 if _is_dinov2(tensors) else None
+
+
+def _finish(native: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
+    """Names of the member alone, with the trunk's own before them, in models that have a head."""
+    others = _BLOCK if isinstance(config, Dinov2Config) else _OF_DINOV2
+    foreign = (others.partition("{")[0], _MASK_TOKEN)
+    native = {name: tensor for name, tensor in native.items() if not name.startswith(foreign)}
     if not any(name.startswith(_HEADS) for name in native):
         return native
-    trunk = f"{DEIT.trunk}/" if _DISTILLATION in native else _IN_LAYERS
+    member = family_of(config).model_type
+    trunk = _IN_LAYERS.get(member, _TRUNKS[member])
     return {name if name.startswith(_HEADS) else trunk + name: tensor for name, tensor in native.items()}
 
 
@@ -109,6 +161,7 @@ KERAS = Format(
     fixed_act=False,
     states_eps=True,
     has_qkv_bias=False,
+    speaks_of=_speaks_of,
     prepare=_prepare,
     finish=_finish,
 )

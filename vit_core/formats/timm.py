@@ -128,7 +128,7 @@ def _speaks_of(tensors: Tensors) -> Family | None:
     return DINOV2 if _MASK_TOKEN in tensors else None
 
 
-def _finish(native: dict[str, Tensor]) -> dict[str, Tensor]:
+def _finish(native: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     if "dist_token" in native and "head.weight" in native:
         raise ValueError("timm's distilled models have two heads, this one has one: pass head='drop'.")
     if _MASK_TOKEN in native and len(native[_MASK_TOKEN].shape) != 2:

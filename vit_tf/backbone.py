@@ -1,0 +1,89 @@
+"""A ViT in Keras as a backbone: maps of its patches after the stages that the configuration names.
+
+The maps are those of transformers' `Dinov2Backbone` (4.57.6), for heads of detection and segmentation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from tensorflow import Tensor
+
+from vit_core import calls
+from vit_core.config import ViTConfig
+from vit_tf.base import compiled
+from vit_tf.modeling import TFViTModel
+from vit_tf.outputs import BackboneOutput
+
+
+@keras.saving.register_keras_serializable("vit_tf")
+class TFViTBackbone(TFViTModel):
+    """The bare model as a backbone; returns `BackboneOutput`.
+
+    `config.out_features`, or `config.out_indices`, says after which stages there are maps.
+    """
+
+    architecture = "ViTBackbone"
+    output_class = BackboneOutput
+
+    def __init__(self, config: ViTConfig, **options: Any) -> None:
+        super().__init__(config, False, False, **options)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What the embeddings and the layers are called."""
+        return self.config.stage_names
+
+    @property
+    def out_indices(self) -> list[int]:
+        """The numbers of the stages that there are maps of."""
+        return list(self.config.stages)
+
+    @property
+    def out_features(self) -> list[str]:
+        """The names of the stages that there are maps of."""
+        return [self.stage_names[i] for i in self.out_indices]
+
+    @property
+    def num_features(self) -> list[int]:
+        """The width of every stage."""
+        return [self.config.hidden_size] * len(self.stage_names)
+
+    @property
+    def channels(self) -> list[int]:
+        """The width of every map."""
+        return [self.config.hidden_size] * len(self.out_indices)
+
+    @compiled
+    def call(  # type: ignore[override]
+        self,
+        pixel_values: Tensor,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        training: bool = False,
+    ) -> Any:
+        """Maps (B, D, h, w), or with `config.reshape_hidden_states=False` all tokens (B, S, D), of pixels (B, C, H, W).
+
+        Maps are (B, h, w, D) where the model was built with channels_last. Raises ValueError for what does not fit,
+        TypeError for what is no tensor of floats.
+        """
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        x = self.embeddings(pixel_values, None, interpolate_pos_encoding=interpolate, training=training)
+        encoded = self.encoder(x, options=calls.backbone_options(self.config, options), training=training)
+        assert encoded.hidden_states is not None
+        pool = "patches" if self.config.reshape_hidden_states else "tokens"
+        size, normalize = self.size_of(pixel_values), self.config.apply_layernorm
+        output = BackboneOutput(
+            feature_maps=tuple(self.pooled(encoded.hidden_states[i], pool, size, normalize) for i in self.out_indices),
+            hidden_states=encoded.hidden_states if options.output_hidden_states else None,
+            attentions=encoded.attentions,
+        )
+        return output if options.return_dict else output.to_tuple()
+
+    def main_output(self, output: Any) -> Tensor:
+        """What a user's loss and metrics are applied to: the last map."""
+        return super().main_output(output)[-1]
