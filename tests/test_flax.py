@@ -18,10 +18,11 @@ import tolerances
 from closeness import assert_close, leaves
 from command import PEAK
 from conftest import CHECKPOINTS
+from members import config_for, field_of
 from test_models import BAD_CALLS, TINY
 
-from vit_core.config import ViTConfig
-from vit_core.family import DeiTConfig
+from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import MLP_SCALE, family_of
 
 jax = pytest.importorskip("jax")
 flax = pytest.importorskip("flax")
@@ -30,10 +31,14 @@ jnp, nn = jax.numpy, flax.linen
 jax.config.update("jax_enable_x64", True)  # as tests/adapters.py does, in whatever order the tests run
 
 ROOT = Path(__file__).parent.parent
-CONFIG, DEIT = ViTConfig(**TINY), DeiTConfig(**TINY)
+CONFIG = ViTConfig(**TINY)
 MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
 TEACHER = "DeiTForImageClassificationWithTeacher"
-FAMILY = (*MODELS, "DeiTModel", TEACHER, "DeiTForMaskedImageModeling")
+REGISTERS = "Dinov2WithRegistersForImageClassification"
+FAMILY = (
+    *MODELS, "DeiTModel", TEACHER, "DeiTForMaskedImageModeling", "Dinov2Model", "Dinov2Backbone", REGISTERS,
+    "IJepaForImageClassification", "ViTMSNModel",
+)  # fmt: skip
 SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
 VALUES_ONLY = ("label range", "negative label")  # bad calls that only values show, not shapes
 
@@ -46,14 +51,15 @@ def compiled_quickly() -> Any:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def config_of(cls: str) -> ViTConfig:
-    return DEIT if cls.startswith("DeiT") else CONFIG
+def config_of(cls: str, **changes: Any) -> ViTConfig:
+    """That of a member; the one with registers has the gated MLP."""
+    return config_for(cls, **{**TINY, **({"use_swiglu_ffn": True} if cls == REGISTERS else {}), **changes})
 
 
 def build(cls: str = "ViTForImageClassification", options: dict[str, Any] | None = None, **changes: Any) -> Any:
     """A model in float64, in which two ways to compute the same give the same."""
     given = {"seed": 0, "dtype": jnp.float64, **(options or {})}
-    return getattr(vit_flax, f"Flax{cls}")(config_of(cls).copy(**changes), **given)
+    return getattr(vit_flax, f"Flax{cls}")(config_of(cls, **changes), **given)
 
 
 def pixels(batch: int = 2, size: tuple[int, int] = (16, 16)) -> np.ndarray:
@@ -73,12 +79,12 @@ def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
 
 
 def loss_of(model: Any, cls: str, **options: Any) -> Any:
-    """A function of the parameters: the loss, or the mean square of the states of a model that has none."""
+    """A function of the parameters: the loss, or the mean square of what a model gives that has none."""
     call = {**call_of(cls), **options}
 
     def loss(params: Any) -> Any:
         output = model.module.apply({"params": params}, **call)
-        return jnp.square(output.last_hidden_state).mean() if cls.endswith("Model") else output.loss
+        return output.loss if "loss" in output else jnp.square(jnp.asarray(output[field_of(cls)])).mean()
 
     return loss
 
@@ -199,18 +205,20 @@ import jax, jax.numpy as jnp, numpy as np
 from functools import partial
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from closeness import assert_close
-from vit_flax import FlaxViTForImageClassification, ViTConfig
+from members import config_for
+import vit_flax
 from vit_flax.sharding import partition_specs
 
-config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=16,
-                   patch_size=4, num_labels=3, initializer_range=0.3)
+tiny = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=16,
+            patch_size=4, num_labels=3, initializer_range=0.3, drop_path_rate=0.5)
 x = np.random.default_rng(0).standard_normal((16, 3, 16, 16))
 labels = np.arange(16, dtype=np.int32) % 3
 
-for scan in (False, True):
-    model = FlaxViTForImageClassification(config, scan_layers=scan, dtype=jnp.float64)
+def compare(cls, path, width, scan, **own):
+    model = getattr(vit_flax, cls)(config_for(cls, **tiny, **own), scan_layers=scan, dtype=jnp.float64)
     def loss(params, x, labels):
-        output = model.module.apply({"params": params}, x, labels=labels)
+        rngs = {"dropout": jax.random.key(0)}
+        output = model.module.apply({"params": params}, x, labels=labels, train=True, rngs=rngs)
         return output.loss, output
     step = jax.value_and_grad(loss, has_aux=True)
     (value, output), gradients = jax.jit(step)(model.params, x, labels)
@@ -220,15 +228,20 @@ for scan in (False, True):
     params = jax.device_put(model.params, jax.tree.map(partial(NamedSharding, mesh), specs))
     put = jax.device_put((x, labels), NamedSharding(mesh, P("data")))
     assert_close(jax.jit(step)(params, *put), ((value, output), gradients), 1e-10)
-    layers = params["vit"]["encoder"]["layer"]
-    kernel = (layers if scan else layers["0"])["intermediate"]["dense"]["kernel"]
-    assert kernel.addressable_shards[0].data.shape[-1] == 24 // 4
+    layers = params[model.base_model_prefix]["encoder"]["layer"]
+    block, module = path.split(".")
+    kernel = (layers if scan else layers["0"])[block][module]["kernel"]
+    assert kernel.addressable_shards[0].data.shape[-1] == width // 4
 
-parallel = jax.pmap(step, in_axes=(None, 0, 0))
-(values, outputs), pieces = parallel(model.params, x.reshape(8, 2, 3, 16, 16), labels.reshape(8, 2))
-assert type(outputs) is type(output)
-assert_close(outputs.logits.reshape(16, 3), output.logits, 1e-10)
-assert_close((values.mean(), jax.tree.map(lambda g: g.mean(0), pieces)), (value, gradients), 1e-10)
+    batches = x.reshape(8, 2, 3, 16, 16), labels.reshape(8, 2)
+    found = jax.pmap(step, in_axes=(None, 0, 0))(model.params, *batches)
+    alone = [jax.jit(step)(model.params, *batch) for batch in zip(*batches)]
+    assert_close(found, jax.tree.map(lambda *each: jnp.stack(each), *alone), 1e-10)
+    assert type(found[0][1]) is type(output)
+
+for scan in (False, True):
+    compare("ViTForImageClassification", "intermediate.dense", 24, scan)
+    compare("Dinov2WithRegistersForImageClassification", "mlp.weights_in", 2 * 16, scan, use_swiglu_ffn=True)
 """
     )
 
@@ -454,6 +467,105 @@ def test_training_without_dropout_needs_no_key() -> None:
     np.testing.assert_array_equal(build()(pixels(), train=True).logits, build()(pixels()).logits)
 
 
+# ---- drop path ---------------------------------------------------------------------------------------------------
+
+
+def of_attention_alone(cls: str, **options: Any) -> Any:
+    """A model of 3 layers whose MLPs are scaled by zero, so that a layer is its attention's branch."""
+    rates = {"drop_path_rate": 0.5, "num_hidden_layers": 3, "layer_scale": 0.5}
+    model = build(cls, options, **rates)
+    names = {n for n, spec in model.specs().items() if spec.row.name == MLP_SCALE}
+    flat = {name: array * (name not in names) for name, array in model._flat(model.params).items()}
+    model.params = model._tree(flat, jnp.stack)
+    return model
+
+
+@pytest.mark.parametrize("cls", ["ViTModel", "Dinov2Model"])
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True}, {"remat": True}], ids=str)
+def test_drop_path_has_the_rate_of_each_layer(cls: str, options: dict[str, Any]) -> None:
+    """A branch is left out, or divided by the probability to stay; scanned over, or computed again, as well."""
+    model, x = of_attention_alone(cls, **options), pixels(256)
+    with pytest.raises(ValueError, match=r"dropout_rng=jax\.random\.key"):
+        model(x, train=True)
+    states = model(x, train=True, dropout_rng=jax.random.key(0), output_hidden_states=True).hidden_states
+    plain = of_attention_alone(cls)
+    layers = plain.module.bind({"params": plain.params}).encoder.layer.layers
+    for layer, rate, before, after in zip(layers, model.config.drop_path_rates, states, states[1:], strict=False):
+        left_out = (after == before).all((1, 2))
+        expected = jnp.where(left_out[:, None, None], before, before + (layer(before) - before) / (1 - rate))
+        assert_same(after, expected)
+        assert abs(left_out.mean() - rate) <= 4 * np.sqrt(rate * (1 - rate) / 256)  # of a binomial distribution
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_drop_path_is_the_same_in_the_backward_pass(scan_layers: bool) -> None:
+    """The gradient of a branch that is left out is zero for that picture, also where layers are computed again."""
+    found = []
+    for remat in (False, True):
+        model = build("Dinov2Model", {"scan_layers": scan_layers, "remat": remat}, drop_path_rate=0.5)
+        loss = loss_of(model, "Dinov2Model", train=True, rngs={"dropout": jax.random.key(3)})
+        found.append(jax.jit(jax.value_and_grad(loss))(model.params))
+    assert_same(*found)
+
+
+def test_without_drop_path_nothing_is_drawn() -> None:
+    model, call = build("Dinov2Model"), {"train": True, "rngs": {"dropout": jax.random.key(0)}}
+    program = str(jax.make_jaxpr(partial(model.module.apply, **call))({"params": model.params}, pixels()))
+    assert "random_bits" not in program
+    quiet = build("Dinov2Model", drop_path_rate=0.5)
+    assert "random_bits" not in str(jax.make_jaxpr(quiet.module.apply)({"params": model.params}, pixels()))
+    drawn = build("Dinov2Model", drop_path_rate=0.5).module
+    assert "random_bits" in str(jax.make_jaxpr(partial(drawn.apply, **call))({"params": model.params}, pixels()))
+
+
+# ---- features ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_features_are_compiled_once_for_each_kind(scan_layers: bool) -> None:
+    """And run the layers alone that they need; in jit, and of other parameters, they are the same."""
+    traces = []
+
+    def act(x: Any) -> Any:
+        traces.append(x.shape)
+        return jax.nn.gelu(x, approximate=False)
+
+    model = build(options={"scan_layers": scan_layers}, hidden_act=act, num_hidden_layers=3)
+
+    def traced(*args: Any, **kwargs: Any) -> int:
+        traces.clear()
+        model.features(*args, **kwargs)
+        return len(traces)
+
+    assert traced(pixels(), layers=[0, 2]) == (1 if scan_layers else 2)
+    assert traced(pixels(), layers=(0, 2)) == traced(pixels() + 1, (-4, -2), "cls", params=model.params) == 0
+    assert (traced(pixels(), layers=2) > 0, traced(pixels(), layers=2)) == (True, 0)
+    assert traced(pixels(), layers=(0, 2), normalize=False) > 0
+
+    options = {"layers": (0, 2), "pool": "patches", "reshape": True}
+    halved = jax.tree.map(lambda leaf: leaf / 2, model.params)
+    inside = jax.jit(lambda params, x: model.features(x, params=params, **options))(halved, pixels())
+    assert_same(inside, model.features(pixels(), params=halved, **options))
+    assert_same(inside, model.module.apply({"params": halved}, pixels(), method="features", **options))
+    program = str(jax.make_jaxpr(partial(model.features, **options))(pixels()))
+    assert ("length=2" in program, "length=3" in program) == (scan_layers, False)
+
+
+def test_the_cls_token_of_one_layer_is_computed_alone() -> None:
+    model = build(num_hidden_layers=3)
+    programs = {layers: str(jax.make_jaxpr(partial(model.features, layers=layers))(pixels())) for layers in (2, (1, 2))}
+    assert ["2,1,24" in program for program in programs.values()] == [True, False]  # the MLP of one token
+    assert_same(model.features(pixels(), layers=2), model.features(pixels(), layers=(1, 2))[1])
+
+
+def test_maps_have_the_layout_of_the_model() -> None:
+    first, last = (build("Dinov2Backbone", {"data_format": f"channels_{which}"}) for which in ("first", "last"))
+    x = pixels(size=(8, 24))
+    expected, actual = first(x), last(x.transpose(0, 2, 3, 1))
+    assert [m.shape for m in actual.feature_maps] == [(2, 2, 6, 16)]
+    assert_same(actual.feature_maps[0].transpose(0, 3, 1, 2), expected.feature_maps[0])
+
+
 # ---- what XLA makes of layers --------------------------------------------------------------------------------------
 
 
@@ -541,7 +653,7 @@ def test_scan_equals_the_unrolled_model(cls: str, name: str) -> None:
 def test_scan_has_the_gradients_of_the_unrolled_model(cls: str) -> None:
     unrolled, scanned = (build(cls, {"scan_layers": scan}, num_hidden_layers=3) for scan in (False, True))
     expected, stacked = (jax.jit(jax.grad(loss_of(m, cls)))(m.params) for m in (unrolled, scanned))
-    trunk = expected.get(config_of(cls).model_type, expected)
+    trunk = expected.get(family_of(config_of(cls)).trunk, expected)
     layers = trunk["encoder"]["layer"]
     trunk["encoder"]["layer"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[str(i)] for i in range(3)))
     assert_same(stacked, expected)
@@ -645,13 +757,24 @@ VARIANTS = {
 def test_table_gives_the_tree_that_linen_initialises(cls: str, name: str) -> None:
     changes = dict(VARIANTS[name])
     options = {k: changes.pop(k) for k in ("scan_layers", "dtype") if k in changes}
-    model, params = getattr(vit_flax, cls)(config_of(cls).copy(**changes), **options, _do_init=False)
+    model, params = getattr(vit_flax, cls)(config_of(cls, **changes), **options, _do_init=False)
     height, width = changes.get("image_size", (16, 16))
     x = jax.ShapeDtypeStruct((1, 3, height, width), jnp.float32)
     drawn = jax.eval_shape(model.module.init, jax.random.key(0), x)["params"]
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), drawn) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), params
     )
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_linen_initialises_what_is_not_asked_for(scan_layers: bool) -> None:
+    """Layers after the last stage, and the norm of maps that are not normalised."""
+    changes = {"out_indices": [1], "apply_layernorm": False}
+    backbone, model = (build(cls, {"scan_layers": scan_layers}, **changes) for cls in ("Dinov2Backbone", "Dinov2Model"))
+    drawn = jax.eval_shape(backbone.module.init, jax.random.key(0), pixels())["params"]
+    assert paths(drawn) == paths(backbone.params)
+    drawn = jax.eval_shape(partial(model.module.init, method="features", layers=0), jax.random.key(0), pixels())
+    assert paths(drawn["params"]) == paths(model.params)
 
 
 @pytest.mark.parametrize("cls", FAMILY)
@@ -677,7 +800,7 @@ def test_parameters_have_the_tree_of_the_flax_models_of_transformers(folder: Pat
 
     theirs = msgpack.unpackb((folder / "flax_model.msgpack").read_bytes(), ext_hook=decode)
     source = folder.parent / "pt_safetensors"
-    cls = getattr(vit_flax, f"Flax{ViTConfig.from_pretrained(source).architectures[0]}")
+    cls = getattr(vit_flax, f"Flax{AutoConfig.from_pretrained(source).architectures[0]}")
     options = {} if cls is not vit_flax.FlaxViTModel else {"add_pooling_layer": "pooler" in theirs}
     ours = cls.from_pretrained(source, output_loading_info=True, **options)[0].params
     assert paths(ours) == paths(theirs)
@@ -881,6 +1004,12 @@ def test_partition_specs(cls: str, scan_layers: bool) -> None:
         "intermediate/dense/kernel": (None, "tensor"),
         "intermediate/dense/bias": ("tensor",),
         "output/dense/kernel": ("tensor", None),
+        "mlp/fc1/kernel": (None, "tensor"),
+        "mlp/fc1/bias": ("tensor",),
+        "mlp/fc2/kernel": ("tensor", None),
+        "mlp/weights_in/kernel": (None, "tensor"),
+        "mlp/weights_in/bias": ("tensor",),
+        "mlp/weights_out/kernel": ("tensor", None),
     }
     found = 0
     for path, spec in jax.tree_util.tree_leaves_with_path(specs):

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from vit_core.config import ViTConfig
-from vit_core.family import FAMILIES
+from vit_core.family import FAMILIES, VIT
 
 ROOT = Path(__file__).parent.parent
 PREFIXES = {"torch": "", "tf": "TF", "flax": "Flax"}
 OTHERS = ("tf", "flax")
-SHARED = ("embeddings.py", "encoder.py", "modeling.py")  # of all members
-MEMBERS = tuple(f"{name}.py" for name in FAMILIES if name != "vit")  # the file of each has its name
+SHARED = ("embeddings.py", "encoder.py", "modeling.py", "backbone.py")  # of all members
+# The file of a member has the name of that in vit_core/family.
+MEMBERS = tuple(dict.fromkeys(f"{f.config.__module__.split('.')[-1]}.py" for f in FAMILIES.values() if f is not VIT))
 FIELDS = ViTConfig.fields()
 CALLS = {"torch": "forward", "tf": "call", "flax": "__call__"}
 
@@ -39,9 +40,12 @@ OWN_CLASSES = {
     "flax": {"ViTPatchProjection": "a convolution by a product of matrices",
              "ViTLayers": "layers by their numbers", "ViTDecoder": "a sequence, which in torch is an nn.Sequential"},
 }  # fmt: skip
-OWN_ARGUMENTS = {"tf": {"training"}, "flax": {"train"}}  # dropout, which torch switches by model.train()
+# Dropout, which torch switches by model.train(), and the rate of drop path, which is scanned over with the layers.
+OWN_ARGUMENTS = {"tf": {"training"}, "flax": {"train", "drop_path"}}
+BUILT_IN = ("setup", "add_pooling_layer", "use_mask_token")  # what a Linen module has in the place of __init__
 TORCH_FIELDS = {"num_patches"}  # a shape, which the others take from the table
-OWN_FIELDS = {"tf": {"image_size"}, "flax": set()}  # shapes of inputs, which Keras asks for
+# Shapes of inputs, which Keras asks for; the number of layers, whose rates of drop path torch's are made of.
+OWN_FIELDS = {"tf": {"image_size"}, "flax": {"num_hidden_layers"}}
 
 
 def tree(backend: str, file: str) -> ast.Module:
@@ -79,8 +83,8 @@ def hooks(node: ast.ClassDef) -> list[str]:
     for item in node.body:
         if isinstance(item, ast.Assign | ast.AnnAssign):
             found.append(ast.unparse(item.targets[0] if isinstance(item, ast.Assign) else item.target))
-    called = {"forward": "call", "__call__": "call"}
-    return sorted(called.get(name, name) for name in found)
+    called = {"forward": "call", "__call__": "call", **dict.fromkeys(BUILT_IN, "__init__")}
+    return sorted({called.get(name, name) for name in found})
 
 
 def arguments(backend: str, node: ast.ClassDef) -> list[tuple[str, str]]:
@@ -157,7 +161,7 @@ def test_the_same_fields_of_the_configuration(backend: str) -> None:
 
 
 def test_every_field_is_read_by_someone() -> None:
-    """Those that are not are read through another: sizes as pairs, the pooler's as pooler_size."""
-    through = {"image_size": "grid", "pooler_output_size": "pooler_size"}
+    """Those that are not are read through another: sizes as pairs, the pooler's as pooler_size, layers as rates."""
+    through = {"image_size": "grid", "pooler_output_size": "pooler_size", "num_hidden_layers": "drop_path_rates"}
     read = fields("torch")
     assert {through.get(name, name) for name in FIELDS} <= read

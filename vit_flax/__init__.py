@@ -5,9 +5,11 @@ from functools import partial
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig
+from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMSNConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BitImageProcessor,
+    BitImageProcessorFast,
     DeiTFeatureExtractor,
     DeiTImageProcessor,
     DeiTImageProcessorFast,
@@ -15,6 +17,7 @@ from vit_core.pictures.processing import (
     ViTImageProcessor,
     ViTImageProcessorFast,
 )
+from vit_flax.backbone import FlaxViTBackbone, FlaxViTBackboneModule
 from vit_flax.base import FlaxViTPreTrainedModel
 from vit_flax.deit import (
     FlaxDeiTForImageClassification,
@@ -27,6 +30,29 @@ from vit_flax.deit import (
     FlaxDeiTModule,
     FlaxDeiTPreTrainedModel,
 )
+from vit_flax.dinov2 import (
+    FlaxDinov2Backbone,
+    FlaxDinov2BackboneModule,
+    FlaxDinov2ForImageClassification,
+    FlaxDinov2ForImageClassificationModule,
+    FlaxDinov2Model,
+    FlaxDinov2Module,
+    FlaxDinov2PreTrainedModel,
+    FlaxDinov2WithRegistersBackbone,
+    FlaxDinov2WithRegistersBackboneModule,
+    FlaxDinov2WithRegistersForImageClassification,
+    FlaxDinov2WithRegistersForImageClassificationModule,
+    FlaxDinov2WithRegistersModel,
+    FlaxDinov2WithRegistersModule,
+    FlaxDinov2WithRegistersPreTrainedModel,
+)
+from vit_flax.ijepa import (
+    FlaxIJepaForImageClassification,
+    FlaxIJepaForImageClassificationModule,
+    FlaxIJepaModel,
+    FlaxIJepaModule,
+    FlaxIJepaPreTrainedModel,
+)
 from vit_flax.modeling import (
     FlaxViTForImageClassification,
     FlaxViTForImageClassificationModule,
@@ -35,7 +61,15 @@ from vit_flax.modeling import (
     FlaxViTModel,
     FlaxViTModule,
 )
+from vit_flax.msn import (
+    FlaxViTMSNForImageClassification,
+    FlaxViTMSNForImageClassificationModule,
+    FlaxViTMSNModel,
+    FlaxViTMSNModule,
+    FlaxViTMSNPreTrainedModel,
+)
 from vit_flax.outputs import (
+    BackboneOutput,
     BaseModelOutput,
     BaseModelOutputWithPooling,
     DeiTForImageClassificationWithTeacherOutput,
@@ -47,27 +81,47 @@ pipeline = partial(_pipeline, backend="flax")
 ViTModel = FlaxViTModel
 ViTForImageClassification = FlaxViTForImageClassification
 ViTForMaskedImageModeling = FlaxViTForMaskedImageModeling
+ViTBackbone = FlaxViTBackbone
 ViTPreTrainedModel = FlaxViTPreTrainedModel
 DeiTModel = FlaxDeiTModel
 DeiTForImageClassification = FlaxDeiTForImageClassification
 DeiTForImageClassificationWithTeacher = FlaxDeiTForImageClassificationWithTeacher
 DeiTForMaskedImageModeling = FlaxDeiTForMaskedImageModeling
 DeiTPreTrainedModel = FlaxDeiTPreTrainedModel
+Dinov2Model = FlaxDinov2Model
+Dinov2ForImageClassification = FlaxDinov2ForImageClassification
+Dinov2Backbone = FlaxDinov2Backbone
+Dinov2PreTrainedModel = FlaxDinov2PreTrainedModel
+Dinov2WithRegistersModel = FlaxDinov2WithRegistersModel
+Dinov2WithRegistersForImageClassification = FlaxDinov2WithRegistersForImageClassification
+Dinov2WithRegistersBackbone = FlaxDinov2WithRegistersBackbone
+Dinov2WithRegistersPreTrainedModel = FlaxDinov2WithRegistersPreTrainedModel
+IJepaModel = FlaxIJepaModel
+IJepaForImageClassification = FlaxIJepaForImageClassification
+IJepaPreTrainedModel = FlaxIJepaPreTrainedModel
+ViTMSNModel = FlaxViTMSNModel
+ViTMSNForImageClassification = FlaxViTMSNForImageClassification
+ViTMSNPreTrainedModel = FlaxViTMSNPreTrainedModel
 
 AutoFeatureExtractor = AutoImageProcessor
+AutoBackbone = FlaxAutoBackbone = auto("flax", "Backbone", "Flax")
 AutoModel = FlaxAutoModel = auto("flax", "Model", "Flax")
 AutoModelForImageClassification = FlaxAutoModelForImageClassification = auto("flax", "ForImageClassification", "Flax")
 AutoModelForMaskedImageModeling = FlaxAutoModelForMaskedImageModeling = auto("flax", "ForMaskedImageModeling", "Flax")
 
 __all__ = [
+    "AutoBackbone",
     "AutoConfig",
     "AutoFeatureExtractor",
     "AutoImageProcessor",
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BitImageProcessor",
+    "BitImageProcessorFast",
     "DeiTConfig",
     "DeiTFeatureExtractor",
     "DeiTForImageClassification",
@@ -78,6 +132,17 @@ __all__ = [
     "DeiTImageProcessorFast",
     "DeiTModel",
     "DeiTPreTrainedModel",
+    "Dinov2Backbone",
+    "Dinov2Config",
+    "Dinov2ForImageClassification",
+    "Dinov2Model",
+    "Dinov2PreTrainedModel",
+    "Dinov2WithRegistersBackbone",
+    "Dinov2WithRegistersConfig",
+    "Dinov2WithRegistersForImageClassification",
+    "Dinov2WithRegistersModel",
+    "Dinov2WithRegistersPreTrainedModel",
+    "FlaxAutoBackbone",
     "FlaxAutoModel",
     "FlaxAutoModelForImageClassification",
     "FlaxAutoModelForMaskedImageModeling",
@@ -90,21 +155,56 @@ __all__ = [
     "FlaxDeiTModel",
     "FlaxDeiTModule",
     "FlaxDeiTPreTrainedModel",
+    "FlaxDinov2Backbone",
+    "FlaxDinov2BackboneModule",
+    "FlaxDinov2ForImageClassification",
+    "FlaxDinov2ForImageClassificationModule",
+    "FlaxDinov2Model",
+    "FlaxDinov2Module",
+    "FlaxDinov2PreTrainedModel",
+    "FlaxDinov2WithRegistersBackbone",
+    "FlaxDinov2WithRegistersBackboneModule",
+    "FlaxDinov2WithRegistersForImageClassification",
+    "FlaxDinov2WithRegistersForImageClassificationModule",
+    "FlaxDinov2WithRegistersModel",
+    "FlaxDinov2WithRegistersModule",
+    "FlaxDinov2WithRegistersPreTrainedModel",
+    "FlaxIJepaForImageClassification",
+    "FlaxIJepaForImageClassificationModule",
+    "FlaxIJepaModel",
+    "FlaxIJepaModule",
+    "FlaxIJepaPreTrainedModel",
+    "FlaxViTBackbone",
+    "FlaxViTBackboneModule",
     "FlaxViTForImageClassification",
     "FlaxViTForImageClassificationModule",
     "FlaxViTForMaskedImageModeling",
     "FlaxViTForMaskedImageModelingModule",
+    "FlaxViTMSNForImageClassification",
+    "FlaxViTMSNForImageClassificationModule",
+    "FlaxViTMSNModel",
+    "FlaxViTMSNModule",
+    "FlaxViTMSNPreTrainedModel",
     "FlaxViTModel",
     "FlaxViTModule",
     "FlaxViTPreTrainedModel",
+    "IJepaConfig",
+    "IJepaForImageClassification",
+    "IJepaModel",
+    "IJepaPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
+    "ViTBackbone",
     "ViTConfig",
     "ViTFeatureExtractor",
     "ViTForImageClassification",
     "ViTForMaskedImageModeling",
     "ViTImageProcessor",
     "ViTImageProcessorFast",
+    "ViTMSNConfig",
+    "ViTMSNForImageClassification",
+    "ViTMSNModel",
+    "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
     "pipeline",

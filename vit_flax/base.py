@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from numbers import Integral
@@ -27,7 +27,10 @@ from vit_core.pretrained import PretrainedModel
 from vit_flax.attention import choose
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
-STATIC = ("train", "interpolate_pos_encoding", "output_attentions", "output_hidden_states", "tokens")
+STATIC = (
+    "train", "interpolate_pos_encoding", "output_attentions", "output_hidden_states", "return_dict", "tokens", "method",
+    "layers", "pool", "reshape", "normalize",
+)  # fmt: skip
 Params = dict[str, Any]
 
 
@@ -118,24 +121,61 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         config = self.config
         options = calls.resolve_options(config, output_attentions, output_hidden_states, return_dict)
         shapes(pixel_values, *map(inputs.get, calls.TENSORS[1:]))  # before jit, whose errors show the whole module
-        if train and dropout_rng is None and (config.hidden_dropout_prob or config.attention_probs_dropout_prob):
+        drawn = (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.drop_path_rate)
+        if train and dropout_rng is None and any(drawn):
             raise ValueError("train=True draws dropout: pass a key for it, such as dropout_rng=jax.random.key(0).")
         labels = inputs.get("labels")
         if labels is not None and not isinstance(labels, jax.core.Tracer):  # values are visible
             calls.check_label_values(np.asarray(labels), config)
         tokens = {"tokens": inputs.pop("tokens")} if "tokens" in inputs else {}  # no array: a program for each number
-        apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted
-        output = apply(
-            self.params if params is None else params,
+        output = self._run(
+            params,
             {"pixel_values": pixel_values, **inputs},
             dropout_rng,
             **tokens,
             train=train,
-            interpolate_pos_encoding=bool(interpolate_pos_encoding),
+            interpolate_pos_encoding=calls.interpolates(config, interpolate_pos_encoding),
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
+            return_dict=True,
         )
         return output if options.return_dict else output.to_tuple()
+
+    def features(
+        self,
+        pixel_values: Any,
+        layers: int | Sequence[int] = -1,
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+        params: Params | None = None,
+    ) -> Any:
+        """Features of pixels (B, C, H, W) after one layer, an array, or after several, a tuple of them.
+
+        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
+        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
+        all "patches" (B, N, D), as maps with `reshape`, (B, D, h, w) or, where the model was built with channels_last,
+        (B, h, w, D). `normalize` applies the final LayerNorm to each. Layers that are not asked for are not computed.
+        Compiled once for each kind of call. Raises ValueError for what does not fit.
+        """
+        shapes(pixel_values)
+        found = self._run(
+            params,
+            {"pixel_values": pixel_values},
+            None,
+            method="features",
+            layers=calls.depths(self.config, layers),
+            pool=calls.pooling(self.config, pool, reshape),
+            reshape=bool(reshape),
+            normalize=bool(normalize),
+            interpolate_pos_encoding=calls.interpolates(self.config, interpolate_pos_encoding),
+        )
+        return found[0] if isinstance(layers, int) else found
+
+    def _run(self, params: Params | None, inputs: dict[str, Any], dropout_rng: Any, **options: Any) -> Any:
+        apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted
+        return apply(self.params if params is None else params, inputs, dropout_rng, **options)
 
     # ---- parameters ------------------------------------------------------------------------------------------
 
@@ -315,7 +355,7 @@ def intercepted() -> bool:
 
 def _apply(module: nn.Module, params: Params, inputs: dict[str, Any], dropout_rng: Any, **options: Any) -> Any:
     rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
-    return module.apply({"params": params}, **inputs, **options, return_dict=True, rngs=rngs)
+    return module.apply({"params": params}, **inputs, **options, rngs=rngs)
 
 
 def _native_shape(spec: Spec) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from jax import Array
 
 from vit_core import calls
 from vit_core.config import pair
+from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token
 from vit_core.position import resize_matrix
 from vit_flax.module import ViTModule, normal
 
@@ -54,7 +55,8 @@ class ViTPatchEmbeddings(ViTModule):
 class ViTEmbeddings(ViTModule):
     """The configuration's tokens, the CLS token first, and patches, plus position embeddings (equation 1).
 
-    Masked patches give way to the mask token.
+    Masked patches give way to the mask token. Registers, which have no positions, come in between (Darcet et al. 2023,
+    "Vision Transformers Need Registers", section 2.2).
     """
 
     use_mask_token: bool = False
@@ -62,8 +64,10 @@ class ViTEmbeddings(ViTModule):
     def setup(self) -> None:
         for name in self.config.tokens:
             setattr(self, name, self.weight(f"embeddings.{name}"))
-        self.mask_token = self.weight("embeddings.mask_token") if self.use_mask_token else None
-        self.position_embeddings = self.weight("embeddings.position_embeddings")
+        self.mask_token = self.weight(MASK_TOKEN) if has_mask_token(self.config, self.use_mask_token) else None
+        registers = self.config.num_register_tokens
+        self.register_tokens = self.weight("embeddings.register_tokens") if registers else None
+        self.position_embeddings = self.weight(POSITIONS)
         self.patch_embeddings = ViTPatchEmbeddings(**self.common)
         self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
 
@@ -79,18 +83,26 @@ class ViTEmbeddings(ViTModule):
         if bool_masked_pos is not None:
             assert self.mask_token is not None
             x = jnp.where(bool_masked_pos[..., None] != 0, self.mask_token.astype(x.dtype), x)
-        shape = (x.shape[0], 1, x.shape[2])
-        tokens = [jnp.broadcast_to(getattr(self, name), shape).astype(x.dtype) for name in self.config.tokens]
+        tokens = [expanded(getattr(self, name), x) for name in self.config.tokens]
         x = jnp.concatenate([*tokens, x], axis=1)  # (B, S, D)
         positions = self.resized_positions(size) if interpolate_pos_encoding else self.position_embeddings
-        return self.dropout(x + positions.astype(x.dtype), deterministic=not train)
+        x = x + positions.astype(x.dtype)
+        if self.register_tokens is not None:
+            first = self.config.position_prefix
+            x = jnp.concatenate([x[:, :first], expanded(self.register_tokens, x), x[:, first:]], axis=1)
+        return self.dropout(x, deterministic=not train)
 
     def resized_positions(self, size: Sequence[int]) -> Array:
         """The position embeddings for an image of `size`, height x width; rows before the patches' are untouched."""
-        table, source, first = self.position_embeddings, self.config.grid, self.config.num_prefix_tokens
-        target = calls.grid(size, self.config)
+        table, source, first = self.position_embeddings, self.config.grid, self.config.position_prefix
+        target, kernel = calls.grid(size, self.config), self.config.position_kernel
         wide = jnp.promote_types(table.dtype, jnp.float32)
-        rows, columns = (jnp.asarray(resize_matrix(s, t), wide) for s, t in zip(source, target, strict=True))
+        rows, columns = (jnp.asarray(resize_matrix(s, t, kernel), wide) for s, t in zip(source, target, strict=True))
         grid = (rows @ table[0, first:].astype(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
         patches = (columns @ grid).reshape(1, -1, table.shape[2]).astype(table.dtype)
         return jnp.concatenate([table[:, :first], patches], axis=1)
+
+
+def expanded(tokens: Array, x: Array) -> Array:
+    """Tokens (1, n, D) for each of the pictures of `x`, (B, S, D), in its dtype."""
+    return jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape[1:])).astype(x.dtype)

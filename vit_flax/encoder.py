@@ -6,19 +6,23 @@ those of `modeling_vit` of transformers 4.57.6.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from vit_core import calls
-from vit_core.family import LAYER
+from vit_core.family import ATTENTION_SCALE, MLP_SCALE
 from vit_flax.activations import activation
 from vit_flax.attention import choose
 from vit_flax.module import ViTModule
 from vit_flax.outputs import BaseModelOutput
+
+OfLayers = tuple[Array | None, Array | None]  # head masks (L, h) and rates of drop path (L,), or a layer's own
 
 
 class ViTSelfAttention(ViTModule):
@@ -53,7 +57,7 @@ class ViTSelfOutput(ViTModule):
     def setup(self) -> None:
         self.dense = self.linear(self.config.hidden_size)
         self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
-        self.scale = layer_scale(self, "attention.output.scale")
+        self.scale = layer_scale(self, ATTENTION_SCALE)
 
     def __call__(self, hidden_states: Array, train: bool = False) -> Array:
         return scaled(self.dropout(self.dense(hidden_states), deterministic=not train), self.scale)
@@ -88,25 +92,43 @@ class ViTIntermediate(ViTModule):
         return activation(self.config.hidden_act)(self.dense(hidden_states))
 
 
+class ViTDropPath(ViTModule):
+    """Leaves a branch out for a picture, with probability `rate` (Huang et al. 2016, section 3).
+
+    What stays is divided by the probability to stay. A rate of None leaves out nothing.
+    """
+
+    def __call__(self, x: Array, rate: Array | None) -> Array:
+        if rate is None:
+            return x
+        stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (x.shape[0], 1, 1))
+        return x * (stays / (1 - rate)).astype(x.dtype)
+
+
 class ViTOutput(ViTModule):
     """The second linear layer of the MLP, its scale, and the residual."""
 
     def setup(self) -> None:
         self.dense = self.linear(self.config.hidden_size)
         self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
-        self.scale = layer_scale(self, "output.scale")
+        self.scale = layer_scale(self, MLP_SCALE)
+        self.drop_path = ViTDropPath(**self.common)
 
-    def __call__(self, hidden_states: Array, input_tensor: Array, train: bool = False) -> Array:
-        return input_tensor + scaled(self.dropout(self.dense(hidden_states), deterministic=not train), self.scale)
+    def __call__(
+        self, hidden_states: Array, input_tensor: Array, train: bool = False, drop_path: Array | None = None
+    ) -> Array:
+        x = scaled(self.dropout(self.dense(hidden_states), deterministic=not train), self.scale)
+        return input_tensor + self.drop_path(x, drop_path)
 
 
 class ViTLayer(ViTModule):
-    """One pre-norm block: attention, then the MLP (equations 2 and 3)."""
+    """One pre-norm block: attention, then the MLP (equations 2 and 3); `drop_path` is the rate of its branches."""
 
     def setup(self) -> None:
         self.attention = ViTAttention(**self.common)
         self.intermediate = ViTIntermediate(**self.common)
         self.output = ViTOutput(**self.common)
+        self.drop_path = ViTDropPath(**self.common)
         self.layernorm_before = self.layer_norm()
         self.layernorm_after = self.layer_norm()
 
@@ -117,37 +139,43 @@ class ViTLayer(ViTModule):
         bias: Array | None = None,
         options: calls.Options = calls.DEFAULT,
         train: bool = False,
+        drop_path: Array | None = None,
     ) -> Any:
         x = self.layernorm_before(hidden_states)
         attended, probs = options.parted(self.attention(x, head_mask, bias, options, train))
-        x = options.wanted(hidden_states) + attended
-        return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x, train), probs)
+        x = options.wanted(hidden_states) + self.drop_path(attended, drop_path)
+        return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x, train, drop_path), probs)
 
 
 class ViTLayers(ViTModule):
     """L layers in a row, named by their numbers."""
 
-    block: type[ViTLayer] = ViTLayer
+    block: type[nn.Module] = ViTLayer
 
     def setup(self) -> None:
         self.layers = [self.block(**self.common, name=str(i)) for i in range(self.config.num_hidden_layers)]
 
     def __call__(
-        self, x: Array, head_mask: Array | None, bias: Array | None, options: calls.Options, train: bool
+        self, x: Array, of_layers: OfLayers, bias: Array | None, options: calls.Options, train: bool
     ) -> tuple[Array, tuple[Any, Any]]:
-        found = []
-        for i, layer in enumerate(self.layers):
-            mask = None if head_mask is None else head_mask[i]
-            x, probs = options.parted(layer(x, mask, bias, options.of_layer(i, len(self.layers)), train))
-            found.append((x, probs))
-        return x, tuple(zip(*found, strict=True))  # type: ignore[return-value]
+        states, attentions = [], []
+        for i, layer in enumerate(self.layers[: options.depth]):
+            mask, rate = (each if each is None else each[i] for each in of_layers)
+            x, probs = options.parted(layer(x, mask, bias, options.of_layer(i, len(self.layers)), train, rate))
+            states.append(x)
+            attentions.append(probs)
+        return x, (states, attentions)
 
 
 class ViTEncoder(ViTModule):
     """L layers, rematerialised or scanned over where the module says so."""
 
+    layer_class: type[nn.Module] = ViTLayer
+
     def setup(self) -> None:
-        block = nn.remat(ViTLayer, prevent_cse=not self.scan_layers, static_argnums=(4, 5)) if self.remat else ViTLayer
+        block = self.layer_class
+        if self.remat:
+            block = nn.remat(block, prevent_cse=not self.scan_layers, static_argnums=(4, 5))
         self.layer = block(**self.common) if self.scan_layers else ViTLayers(**self.common, block=block)
 
     def __call__(
@@ -160,8 +188,13 @@ class ViTEncoder(ViTModule):
     ) -> BaseModelOutput:
         if head_mask is not None:
             head_mask = jnp.broadcast_to(head_mask, (self.config.num_hidden_layers, self.config.num_attention_heads))
+        if self.is_initializing():  # which makes all layers
+            options = replace(options, depth=None)
+        rates = None
+        if train and any(self.config.drop_path_rates):
+            rates = jnp.asarray(self.config.drop_path_rates, jnp.promote_types(self.dtype, jnp.float32))
         run = self.scanned if self.scan_layers else self.layer
-        x, (states, probs) = run(hidden_states, head_mask, bias, options, train)
+        x, (states, probs) = run(hidden_states, (head_mask, rates), bias, options, train)
         return BaseModelOutput(
             last_hidden_state=x,
             hidden_states=(hidden_states, *states) if options.output_hidden_states else None,
@@ -169,28 +202,33 @@ class ViTEncoder(ViTModule):
         )
 
     def scanned(
-        self, x: Array, head_mask: Array | None, bias: Array | None, options: calls.Options, train: bool
+        self, x: Array, of_layers: OfLayers, bias: Array | None, options: calls.Options, train: bool
     ) -> tuple[Array, tuple[Any, Any]]:
         """As `ViTLayers`, by one layer whose parameters are stacked; none leaves tokens out."""
-        asked = options.of_all_tokens
+        asked, depth = options.of_all_tokens, options.depth
 
-        def step(layer: ViTLayer, x: Array, mask: Array | None) -> tuple[Array, tuple[Array, Array | None]]:
-            x, probs = asked.parted(layer(x, mask, bias, asked, train))
+        def step(layer: Any, x: Array, of_layer: OfLayers) -> tuple[Array, tuple[Array, Array | None]]:
+            mask, rate = of_layer
+            x, probs = asked.parted(layer(x, mask, bias, asked, train, rate))
             return x, (x, probs)
+
+        def first(stacked: Any) -> Any:
+            return jax.tree.map(lambda leaf: leaf[:depth], stacked)
 
         scan: Any = nn.scan(
             step,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            length=self.config.num_hidden_layers,
+            length=self.config.num_hidden_layers if depth is None else depth,
             check_constancy_invariants=False,  # there are none to check: it would trace the layer a second time
         )
-        return scan(self.layer, x, head_mask)
+        scan = scan if depth is None else nn.map_variables(scan, "params", first)
+        return scan(self.layer, x, first(of_layers))
 
 
 def layer_scale(module: ViTModule, name: str) -> Array | None:
     """The scale of a layer's branch (Touvron et al. 2021, "CaiT", section 2), where the configuration has any."""
-    return module.weight(LAYER.format(0) + name) if module.config.layer_scale else None
+    return module.weight(name) if module.config.layer_scale else None
 
 
 def scaled(x: Array, scale: Array | None) -> Array:

@@ -23,7 +23,7 @@ from vit_flax.activations import activation
 from vit_flax.attention import additive_bias
 from vit_flax.base import FlaxViTPreTrainedModel, intercepted, shapes
 from vit_flax.embeddings import ViTEmbeddings
-from vit_flax.encoder import ViTEncoder
+from vit_flax.encoder import ViTEncoder, ViTLayer
 from vit_flax.losses import classification_loss, masked_reconstruction_loss
 from vit_flax.module import ViTModule, normal
 from vit_flax.outputs import (
@@ -47,13 +47,14 @@ class ViTPooler(ViTModule):
 class FlaxViTModule(ViTModule):
     """The bare Vision Transformer as a Linen module; see `FlaxViTModel`."""
 
+    layer_class: ClassVar[type[nn.Module]] = ViTLayer
     add_pooling_layer: bool = True
     use_mask_token: bool = False
 
     def setup(self) -> None:
         self.embeddings = ViTEmbeddings(**self.common, use_mask_token=self.use_mask_token)
-        self.encoder = ViTEncoder(**self.common)
-        self.layernorm = self.layer_norm()
+        self.encoder = ViTEncoder(**self.common, layer_class=self.layer_class)
+        self.layernorm = self.layer_norm() if self.config.final_norm else lambda x: x
         if self.add_pooling_layer:
             self.pooler = ViTPooler(**self.common)
 
@@ -77,26 +78,70 @@ class FlaxViTModule(ViTModule):
         """As `FlaxViTModel`; pure, for `module.apply({"params": params}, ...)`."""
         asked = (output_attentions, output_hidden_states, return_dict, tokens)
         options = calls.resolve_options(self.config, *asked, self.watched())
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
         calls.check_inputs(
             self.config,
             shapes(pixel_values, bool_masked_pos, head_mask, attention_mask),
-            interpolate=bool(interpolate_pos_encoding),
+            interpolate=interpolate,
             has_mask_token=self.embeddings.mask_token is not None,
             channels_axis=self.channels_axis,
         )
         assert pixel_values is not None
 
-        x = self.embeddings(pixel_values, bool_masked_pos, bool(interpolate_pos_encoding), train)
+        x = self.embeddings(pixel_values, bool_masked_pos, interpolate, train)
         bias = additive_bias(attention_mask, x.dtype)
         encoded = self.encoder(x, head_mask, bias, options, train)
         x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
-            pooler_output=self.pooler(x) if self.add_pooling_layer else None,
+            pooler_output=self.pool(x),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
         )
         return output if options.return_dict else output.to_tuple()
+
+    def pool(self, x: Array) -> Array | None:
+        """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
+        return self.pooler(x) if self.add_pooling_layer else None
+
+    def features(
+        self,
+        pixel_values: Array,
+        layers: int | Sequence[int] = -1,
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> Any:
+        """As those of the wrapper classes; pure, for `module.apply({"params": params}, ..., method="features")`."""
+        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        given = shapes(pixel_values, None, None, None)
+        axis = self.channels_axis
+        calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False, channels_axis=axis)
+
+        x = self.embeddings(pixel_values, None, interpolate)
+        states = self.encoder(x, options=calls.features_options(self.config, depths, pool)).hidden_states
+        assert states is not None
+        size = self.size_of(pixel_values) if reshape else None
+        found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
+        return found[0] if isinstance(layers, int) else found
+
+    def pooled(self, x: Array, pool: str, size: Sequence[int] | None = None, normalize: bool = True) -> Array:
+        """What `features` makes of tokens (B, S, D); maps of the patches of an image of `size`, where that is given."""
+        normal = self.layernorm(x) if normalize or self.is_initializing() else x  # to initialise makes all there is
+        x = normal if normalize else x
+        if pool == "tokens":
+            return x
+        if pool == "cls":
+            return x[:, 0]
+        patches = x[:, self.config.num_prefix_tokens :]
+        if pool == "mean":
+            return patches.mean(1)
+        if size is None:
+            return patches
+        maps = patches.reshape(-1, *calls.grid(size, self.config), patches.shape[2])  # (B, H / ph, W / pw, D)
+        return maps if self.channels_axis == 3 else maps.transpose(0, 3, 1, 2)
 
 
 class ViTWithHead(ViTModule):
@@ -105,11 +150,12 @@ class ViTWithHead(ViTModule):
     trunk_class: ClassVar[type[FlaxViTModule]] = FlaxViTModule
     output_class: ClassVar[type[ModelOutput]]
     tokens: ClassVar[int | None] = None  # of the trunk's, the first ones that the head reads; None for all
-    use_mask_token: ClassVar[bool] = False  # whether the head needs that of the trunk
+    trunk_parts: ClassVar[tuple[str, ...]] = ()  # the optional ones of the trunk that the head needs
 
     def setup(self) -> None:
-        trunk = self.trunk_class(**self.common, add_pooling_layer=False, use_mask_token=self.use_mask_token)
-        setattr(self, family_of(self.config).trunk, trunk)
+        family = family_of(self.config)
+        taken: dict[str, Any] = family.arguments(family.bare, self.trunk_parts)
+        setattr(self, family.trunk, self.trunk_class(**self.common, **taken))
         self.build_head()
 
     @property
@@ -130,10 +176,15 @@ class ViTWithHead(ViTModule):
         train: bool,
     ) -> tuple[calls.Options, BaseModelOutputWithPooling]:
         """The options of a call, and the trunk's output of these inputs, in the order of the trunk's own."""
-        asked = (output_attentions, output_hidden_states, return_dict, self.tokens)
+        tokens = self.tokens if self.config.pool == "cls" else None
+        asked = (output_attentions, output_hidden_states, return_dict, tokens)
         options = calls.resolve_options(self.config, *asked, self.base_model.watched())
         asked = (options.output_attentions, options.output_hidden_states, True, options.tokens)
         return options, self.base_model(*inputs, *asked, train)
+
+    def features(self, pixel_values: Array, *args: Any, **kwargs: Any) -> Any:
+        """Those of the trunk; see `FlaxViTModule.features`."""
+        return self.base_model.features(pixel_values, *args, **kwargs)
 
     def answer(self, options: calls.Options, trunk: BaseModelOutputWithPooling, **found: Any) -> Any:
         """The output of what the head has found, as the call asks for it."""
@@ -145,10 +196,11 @@ class FlaxViTForImageClassificationModule(ViTWithHead):
     """The classifier as a Linen module; see `FlaxViTForImageClassification`."""
 
     output_class: ClassVar[type[ModelOutput]] = ImageClassifierOutput
-    tokens = 1
+    tokens: ClassVar[int | None] = 1
 
     def build_head(self) -> None:
         self.classifier = self.build_classifier()
+        self.fc_norm = self.layer_norm() if self.config.fc_norm else lambda x: x
 
     def build_classifier(self) -> Callable[[Array], Array]:
         """A linear layer to the labels; without labels the identity."""
@@ -156,7 +208,9 @@ class FlaxViTForImageClassificationModule(ViTWithHead):
 
     def logits(self, x: Array) -> dict[str, Array]:
         """What the head makes of the trunk's tokens (B, S, D), by its names in the output."""
-        return {"logits": self.classifier(x[:, 0])}
+        mean = self.config.pool == "mean"
+        x = x[:, self.config.num_prefix_tokens :].mean(1) if mean else x[:, 0]
+        return {"logits": self.classifier(self.fc_norm(x))}
 
     def __call__(
         self,
@@ -214,7 +268,7 @@ class FlaxViTForMaskedImageModelingModule(ViTWithHead):
     """Masked image modelling as a Linen module; see `FlaxViTForMaskedImageModeling`."""
 
     output_class = MaskedImageModelingOutput
-    use_mask_token = True
+    trunk_parts = ("mask_token",)
 
     def build_head(self) -> None:
         self.decoder = ViTDecoder(**self.common)
@@ -275,7 +329,8 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
 class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
     """A linear classifier on the CLS token after the final LayerNorm; returns `ImageClassifierOutput`.
 
-    With `num_labels=0` the logits are that token's features.
+    With `config.pool="mean"` it is on the mean of the patches, normalised where `config.fc_norm` says so. With
+    `num_labels=0` the logits are what it would read.
     """
 
     architecture = "ViTForImageClassification"

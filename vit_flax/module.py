@@ -66,8 +66,8 @@ class ViTModule(nn.Module):
         return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype)
 
     def weight(self, name: str) -> Array:
-        """A raw parameter, by its canonical name, of the shape and with the start that the table gives it."""
-        spec = spec_of(self.config, name)
+        """A raw parameter, by its name in the table, of the shape and with the start that it gives there."""
+        spec = spec_of(self.config, name.format(0))
         value = constant(spec, self.config)
         init = normal(self.config.initializer_range) if value is None else nn.initializers.constant(value)
-        return self.param(name.rpartition(".")[2], init, spec.shape, self.param_dtype)
+        return self.param(spec.row.module.rpartition(".")[2], init, spec.shape, self.param_dtype)

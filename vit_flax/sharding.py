@@ -13,8 +13,11 @@ from vit_core.family import LAYER
 from vit_core.params import Spec
 from vit_flax.base import FlaxViTPreTrainedModel, Params
 
-BY_OUTPUTS = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "intermediate.dense")
-BY_INPUTS = ("attention.output.dense", "output.dense")
+BY_OUTPUTS = (
+    "attention.attention.query", "attention.attention.key", "attention.attention.value", "intermediate.dense",
+    "mlp.weights_in",
+)  # fmt: skip
+BY_INPUTS = ("attention.output.dense", "output.dense", "mlp.weights_out")
 
 
 def partition_specs(model: FlaxViTPreTrainedModel, axis: str = "model") -> Params:

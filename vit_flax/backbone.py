@@ -1,0 +1,88 @@
+"""A ViT in JAX as a backbone: maps of its patches after the stages that the configuration names.
+
+The maps are those of transformers' `Dinov2Backbone` (4.57.6), for heads of detection and segmentation.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from jax import Array
+
+from vit_core import calls
+from vit_flax.base import shapes
+from vit_flax.modeling import FlaxViTModel, FlaxViTModule
+from vit_flax.outputs import BackboneOutput
+
+
+class FlaxViTBackboneModule(FlaxViTModule):
+    """The backbone as a Linen module; see `FlaxViTBackbone`."""
+
+    add_pooling_layer: ClassVar[bool] = False  # type: ignore[misc]
+    use_mask_token: ClassVar[bool] = False  # type: ignore[misc]
+
+    def __call__(  # type: ignore[override]
+        self,
+        pixel_values: Array,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        train: bool = False,
+    ) -> Any:
+        """As `FlaxViTBackbone`; pure, for `module.apply({"params": params}, ...)`."""
+        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        given, axis = shapes(pixel_values, None, None, None), self.channels_axis
+        calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False, channels_axis=axis)
+
+        x = self.embeddings(pixel_values, None, interpolate, train)
+        encoded = self.encoder(x, options=calls.backbone_options(self.config, options), train=train)
+        assert encoded.hidden_states is not None
+        pool = "patches" if self.config.reshape_hidden_states else "tokens"
+        maps = tuple(
+            self.pooled(encoded.hidden_states[i], pool, self.size_of(pixel_values), self.config.apply_layernorm)
+            for i in self.config.stages
+        )
+        output = BackboneOutput(
+            feature_maps=maps,
+            hidden_states=encoded.hidden_states if options.output_hidden_states else None,
+            attentions=encoded.attentions,
+        )
+        return output if options.return_dict else output.to_tuple()
+
+
+class FlaxViTBackbone(FlaxViTModel):
+    """The bare model as a backbone; returns `BackboneOutput`.
+
+    `config.out_features`, or `config.out_indices`, says after which stages there are maps: (B, D, h, w), where the
+    model was built with channels_last (B, h, w, D), or with `config.reshape_hidden_states=False` all tokens (B, S, D).
+    """
+
+    architecture = "ViTBackbone"
+    module_class = FlaxViTBackboneModule
+
+    @property
+    def stage_names(self) -> list[str]:
+        """What the embeddings and the layers are called."""
+        return self.config.stage_names
+
+    @property
+    def out_indices(self) -> list[int]:
+        """The numbers of the stages that there are maps of."""
+        return list(self.config.stages)
+
+    @property
+    def out_features(self) -> list[str]:
+        """The names of the stages that there are maps of."""
+        return [self.stage_names[i] for i in self.out_indices]
+
+    @property
+    def num_features(self) -> list[int]:
+        """The width of every stage."""
+        return [self.config.hidden_size] * len(self.stage_names)
+
+    @property
+    def channels(self) -> list[int]:
+        """The width of every map."""
+        return [self.config.hidden_size] * len(self.out_indices)
