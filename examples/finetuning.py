@@ -12,7 +12,7 @@ from pictures import Loader, Pictures, architecture_of, open_model, read_split, 
 from training import Settings
 
 from vit_core.app.auto import architecture_for
-from vit_core.app.pipeline import find_processor
+from vit_core.app.opening import find_processor
 from vit_core.config import ViTConfig, pair
 from vit_core.family import ARCHITECTURES
 from vit_core.pictures.processing import ViTImageProcessor

@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 
 from vit_core.app.auto import architecture_for
 from vit_core.app.cli.common import SUFFIXES
-from vit_core.app.pipeline import find_processor
+from vit_core.app.opening import find_processor
 from vit_core.config import ViTConfig, pair
 from vit_core.pictures.images import as_rgb
 from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor, for_size, load_image

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
-from vit_core.app.attention_maps import cls_to_patches, colours, draw, overlay, printable, rollout, scaled
+from vit_core.app.attention_maps import cls_to_patches, colours, draw, overlay, rollout
+from vit_core.app.canvas import printable, scaled
 
 
 def attentions(seed: int, layers: int, heads: int, tokens: int) -> list[np.ndarray]:

@@ -19,9 +19,12 @@ import pytest
 from command import Command, process
 from PIL import Image
 
+from vit_core.app.base import ImagePipeline
+from vit_core.app.classification import ImageClassificationPipeline
 from vit_core.app.cli import main, results
-from vit_core.app.cli.results import Journal
-from vit_core.app.pipeline import ImageClassificationPipeline, pipeline
+from vit_core.app.cli.classify import columns
+from vit_core.app.cli.results import WRITERS, Journal
+from vit_core.app.pipeline import pipeline
 from vit_core.assets import DIGITS
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
@@ -274,7 +277,7 @@ def test_what_a_stopped_run_left_is_for_the_same_command(vit: Command, tmp_path:
 def test_two_runs_do_not_write_one_file(vit: Command, tmp_path: Path) -> None:
     out = tmp_path / "results.csv"
     arguments = ("classify", DIGITS / "pictures", "--out", out)
-    with Journal(out, {}, 3):
+    with Journal(out, {}, columns(3)):
         code = "import sys; from vit_core.app.cli import main; sys.exit(main(sys.argv[1:]))"
         other = process(sys.executable, "-c", code, *arguments)
     words = f"vit: Another run is writing {out}.part: wait until it has ended, or write elsewhere.\n"
@@ -294,8 +297,8 @@ def test_a_journal_that_was_removed_meanwhile_is_begun_anew(tmp_path: Path, monk
         return locked(file)
 
     monkeypatch.setattr(results, "lock", late)
-    with Journal(out, {"identity": ""}, 1) as journal:
-        journal.add("a.png", [{"label": "a", "score": 1.0}])
+    with Journal(out, {"identity": ""}, columns(1)) as journal:
+        journal.add("a.png", ["a", 1.0])
         assert len(opened) == 2
         assert journal.path.stat().st_size > 0
 
@@ -336,10 +339,10 @@ def test_labels_of_any_kind_are_one_row_of_csv_each(tmp_path: Path) -> None:
     labels = ["cat\r", "a\r\nb", "a,b", 'say "a"', "=1+1", "+1", "-1", "@SUM(A1)", "\tx", "plain"]
     for suffix in (".csv", ".jsonl"):
         out = tmp_path / f"results{suffix}"
-        with Journal(out, {"identity": ""}, 1) as journal:
+        with Journal(out, {"identity": ""}, columns(1)) as journal:
             for label in labels:
-                journal.add(f"{label}.png", [{"label": label, "score": 0.5}])
-            journal.finish(f"{label}.png" for label in labels)
+                journal.add(f"{label}.png", [label, 0.5])
+            journal.finish((f"{label}.png" for label in labels), WRITERS[suffix])
         if suffix == ".csv":
             found = rows(out)
             shown = [f"'{label}" if label[0] in "=+-@\t" else label for label in labels]
@@ -371,7 +374,7 @@ def test_a_picture_that_takes_too_much_is_a_row(vit: Command, tmp_path: Path, mo
     def full(*_: Any) -> Any:
         raise MemoryError("no more")
 
-    monkeypatch.setattr(sys.modules[ImageClassificationPipeline.__module__], "read_image", full)
+    monkeypatch.setattr(sys.modules[ImagePipeline.__module__], "read_image", full)
     (error,) = pipeline(device="cpu").stream([str(pictures / "digit.png")])
     assert str(error) == f"{pictures / 'digit.png'} takes more memory than there is (no more): shrink it."
 
@@ -380,7 +383,7 @@ def test_a_run_that_does_nothing_leaves_nothing(vit: Command, tmp_path: Path, mo
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vit_core.app.cli.classify._run", full)
+    monkeypatch.setattr("vit_core.app.cli.many.Work.run", full)
     assert "No space left" in vit.refused("classify", PICTURES[0], "--out", tmp_path / "results.csv")
     assert list(tmp_path.iterdir()) == []
 

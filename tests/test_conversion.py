@@ -24,7 +24,7 @@ from xxhash import xxh3_128_hexdigest
 
 from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
-from vit_core.app.pipeline import find_processor
+from vit_core.app.opening import find_processor
 from vit_core.config import pair
 from vit_core.family import DEIT, PARTS, Dinov2Config, IJepaConfig
 from vit_core.files.safetensors import read_safetensors, write_safetensors

@@ -1,11 +1,14 @@
-"""The commands in the `sh` boxes of docs/finetune.md and docs/scale.md run as they stand, from top to bottom."""
+"""The commands in the `sh` boxes of the guides in docs/ run as they stand, from top to bottom, and their code."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +89,50 @@ def test_the_commands_of_the_scaling_guide(tmp_path: Path, monkeypatch: Any, cap
     assert "Epoch 1 is in my-gathered" in capsys.readouterr().out
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 101
     assert (tmp_path / "results.parquet").is_file()
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_guide_to_features(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    need("torch")
+    pytest.importorskip("pyarrow")
+    shutil.copytree(ROOT / "vit_core" / "assets", tmp_path / "vit_core" / "assets")
+    monkeypatch.chdir(tmp_path)
+    for line in commands("features.md"):
+        run(line, monkeypatch)
+    printed = capsys.readouterr().out
+    assert "200 embedded" in printed
+    assert printed.count("Linear probe: ") == 2
+    for name in ("features.npy", "features.npy.json", "features.parquet", "similar.png"):
+        assert (tmp_path / name).is_file()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
+@pytest.mark.filterwarnings("ignore:2 tensors of .* are not used by ViTBackbone")
+def test_the_code_of_the_guide_to_features(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    for framework in FRAMEWORKS:
+        need(framework)
+    assert run_blocks("docs/features.md", tmp_path, monkeypatch, capsys) == [
+        "(1, 64)",
+        "(1, 64, 6, 6)",
+        "Keras is as PyTorch: True",
+        "JAX is as PyTorch: True",
+        "['stage2', 'stage5'] [(1, 64, 6, 6), (1, 64, 6, 6)]",
+        "37 64",
+        "(1, 64) float32",
+    ]
+
+
+def test_the_numbers_of_the_guide_to_features(capsys: Any) -> None:
+    """A picture or two on the edge may fall either way on another processor."""
+    need("torch")
+    import_module("torch").set_num_threads(1)  # the model is tiny: a second thread only waits
+    text = (ROOT / "docs" / "features.md").read_text()
+    stated = re.search(r"digits: ([\d.]+) %, weighted ([\d.]+) %, linear ([\d.]+) %", text)
+    assert stated is not None
+    found = []
+    for weighted in (False, True):
+        import_module("knn").main(weighted=weighted, as_json=True)
+        found.append(json.loads(capsys.readouterr().out))
+    accuracies = [found[0]["knn_accuracy"], found[1]["knn_accuracy"], found[0]["linear_accuracy"]]
+    for number, accuracy in zip(stated.groups(), accuracies, strict=True):
+        assert float(number) == pytest.approx(100 * accuracy, abs=0.6)

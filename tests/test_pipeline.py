@@ -22,7 +22,9 @@ from tolerances import SAME_FUNCTION_FLOAT64, UNIT_ROUNDOFF
 
 from vit_core.app import backends
 from vit_core.app.backends import backend_of, first_installed, import_backend, run
-from vit_core.app.pipeline import default_function, pipeline, read_image
+from vit_core.app.classification import default_function
+from vit_core.app.pipeline import pipeline
+from vit_core.app.sources import read_image
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
@@ -184,7 +186,7 @@ def test_wrong_options(digits: Any, options: dict[str, Any], message: str) -> No
 
 
 def test_what_no_classifier_can_be_made_of(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="task must be 'image-classification', got 'object-detection'"):
+    with pytest.raises(ValueError, match="task must be one of image-classification, image-feature-extraction, got"):
         pipeline("object-detection")
     with pytest.raises(ValueError, match=r"newly initialised: classifier.weight, classifier.bias\. Train the model"):
         pipeline(model=CKPT / "base" / "pt_safetensors")

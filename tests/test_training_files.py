@@ -19,7 +19,7 @@ from tolerances import both_rounded
 
 from conversion import convert, read
 from conversion.cli import main
-from vit_core.app.pipeline import find_processor
+from vit_core.app.opening import find_processor
 from vit_core.channels import with_channels
 from vit_core.files.msgpack import read_msgpack
 from vit_core.files.safetensors import read_safetensors, write_safetensors

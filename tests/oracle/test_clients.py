@@ -194,6 +194,26 @@ def test_the_pipeline() -> None:
             assert [each["score"] for each in one] == pytest.approx([each["score"] for each in other], abs=1e-6)
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_the_feature_pipeline(pool: bool, tmp_path: Path) -> None:
+    """transformers' own, with its model of our weights, gives what ours gives: shapes, nesting and numbers."""
+    model = vit_torch.ViTModel(vit_torch.ViTConfig.from_pretrained(DIGITS), add_pooling_layer=pool, seed=0)
+    model.save_pretrained(tmp_path)
+    processor = vit_torch.ViTImageProcessor.from_pretrained(DIGITS)
+    own = transformers.ViTModel.from_pretrained(tmp_path, add_pooling_layer=pool)
+    pictures = [str(path) for path in sorted((DIGITS / "pictures").iterdir())[:3]]
+    theirs = transformers.pipeline("image-feature-extraction", model=own, image_processor=processor)
+    ours = vit_torch.pipeline("image-feature-extraction", model=model, image_processor=processor)
+    for options in ({}, {"batch_size": 2}, {"return_tensors": True}):
+        for images in (pictures[0], pictures):
+            expected, found = (each(images, pool=pool, **options) for each in (theirs, ours))
+            assert [type(found), type(found[-1])] == [type(expected), type(expected[-1])]
+            np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=1e-5)
+    processing = {"image_processor_kwargs": {"do_normalize": False}, "return_tensors": True}
+    expected, found = (each(pictures[0], pool=pool, **processing) for each in (theirs, ours))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
 # ---- exports -----------------------------------------------------------------------------------------------------
 
 

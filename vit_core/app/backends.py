@@ -1,10 +1,11 @@
 """The three backends by name, each imported when it is asked for.
 
-All that the core knows of a framework's tensors stands here, in `run` and `place`: NumPy in, NumPy out.
+All that the core knows of a framework's tensors stands here, in `call`, `array` and `place`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from importlib import import_module
 from importlib.util import find_spec
@@ -49,26 +50,36 @@ def backend_of(model: Any) -> str:
     raise TypeError(f"model must be a name, a path or a model of this package, got a {type(model).__name__}.")
 
 
+def call(model: Any, function: Callable[..., Any], pixel_values: NDArray[Any], **options: Any) -> Any:
+    """What a function of a model, which may be the model itself, gives for pixels (B, C, H, W).
+
+    In tensors of its framework, which training may go on from; options that are arrays become such as well.
+    """
+    given = {"pixel_values": pixel_values, **options}
+    if backend_of(model) != "torch":
+        return function(**given)
+    torch = import_module("torch")
+    with torch.no_grad():
+        return function(
+            **{
+                name: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
+                for name, value in given.items()
+            }
+        )
+
+
+def array(tensor: Any) -> NDArray[np.float64]:
+    """A tensor of any framework in NumPy."""
+    own = tensor.cpu().double() if hasattr(tensor, "cpu") and hasattr(tensor, "double") else tensor
+    return np.asarray(own).astype(np.float64)
+
+
 def run(model: Any, pixel_values: NDArray[Any], **options: Any) -> dict[str, Any]:
     """What the model gives for pixels (B, C, H, W), by name: float64 arrays, or tuples of them."""
-
-    def array(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(array, value))
-        value = value.cpu().double() if hasattr(value, "cpu") and hasattr(value, "double") else value
-        return np.asarray(value).astype(np.float64)
-
-    if backend_of(model) != "torch":
-        return {name: array(value) for name, value in model(pixel_values, return_dict=True, **options).items()}
-    torch = import_module("torch")
-    with torch.inference_mode():
-        given = {"pixel_values": pixel_values, **options}
-        tensors = {
-            name: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
-            for name, value in given.items()
-        }
-        output = model(return_dict=True, **tensors)
-        return {name: array(value) for name, value in output.items()}
+    output = call(model, model, pixel_values, return_dict=True, **options)
+    return {
+        name: tuple(map(array, value)) if isinstance(value, tuple) else array(value) for name, value in output.items()
+    }
 
 
 def place(model: Any, device: Any) -> None:

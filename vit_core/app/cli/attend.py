@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,26 +11,25 @@ from PIL import Image
 from vit_core import calls
 from vit_core.app.attention_maps import cls_to_patches, draw, rollout
 from vit_core.app.backends import run
+from vit_core.app.classification import ImageClassificationPipeline, Predictions
 from vit_core.app.cli.common import (
     DEFAULT_MODEL,
     AsJson,
     Backend,
     Model,
-    Picture,
     Processor,
     Revision,
-    check_out,
+    drawing_format,
     import_quietly,
     one_line,
-    pictures,
+    one_picture,
     print_json,
 )
-from vit_core.app.pipeline import ImageClassificationPipeline, Predictions, find_processor, load, read_image
+from vit_core.app.opening import find_processor, load
+from vit_core.app.sources import read_image
 from vit_core.config import pair
 from vit_core.files.disk import atomic_file
 from vit_core.pictures.images import as_rgb
-
-_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 def attend(
@@ -47,8 +45,8 @@ def attend(
     as_json: AsJson = False,
 ) -> None:
     """Draw where a model looks: attention rollout, and the heads of a layer, over a picture."""
-    source = _source(image)
-    kind = _format(out, source)
+    source = one_picture(image, "attend draws one picture")
+    kind = drawing_format(out, "attention.png", [source.name])
     picture = read_image(source.source)
     classifier, has_classifier = _load(model, backend, image_processor, revision)
     config, pixels = classifier.model.config, classifier.preprocess(picture)
@@ -75,21 +73,6 @@ def attend(
         print_json(document | {"layer": layer, "predictions": predictions, "rollout": flow.tolist()})
     else:
         print(f"{one_line(_title(predictions))}: {one_line(out)}")
-
-
-def _source(image: str) -> Picture:
-    found = pictures([image])
-    if len(found) != 1:
-        raise ValueError(f"attend draws one picture, but {image} stands for {len(found)}: pass one of them.")
-    return found[0]
-
-
-def _format(out: Path, source: Picture) -> str:
-    """Pillow's name of the format to write. Raises ValueError for a path that can't be written to."""
-    check_out(out, "attention.png", _FORMATS)
-    if out.exists() and os.path.exists(source.name) and out.samefile(source.name):
-        raise ValueError(f"--out {out} is the picture itself, which would be lost: write elsewhere.")
-    return _FORMATS[out.suffix.lower()]
 
 
 def _load(

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -36,8 +36,23 @@ Processor = Annotated[
         "--image-processor", metavar="PATH_OR_ID", help="How pictures are prepared.", show_default="the model's own"
     ),
 ]
+Images = Annotated[
+    list[str],
+    typer.Argument(metavar="IMAGE...", help="Files, folders, patterns, http(s) addresses, or - for stdin."),
+]
+BatchSize = Annotated[int, typer.Option(min=1, metavar="N", help="Pictures the model sees at once.")]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,NAME",
+        help="Where torch runs, a copy of the model on each: cuda:0,cuda:1.",
+        show_default="CUDA where there is any",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 DEFAULT_MODEL = str(DIGITS)
+_DRAWINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 # Whatever is wrong with a command line: the root of typer's usage errors, which has moved between its versions.
 _UsageError: Any = typer.BadParameter.__mro__[2]
@@ -87,6 +102,14 @@ def pictures(arguments: list[str]) -> list[Picture]:
     A path that is not there stands for itself, to be reported as every unreadable file is.
     """
     return [picture for argument in arguments for picture in _expanded(argument)]
+
+
+def one_picture(argument: str, what: str) -> Picture:
+    """The picture that an argument stands for. Raises ValueError, which says what one is asked for, for several."""
+    found = pictures([argument])
+    if len(found) != 1:
+        raise ValueError(f"{what}, but {argument} stands for {len(found)}: pass one of them.")
+    return found[0]
 
 
 def _expanded(argument: str) -> Iterator[Picture]:
@@ -141,14 +164,26 @@ def import_quietly(backend: str | None) -> None:
         os.close(null)
 
 
-def check_out(out: Path, example: str, suffixes: Collection[str]) -> None:
-    """Raise ValueError for an --out that no file can be written to, or whose suffix is none of those known."""
+def check_out(out: Path, example: str, suffixes: Collection[str], option: str = "--out") -> None:
+    """Raise ValueError for a path that no file can be written to, or whose suffix is none of those known."""
     if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: name a file in it, such as {out / example}.")
+        raise ValueError(f"{option} {out} is a folder: name a file in it, such as {out / example}.")
     if not out.parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}: make it first, or write elsewhere.")
+        raise ValueError(f"{option} {out}: there is no folder {out.parent}: make it first, or write elsewhere.")
     if out.suffix.lower() not in suffixes:
-        raise ValueError(f"--out {out} must end in one of {', '.join(suffixes)}.")
+        raise ValueError(f"{option} {out} must end in one of {', '.join(suffixes)}.")
+
+
+def drawing_format(out: Path, example: str, sources: Iterable[str], option: str = "--out") -> str:
+    """Pillow's name of the format of a drawing. Raises ValueError for a path that can't be written to, or is a source.
+
+    sources: names of pictures that are drawn from.
+    """
+    check_out(out, example, _DRAWINGS, option)
+    for source in sources:
+        if out.exists() and os.path.exists(source) and out.samefile(source):
+            raise ValueError(f"{option} {out} is the picture itself, which would be lost: write elsewhere.")
+    return _DRAWINGS[out.suffix.lower()]
 
 
 def console() -> Console:

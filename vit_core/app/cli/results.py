@@ -1,4 +1,4 @@
-"""The results of many pictures in one file: CSV, JSON lines or Parquet, written when all are there.
+"""The results of many pictures in one file, a row each: CSV, JSON lines or Parquet, written when all are there.
 
 Until then each is a line of a journal beside that file, `results.csv.part`, whose first line holds the settings. A run
 that was stopped is taken up again from it, however it was stopped.
@@ -9,51 +9,68 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from io import TextIOWrapper
 from itertools import islice
 from os import SEEK_END
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vit_core.app.cli.common import check_out
-from vit_core.app.pipeline import Result
 from vit_core.files.disk import atomic_file, is_at, lock
 from vit_core.files.documents import parse_json_object
 
+Array = NDArray[Any]
 Row = dict[str, Any]
-Columns = dict[str, type]  # str or float, by name
+Columns = dict[str, type | int]  # by name: str, float, or how many float32 numbers a vector has
+
+
+class Table(NamedTuple):
+    """Rows to write, of which so many are of pictures that could be read: their error is None, as nothing else is."""
+
+    columns: Columns
+    rows: Iterator[Row]
+    whole: int
+
+
+Writer = Callable[[IO[bytes], Table], None]
 
 IDENTITY = "identity"  # of a journal's settings: what the model is, whatever it is called
 _ROWS = 4096  # of a Parquet file that are in memory at once
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a text begins that spreadsheets run
 
 
-def check_target(out: Path, overwrite: bool) -> None:
+def check_target(out: Path, overwrite: bool, example: str, suffixes: Collection[str]) -> None:
     """Raise ValueError, FileExistsError or ImportError for a path that results can't be written to."""
-    check_out(out, "results.csv", _WRITERS)
+    check_out(out, example, suffixes)
     if out.exists() and not overwrite:
         raise FileExistsError(f"--out {out} is there already: write elsewhere, or pass --overwrite to replace it.")
     if out.suffix.lower() == ".parquet":
-        _pyarrow()
+        pyarrow()
 
 
 class Journal:
     """The rows of pictures, on disk as they come; without any, the journal is gone at the end of its block.
 
-    settings: what the rows depend on. labels: how many a row has, the best first.
+    settings: what the rows depend on. columns: what a row has between the name of the file and the error.
     """
 
-    def __init__(self, out: Path, settings: Row, labels: int) -> None:
+    def __init__(self, out: Path, settings: Row, columns: Columns) -> None:
         """Take up the journal of `out`, if there is one.
 
         Raises ValueError when that has other settings, BlockingIOError when another run is writing it.
         """
         self.out, self.path = out, out.with_name(f"{out.name}.part")
-        self._settings, self._columns = settings, _columns(labels)
+        self._settings: Row = settings
+        self._columns: Columns = {"file": str, **columns, "error": str}
         self._places: dict[str, int] = {}  # where in the file the row of a picture begins
+        self._failed: set[str] = set()  # pictures that this run could not read
         self._file = _alone(self.path)
         try:
             self._take_up()
@@ -76,22 +93,24 @@ class Journal:
         """Whether a picture is done; one that an earlier run could not read is not."""
         return _text(name) in self._places
 
-    def add(self, name: str, result: Result) -> None:
-        """Append what a picture gave."""
+    def add(self, name: str, result: Sequence[Any] | Exception) -> None:
+        """Append what a picture gave: the values of its columns, or why it can't be read."""
         row: Row = dict.fromkeys(self._columns)
         if isinstance(result, Exception):
             row["error"] = _text(str(result))
+            self._failed.add(_text(name))
         else:
-            values = (value for each in result for value in (_text(each["label"]), each["score"]))
+            values = (_text(value) if isinstance(value, str) else value for value in result)
             row.update(zip(list(self._columns)[1:-1], values, strict=True))
         row["file"] = _text(name)
         self._places[row["file"]] = self._append(row)
 
-    def finish(self, names: Iterable[str]) -> None:
+    def finish(self, names: Iterable[str], write: Writer) -> None:
         """Write the file with a row for each picture named, in that order, and remove the journal."""
-        rows = (self._row(self._places[_text(name)]) for name in names)
+        found = [_text(name) for name in names]
+        rows = (self._row(self._places[name]) for name in found)
         with atomic_file(self.out) as file:
-            _WRITERS[self.out.suffix.lower()](file, self._columns, rows)
+            write(file, Table(self._columns, rows, sum(name not in self._failed for name in found)))
         self._file.truncate(0)
 
     def _take_up(self) -> None:
@@ -105,7 +124,7 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             row = parse_json_object(line, f"A line of {self.path}")
-            if row.keys() != self._columns.keys() or not isinstance(row["file"], str):
+            if row.keys() != self._columns.keys() or not all(_fits(row[name], self._columns[name]) for name in row):
                 raise ValueError(f"{self.path} is no journal of results: move it away, or write elsewhere.")
             if row["error"] is None:
                 self._places[row["file"]] = end
@@ -134,15 +153,16 @@ class Journal:
     def _append(self, row: Row) -> int:
         """Where in the file the row begins."""
         if (place := self._file.seek(0, SEEK_END)) == 0:
-            place = self._file.write(_line(self._settings))
-        self._file.write(_line(row))
+            place = self._file.write(json_line(self._settings))
+        self._file.write(json_line(row, _encoded))
         self._file.flush()
         return place
 
     def _row(self, place: int) -> Row:
         self._file.seek(place)
         row: Row = json.loads(self._file.readline())
-        return row
+        vectors = [name for name, kind in self._columns.items() if isinstance(kind, int) and row[name] is not None]
+        return {**row, **{name: np.frombuffer(b64decode(row[name]), "<f4") for name in vectors}}
 
 
 def _alone(path: Path) -> IO[bytes]:
@@ -160,15 +180,20 @@ def _alone(path: Path) -> IO[bytes]:
         file.close()  # the run that had it has ended meanwhile, and has removed it
 
 
-def _columns(labels: int) -> Columns:
-    """file, label and score of the best, label_2 and score_2 of the next and so on, error."""
-    ends = ["", *(f"_{i}" for i in range(2, labels + 1))]
-    pairs = {f"{name}{end}": kind for end in ends for name, kind in (("label", str), ("score", float))}
-    return {"file": str, **pairs, "error": str}
+def _fits(value: Any, kind: type | int) -> bool:
+    """Whether a value of a line is one of a column, a vector in base64 of its float32 numbers; None is."""
+    if isinstance(kind, int):
+        return value is None or (isinstance(value, str) and len(value) == len(_encoded(np.empty(kind))))
+    return value is None or isinstance(value, kind)
 
 
-def _line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+def _encoded(vector: Array) -> str:
+    return b64encode(vector.astype("<f4").tobytes()).decode()
+
+
+def json_line(row: Row, default: Callable[[Array], Any] = np.ndarray.tolist) -> bytes:
+    """A line of JSON, whose vectors are what `default` makes of them. Raises ValueError for what is not finite."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False, default=default).encode() + b"\n"
 
 
 def _text(value: str) -> str:
@@ -179,35 +204,42 @@ def _text(value: str) -> str:
 # ---- formats -------------------------------------------------------------------------------------------------------
 
 
-def _csv(file: IO[bytes], columns: Columns, rows: Iterator[Row]) -> None:
+def _csv(file: IO[bytes], table: Table) -> None:
     """A text that a spreadsheet would run begins with an apostrophe, which makes it show the text."""
     text = TextIOWrapper(file, encoding="utf-8", newline="")
     plain, quoted = (
-        csv.DictWriter(text, columns, lineterminator="\n", quoting=quoting)
+        csv.DictWriter(text, table.columns, lineterminator="\n", quoting=quoting)
         for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
     )
     plain.writeheader()
-    for row in rows:
+    for row in table.rows:
         shown = {k: f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v for k, v in row.items()}
         # By itself the module leaves a carriage return bare, which its reader takes for the end of a row.
         (quoted if any("\r" in str(value) for value in row.values()) else plain).writerow(shown)
     text.detach()
 
 
-def _jsonl(file: IO[bytes], _: Columns, rows: Iterator[Row]) -> None:
-    file.writelines(map(_line, rows))
+def write_json_lines(file: IO[bytes], table: Table) -> None:
+    """A JSON object in each line."""
+    file.writelines(map(json_line, table.rows))
 
 
-def _parquet(file: IO[bytes], columns: Columns, rows: Iterator[Row]) -> None:
-    arrow = _pyarrow()
+def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[bytes, bytes] | None = None) -> None:
+    """Apache Parquet, with this metadata in its schema; a vector is a list of one length."""
+    arrow = pyarrow()
     kinds = {str: arrow.string(), float: arrow.float64()}
-    schema = arrow.schema([(name, kinds[kind]) for name, kind in columns.items()])
+    fields = [
+        (name, arrow.list_(arrow.float32(), kind) if isinstance(kind, int) else kinds[kind])
+        for name, kind in table.columns.items()
+    ]
+    schema = arrow.schema(fields, metadata=metadata)
     with arrow.parquet.ParquetWriter(file, schema) as writer:
-        while group := list(islice(rows, _ROWS)):
+        while group := list(islice(table.rows, _ROWS)):
             writer.write_table(arrow.Table.from_pylist(group, schema=schema))
 
 
-def _pyarrow() -> Any:
+def pyarrow() -> Any:
+    """The library, with its part for Parquet. Raises ImportError that says what to install."""
     try:
         import_module("pyarrow.parquet")
         return import_module("pyarrow")
@@ -215,8 +247,4 @@ def _pyarrow() -> Any:
         raise ImportError(f'A .parquet file needs pyarrow ({error}): pip install "vit-trio[parquet]"') from error
 
 
-_WRITERS: dict[str, Callable[[IO[bytes], Columns, Iterator[Row]], None]] = {
-    ".csv": _csv,
-    ".jsonl": _jsonl,
-    ".parquet": _parquet,
-}
+WRITERS: dict[str, Writer] = {".csv": _csv, ".jsonl": write_json_lines, ".parquet": write_parquet}

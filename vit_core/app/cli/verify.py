@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vit_core.app.backends import BACKENDS, first_installed, import_backend, is_installed, run
+from vit_core.app.classification import ImageClassificationPipeline
 from vit_core.app.cli.common import (
     AsJson,
     Picture,
@@ -34,7 +35,7 @@ from vit_core.app.cli.common import (
     pictures,
     print_json,
 )
-from vit_core.app.pipeline import ImageClassificationPipeline, find_processor
+from vit_core.app.opening import find_processor
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig, pair
 from vit_core.files.names import CONFIG_NAME

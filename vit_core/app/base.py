@@ -1,0 +1,202 @@
+"""What every pipeline does: pictures are prepared in threads, and go in batches through one model or several."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from itertools import groupby, islice
+from queue import SimpleQueue
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vit_core import calls
+from vit_core.app.backends import backend_of
+from vit_core.app.sources import read_image
+from vit_core.pictures.images import LAST, as_bytes, as_rgb
+from vit_core.pictures.processing import ViTImageProcessor
+
+Array = NDArray[Any]
+
+_PREPARING = ("timeout", "image_processor_kwargs")  # the options that `preprocess` takes
+_ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+_MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
+
+
+class ImagePipeline(ABC):
+    """A model, what prepares its pictures, and the options of calls that give none of their own.
+
+    options: those of the task, with batch_size and timeout. replicas: copies of the model on other devices, which take
+    batches beside it.
+    """
+
+    task: ClassVar[str]
+    architecture: ClassVar[str]  # of the model that a name stands for, as `architecture_for` takes it
+    options: ClassVar[dict[str, Any]]  # of the task, with their defaults
+
+    def __init__(
+        self, model: Any, image_processor: ViTImageProcessor, *, replicas: Sequence[Any] = (), **options: Any
+    ) -> None:
+        self.model, self.replicas = model, tuple(replicas)
+        self.backend = backend_of(model)
+        self.image_processor = image_processor
+        self.defaults: dict[str, Any] = {**self.options, "batch_size": 1, "timeout": None}
+        self.defaults = self._checked(options)
+        if self.backend == "torch":
+            for each in (model, *replicas):
+                each.eval()
+
+    @abstractmethod
+    def answers(self, model: Any, pixels: Array, **options: Any) -> Sequence[Any]:
+        """What a model gives for each of the images of pixels (B, C, H, W), with the options of the task."""
+
+    @abstractmethod
+    def check(self, **options: Any) -> None:
+        """Raise ValueError for options of the task that can't be."""
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """The result for one image, or a list of results for a list of images or an array (B, C, H, W).
+
+        For a generator, or a dataset with a length and numbered images, an iterator over them.
+        An image is a path, an http(s) address, a data URL or base64, bytes, a binary file object, a PIL image, which is
+        turned as its EXIF orientation says, or an array or tensor.
+        options: those of the task; batch_size, how many images the model sees at once; timeout, seconds that an address
+        may be silent, 30 if None. Raises OSError or ValueError for an image that can't be read, ValueError for an
+        option that can't be.
+        """
+        if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # as an open file is, too
+            return self._raised(inputs, **options)
+        if _is_dataset(inputs):
+            return self._raised((inputs[i] for i in range(len(inputs))), **options)
+        several = isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4
+        results = list(self._raised(inputs if several else [inputs], **options))
+        return results if several else results[0]
+
+    def _raised(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
+        """What `stream` gives, errors raised."""
+        for result in self.stream(images, **options):
+            if isinstance(result, Exception):
+                raise result
+            yield result
+
+    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
+        """For each image, in order and as soon as its batch is done, its result, or why it can't be read.
+
+        Takes what a call takes, but images one by one from any iterable, and prepares them in threads while the model
+        is at work. Of images taken whose results are not given, there are two batches at most for each model: one for
+        it to work at, and the next. Closing the iterator ends its threads.
+        """
+        used = self._checked(options)
+        size, preparing = used.pop("batch_size"), {name: used.pop(name) for name in _PREPARING if name in used}
+        preparing = {name: value for name, value in preparing.items() if value is not None}
+        rest, models = iter(images), (self.model, *self.replicas)
+        free: SimpleQueue[Any] = SimpleQueue()
+        for model in models:
+            free.put(model)
+        waiting: deque[Callable[[], list[Any]]] = deque()
+        with _threads(len(models)) as runners, _threads(os.cpu_count() or 1) as decoders:
+            while True:
+                while len(waiting) < 2 * len(models) and (taken := list(islice(rest, size))):
+                    batch = [decoders.submit(self._prepared, image, preparing) for image in taken]
+                    task = partial(self._results, batch, free, used)
+                    # One model runs in the caller's thread, where contexts such as autocast hold that were set there.
+                    waiting.append(task if len(models) == 1 else runners.submit(task).result)
+                if not waiting:
+                    return
+                yield from waiting.popleft()()
+
+    def _results(
+        self, batch: list[Future[Array | OSError | ValueError]], free: SimpleQueue[Any], used: dict[str, Any]
+    ) -> list[Any]:
+        """What a model that is free gives for a batch of images, once they are prepared; those of a size at once."""
+        prepared = [each.result() for each in batch]
+        pixels = [each for each in prepared if not isinstance(each, Exception)]
+        model = free.get()
+        try:
+            alike = (np.stack([*group]) for _, group in groupby(pixels, np.shape))
+            found = iter([answer for stack in alike for answer in self.answers(model, stack, **used)])
+        finally:
+            free.put(model)
+        return [each if isinstance(each, Exception) else next(found) for each in prepared]
+
+    def preprocess(
+        self, image: Any, timeout: float | None = None, image_processor_kwargs: Mapping[str, Any] | None = None
+    ) -> Array:
+        """One image as pixels (C, H, W) that fit the model. Raises OSError or ValueError."""
+        layout = None
+        if isinstance(image, _ENCODED) or hasattr(image, "read"):
+            mode = _MODES.get(self.model.config.num_channels)
+            picture = read_image(image, timeout)
+            if mode is None:
+                image = as_rgb(picture, convert=True)
+            else:
+                image = np.atleast_3d(np.asarray(as_bytes(picture, mode)))
+                layout = LAST
+        asked = {"input_data_format": layout, **(image_processor_kwargs or {}), "return_tensors": "np"}
+        pixels = self.image_processor(image, **asked)["pixel_values"]
+        config = self.model.config
+        calls.check_pixel_values(pixels.shape, config, interpolate=calls.interpolates(config, None))
+        if len(pixels) != 1:
+            raise ValueError(f"Expected one image, got {len(pixels)}: pass several as one list, not as lists in it.")
+        only: Array = pixels[0]
+        return only
+
+    def _prepared(self, image: Any, options: dict[str, Any]) -> Array | OSError | ValueError:
+        try:
+            return self.preprocess(image, **options)
+        except (OSError, ValueError) as error:
+            return error
+        except (MemoryError, OverflowError) as error:
+            name = image if isinstance(image, str | os.PathLike) else "An image"
+            return ValueError(f"{name} takes more memory than there is ({error}): shrink it.")
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a call, those that it does not give filled in. Raises TypeError or ValueError."""
+        unknown = sorted(options.keys() - self.defaults.keys())
+        if unknown:
+            raise TypeError(f"{unknown} are no options of a call, which are {', '.join(self.defaults)}.")
+        used = {**self.defaults, **options}
+        if used["timeout"] is not None and not used["timeout"] > 0:
+            raise ValueError(f"timeout must be a number of seconds above 0, or None, got {used['timeout']!r}.")
+        check_count("batch_size", used["batch_size"])
+        self.check(**{name: used[name] for name in self.options})
+        return used
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError unless an option is a whole number from 1."""
+    if not (isinstance(value, int) and value >= 1):
+        raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
+
+
+def check_finite(name: str, values: Array) -> None:
+    """Raise ValueError for numbers of a model that are none."""
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"The model's {name} are not finite: its weights are damaged, or too large for its dtype, in which case "
+            'dtype="float32" helps.'
+        )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool of threads, which are gone at the end, and the work with them that has not begun."""
+    pool = ThreadPoolExecutor(number)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _is_dataset(inputs: Any) -> bool:
+    """Whether something with a length and numbered items is neither one image nor an array nor a list of images."""
+    if isinstance(inputs, (*_ENCODED, list, tuple)) or hasattr(inputs, "__array__") or hasattr(inputs, "read"):
+        return False
+    return hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__") and not isinstance(inputs, Mapping)

@@ -1,0 +1,62 @@
+"""A white image to draw on, with text and pictures in frames: what the drawings of this package are made on."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+from PIL import Image, ImageDraw, ImageFont
+
+Size = tuple[int, int]  # (width, height) in pixels
+Colour = tuple[int, int, int]
+
+MARGIN = 48  # pixels around everything
+INK, GREY, LINE, PALE = (24, 24, 27), (113, 113, 122), (228, 228, 231), (244, 244, 245)
+LARGE, MEDIUM, SMALL = 44, 25, 20  # sizes of text
+
+
+def scaled(picture: Image.Image, size: Size) -> Image.Image:
+    """The picture at `size`: its pixels as crisp squares where it is far smaller, smooth otherwise."""
+    crisp = size[0] >= 3 * picture.width
+    return picture.resize(size, Image.Resampling.NEAREST if crisp else Image.Resampling.LANCZOS)
+
+
+def fit(size: Size, edge: int) -> Size:
+    """The size with its longer side scaled to `edge`."""
+    scale = edge / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def printable(text: str) -> str:
+    """The text in characters that Pillow's own font has: accents are dropped, what is left over becomes `?`."""
+    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
+    return "".join(c if " " <= c <= "~" else "?" for c in plain)
+
+
+class Canvas:
+    """A white image to draw on."""
+
+    def __init__(self, size: Size) -> None:
+        self.image = Image.new("RGB", size, "white")
+        self.pen = ImageDraw.Draw(self.image)
+
+    def text(self, at: Size, text: str, size: int, colour: Colour, width: int) -> None:
+        """One line, cut with an ellipsis where it is wider than `width`."""
+        font = ImageFont.load_default(size)
+        text = printable(text)[: width + 1]  # no letter is narrower than a pixel
+        if font.getlength(text) > width:
+            while text and font.getlength(f"{text}...") > width:
+                text = text[:-1]
+            text += "..."
+        self.pen.text(at, text, font=font, fill=colour)
+
+    def text_at_right(self, at: Size, width: int, text: str) -> None:
+        """One line, in grey, that ends where the `width` does."""
+        start = at[0] + width - math.ceil(ImageFont.load_default(SMALL).getlength(text))
+        self.pen.text((start, at[1]), text, font=ImageFont.load_default(SMALL), fill=GREY)
+
+    def panel(self, at: Size, width: int, image: Image.Image) -> None:
+        """An image in the middle of a frame of its height."""
+        x, y = at
+        self.pen.rectangle((x - 1, y - 1, x + width, y + image.height), fill=PALE, outline=LINE)
+        self.image.paste(image, (x + (width - image.width) // 2, y))

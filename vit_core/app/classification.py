@@ -1,0 +1,68 @@
+"""Image classification: labels and scores, as Hugging Face's `pipeline("image-classification")` gives them."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from vit_core.app.backends import run
+from vit_core.app.base import Array, ImagePipeline, check_count, check_finite
+from vit_core.config import ViTConfig
+from vit_core.pictures.processing import ViTImageProcessor
+
+Predictions = list[dict[str, Any]]  # {"label": str, "score": float}, the highest score first
+
+FUNCTIONS = ("softmax", "sigmoid", "none")
+
+
+class ImageClassificationPipeline(ImagePipeline):
+    """Classifies one image or several: `classifier("cat.png")`.
+
+    Options: top_k, all classes if None; function_to_apply, "softmax", "sigmoid" or "none", which if None follows the
+    kind of problem.
+    """
+
+    task = "image-classification"
+    architecture = "ForImageClassification"
+    options: ClassVar[dict[str, Any]] = {"top_k": 5, "function_to_apply": None}
+
+    def __init__(self, model: Any, image_processor: ViTImageProcessor, **options: Any) -> None:
+        super().__init__(model, image_processor, **options)
+        if not model.config.num_labels:
+            raise ValueError("The model has num_labels=0 and so no classes: pass one that was saved with its labels.")
+
+    def answers(self, model: Any, pixels: Array, **options: Any) -> list[Predictions]:
+        return [self.postprocess(each, **options) for each in run(model, pixels)["logits"]]
+
+    def postprocess(self, logits: Array, top_k: int | None, function_to_apply: str | None) -> Predictions:
+        """The best `top_k` labels of logits (K,), with their scores."""
+        check_finite("logits", logits)
+        scores = _scores(logits, function_to_apply or default_function(self.model.config))
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return [{"label": self.model.config.id2label[int(i)], "score": float(scores[i])} for i in best]
+
+    def check(self, top_k: int | None, function_to_apply: str | None) -> None:  # type: ignore[override]
+        if top_k is not None:
+            check_count("top_k", top_k)
+        if function_to_apply not in (None, *FUNCTIONS):
+            raise ValueError(
+                f"function_to_apply must be one of {', '.join(FUNCTIONS)}, or None, got {function_to_apply!r}."
+            )
+
+
+def default_function(config: ViTConfig) -> str:
+    """The function that makes scores of the logits of this kind of problem."""
+    if config.problem_type == "regression":
+        return "none"
+    several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+    return "sigmoid" if several else "softmax"
+
+
+def _scores(logits: Array, function: str) -> Array:
+    if function == "sigmoid":
+        return np.exp(-np.logaddexp(0, -logits))
+    if function == "none":
+        return logits
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())

@@ -1,0 +1,77 @@
+"""A model and its image processor by name: what a task begins with."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from vit_core.app.auto import architecture_for
+from vit_core.app.backends import accelerator, first_installed, import_backend, place
+from vit_core.config import ViTConfig, pair
+from vit_core.files.hub import DOWNLOAD_OPTIONS
+from vit_core.formats.reading import read
+from vit_core.loading import LoadReport
+from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor, for_size
+
+
+def load(
+    name: str | os.PathLike[str],
+    backend: str | None = None,
+    device: Any = None,
+    *,
+    task: str = "ForImageClassification",
+    use_fast: bool | None = None,
+    **options: Any,
+) -> tuple[Any, LoadReport]:
+    """A model by name, of the class that reads it for a task, and what loading it did; arguments of `pipeline`.
+
+    task: as `architecture_for` takes it.
+    use_fast is accepted from callers of transformers; there is but one image processor.
+    """
+    backend = backend or first_installed()
+    cls = getattr(import_backend(backend), architecture_for(name, task, **options))
+    model, report = cls.from_pretrained(name, output_loading_info=True, **options)
+    if device is None and options.get("device_map") is None:
+        device = accelerator(backend)
+    if device is not None:
+        place(model, device)
+    return model, report
+
+
+def find_processor(
+    name: str | os.PathLike[str] | None,
+    config: ViTConfig,
+    given: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> ViTImageProcessor:
+    """The processor given, itself or by name, or that of the model, of whatever format it is.
+
+    Where that does not say how its pictures are prepared, the default and a warning.
+    """
+    if isinstance(given, ViTImageProcessor):
+        return given
+    options = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
+    if given is not None:
+        return AutoImageProcessor.from_pretrained(given, **options)
+    if name is not None:
+        if not os.path.isfile(name):
+            try:
+                return AutoImageProcessor.from_pretrained(name, **options)
+            except FileNotFoundError:
+                pass
+        heads = config.num_attention_heads  # which the files of some families do not state
+        if stored := read(name, num_attention_heads=heads, head="drop", config=config, **options).processor:
+            return AutoImageProcessor.from_dict(for_size(stored, *pair(config.image_size)))
+    return _default_processor("The model" if name is None else str(name), config)
+
+
+def _default_processor(name: str, config: ViTConfig) -> ViTImageProcessor:
+    """The processor of a model that comes with none, and a warning that says what it does."""
+    (height, width), half = pair(config.image_size), [0.5] * config.num_channels
+    warnings.warn(
+        f"{name} has no preprocessor_config.json: images are resized to {height}x{width} and normalised with mean and "
+        "std 0.5. Pass image_processor=, or --image-processor, if the model was trained with others.",
+        stacklevel=4,
+    )
+    return ViTImageProcessor(size={"height": height, "width": width}, image_mean=half, image_std=half)
