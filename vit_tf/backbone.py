@@ -56,7 +56,7 @@ class TFViTBackbone(TFViTModel):
         return [self.config.hidden_size] * len(self.out_indices)
 
     @compiled
-    def call(  # type: ignore[override]
+    def call(
         self,
         pixel_values: Tensor,
         output_hidden_states: bool | None = None,
