@@ -234,3 +234,14 @@ def test_a_picture_has_a_branch_or_not(backend: Any, cls: str) -> None:
     again, other = (in_training(backend, model, np.repeat(picture, 64, axis=0), seed) for seed in (0, 1))
     np.testing.assert_array_equal(many, again)
     assert (many != other).any()
+
+
+def test_what_drop_path_expects(backend: Any) -> None:
+    """The mean over many draws is the model without it: what stays makes up for what is left out."""
+    values = {**TINY, "num_hidden_layers": 1, "drop_path_rate": 0.5, "layer_scale": 0.01}
+    model = backend.build("ViTModel", config_for("ViTModel", **values), dtype="float32", seed=0)
+    picture = PIXELS[:1].astype(np.float32)
+    states = backend.call(model, pixel_values=picture, output_hidden_states=True).last_hidden_state
+    drawn = in_training(backend, model, np.repeat(picture, 2048, axis=0), seed=0)
+    spread = drawn.std(0).max() / 2048**0.5
+    assert np.abs(drawn.mean(0) - states[0]).max() < 5 * spread
