@@ -119,6 +119,7 @@ def test_maps_of_the_stages(backend: Any, cls: str) -> None:
     assert (model.out_features, model.channels, model.stage_names) == (
         ["stage1", "stage3"], [16, 16], ["stem", "stage1", "stage2", "stage3"],
     )  # fmt: skip
+    assert model.out_feature_channels == dict.fromkeys(model.stage_names, 16)
     whole = backend.call(model, pixel_values=PIXELS, output_hidden_states=True, output_attentions=True)
     assert (len(whole.hidden_states), len(whole.attentions)) == (4, 3)
     raw = backend.call(build(backend, cls, apply_layernorm=False, reshape_hidden_states=False), pixel_values=PIXELS)

@@ -22,7 +22,7 @@ FLOORS = (
     "vit_core.config vit_core.validation vit_core.keywords vit_core.position vit_core.assets",
     "vit_core.pictures",
     "vit_core.family vit_core.params vit_core.initialization vit_core.parameter_groups "
-    "vit_core.channels vit_core.calls vit_core.outputs",
+    "vit_core.channels vit_core.calls vit_core.outputs vit_core.backbone",
     "vit_core.formats",
     "vit_core.loading vit_core.pretrained",
     "vit_torch vit_tf vit_flax",

@@ -42,7 +42,7 @@ OWN_CLASSES = {
 }  # fmt: skip
 # Dropout, which torch switches by model.train(), and the rate of drop path, which is scanned over with the layers.
 OWN_ARGUMENTS = {"tf": {"training"}, "flax": {"train", "drop_path"}}
-BUILT_IN = ("setup", "add_pooling_layer", "use_mask_token")  # what a Linen module has in the place of __init__
+BUILT_IN = ("setup", "build", "add_pooling_layer", "use_mask_token")  # what stands in the place of __init__
 TORCH_FIELDS = {"num_patches"}  # a shape, which the others take from the table
 # Shapes of inputs, which Keras asks for; the number of layers, whose rates of drop path torch's are made of.
 OWN_FIELDS = {"tf": {"image_size"}, "flax": {"num_hidden_layers"}}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from jax import Array
 
 from vit_core import calls
+from vit_core.backbone import Backbone
 from vit_flax.base import shapes
 from vit_flax.modeling import FlaxViTModel, FlaxViTModule
 from vit_flax.outputs import BackboneOutput
@@ -52,7 +53,7 @@ class FlaxViTBackboneModule(FlaxViTModule):
         return output if options.return_dict else output.to_tuple()
 
 
-class FlaxViTBackbone(FlaxViTModel):
+class FlaxViTBackbone(FlaxViTModel, Backbone):
     """The bare model as a backbone; returns `BackboneOutput`.
 
     `config.out_features`, or `config.out_indices`, says after which stages there are maps: (B, D, h, w), where the
@@ -61,28 +62,3 @@ class FlaxViTBackbone(FlaxViTModel):
 
     architecture = "ViTBackbone"
     module_class = FlaxViTBackboneModule
-
-    @property
-    def stage_names(self) -> list[str]:
-        """What the embeddings and the layers are called."""
-        return self.config.stage_names
-
-    @property
-    def out_indices(self) -> list[int]:
-        """The numbers of the stages that there are maps of."""
-        return list(self.config.stages)
-
-    @property
-    def out_features(self) -> list[str]:
-        """The names of the stages that there are maps of."""
-        return [self.stage_names[i] for i in self.out_indices]
-
-    @property
-    def num_features(self) -> list[int]:
-        """The width of every stage."""
-        return [self.config.hidden_size] * len(self.stage_names)
-
-    @property
-    def channels(self) -> list[int]:
-        """The width of every map."""
-        return [self.config.hidden_size] * len(self.out_indices)

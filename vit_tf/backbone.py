@@ -11,6 +11,7 @@ import keras
 from tensorflow import Tensor
 
 from vit_core import calls
+from vit_core.backbone import Backbone
 from vit_core.config import ViTConfig
 from vit_tf.base import compiled
 from vit_tf.modeling import TFViTModel
@@ -18,7 +19,7 @@ from vit_tf.outputs import BackboneOutput
 
 
 @keras.saving.register_keras_serializable("vit_tf")
-class TFViTBackbone(TFViTModel):
+class TFViTBackbone(TFViTModel, Backbone):
     """The bare model as a backbone; returns `BackboneOutput`.
 
     `config.out_features`, or `config.out_indices`, says after which stages there are maps.
@@ -29,31 +30,6 @@ class TFViTBackbone(TFViTModel):
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         super().__init__(config, False, False, **options)
-
-    @property
-    def stage_names(self) -> list[str]:
-        """What the embeddings and the layers are called."""
-        return self.config.stage_names
-
-    @property
-    def out_indices(self) -> list[int]:
-        """The numbers of the stages that there are maps of."""
-        return list(self.config.stages)
-
-    @property
-    def out_features(self) -> list[str]:
-        """The names of the stages that there are maps of."""
-        return [self.stage_names[i] for i in self.out_indices]
-
-    @property
-    def num_features(self) -> list[int]:
-        """The width of every stage."""
-        return [self.config.hidden_size] * len(self.stage_names)
-
-    @property
-    def channels(self) -> list[int]:
-        """The width of every map."""
-        return [self.config.hidden_size] * len(self.out_indices)
 
     @compiled
     def call(
@@ -78,7 +54,7 @@ class TFViTBackbone(TFViTModel):
         pool = "patches" if self.config.reshape_hidden_states else "tokens"
         size, normalize = self.size_of(pixel_values), self.config.apply_layernorm
         output = BackboneOutput(
-            feature_maps=tuple(self.pooled(encoded.hidden_states[i], pool, size, normalize) for i in self.out_indices),
+            feature_maps=tuple(self.pooled(encoded.hidden_states[i], pool, size, normalize) for i in self.config.stages),
             hidden_states=encoded.hidden_states if options.output_hidden_states else None,
             attentions=encoded.attentions,
         )

@@ -10,13 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from vit_core import calls
+from vit_core.backbone import Backbone
 from vit_core.config import ViTConfig
 from vit_torch.base import shapes
 from vit_torch.modeling import ViTModel
 from vit_torch.outputs import BackboneOutput
 
 
-class ViTBackbone(ViTModel):
+class ViTBackbone(ViTModel, Backbone):
     """The bare model as a backbone; returns `BackboneOutput`.
 
     `config.out_features`, or `config.out_indices`, says after which stages there are maps.
@@ -27,30 +28,9 @@ class ViTBackbone(ViTModel):
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__(config, False, False, seed=seed)
 
-    @property
-    def stage_names(self) -> list[str]:
-        """What the embeddings and the layers are called."""
-        return self.config.stage_names
-
-    @property
-    def out_indices(self) -> list[int]:
-        """The numbers of the stages that there are maps of."""
-        return list(self.config.stages)
-
-    @property
-    def out_features(self) -> list[str]:
-        """The names of the stages that there are maps of."""
-        return [self.stage_names[i] for i in self.out_indices]
-
-    @property
-    def num_features(self) -> list[int]:
-        """The width of every stage."""
-        return [self.config.hidden_size] * len(self.stage_names)
-
-    @property
-    def channels(self) -> list[int]:
-        """The width of every map."""
-        return [self.config.hidden_size] * len(self.out_indices)
+    def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> Any:
+        """The name by which transformers' models call their backbone."""
+        return self(*args, **kwargs)
 
     def forward(  # type: ignore[override]
         self,
@@ -75,7 +55,7 @@ class ViTBackbone(ViTModel):
         pool = "patches" if self.config.reshape_hidden_states else "tokens"
         maps = tuple(
             self.pooled(encoded.hidden_states[i], pool, pixel_values.shape[2:], self.config.apply_layernorm)
-            for i in self.out_indices
+            for i in self.config.stages
         )
         output = BackboneOutput(
             feature_maps=maps,

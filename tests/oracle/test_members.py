@@ -161,3 +161,23 @@ def test_files_of_their_tf_classes(tmp_path: Path, name: str) -> None:
         assert whole(report)
         for field, value in expected.items():
             assert_close(ours(x)[field].detach(), torch.from_numpy(value.numpy()), tolerances.TF_FLOAT32, field)
+
+
+@pytest.mark.parametrize("apply_layernorm", [True, False])
+def test_their_heads_stand_on_our_backbone(apply_layernorm: bool) -> None:
+    """Depth Anything's, which was made for DINOv2."""
+    values = {**{name: value for name, value in CONFIG.items() if name not in NOT_OF["Dinov2"]}, "mlp_ratio": 2}
+    of_backbone = {"out_indices": [1, 2, 3, 4], "reshape_hidden_states": False, "apply_layernorm": apply_layernorm}
+    config = transformers.Dinov2Config(**{**values, "num_hidden_layers": 4}, **of_backbone)
+    sizes = {"reassemble_hidden_size": 16, "neck_hidden_sizes": [4, 4, 4, 4], "fusion_hidden_size": 4, "patch_size": 4}
+    torch.manual_seed(0)
+    model = transformers.DepthAnythingForDepthEstimation(
+        transformers.DepthAnythingConfig(backbone_config=config, head_hidden_size=4, **sizes)
+    ).eval()
+    x = pixels(model.backbone)
+    expected = model(x).predicted_depth
+    ours = vit_torch.Dinov2Backbone(vit_torch.Dinov2Config(**{**values, "num_hidden_layers": 4}, **of_backbone)).eval()
+    ours.load_state_dict(model.backbone.state_dict())
+    assert (ours.channels, ours.out_features) == (model.backbone.channels, model.backbone.out_features)
+    model.backbone = ours
+    assert_close(model(x).predicted_depth, expected, tolerances.FORMATS, "predicted_depth")
