@@ -21,13 +21,17 @@ RESULTS, README = HERE / "results.json", HERE / "README.md"
 # Memory that is freed stays with the process: else how often it goes back to the system, and by what accident, is
 # measured as well. The other benchmarks are measured as users have it.
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "30000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
-NAMES = ("fresh_process", "image_processing", "inference", "training", "tf_vit", "flax_vit", "convert", "imports")
-STEADY = ("inference", "training", "tf_vit", "flax_vit")
+NAMES = (
+    "fresh_process", "image_processing", "inference", "training", "dinov2", "tf_vit", "tf_dinov2", "flax_vit",
+    "convert", "imports",
+)  # fmt: skip
+STEADY = ("inference", "training", "dinov2", "tf_vit", "tf_dinov2", "flax_vit")
 # What transformers is told not to import; tf_vit and fresh_process tell it themselves.
 ALONE = {
     "image_processing": ("USE_TF", "USE_FLAX"),
     "inference": ("USE_TF", "USE_FLAX"),
     "training": ("USE_TF", "USE_FLAX"),
+    "dinov2": ("USE_TF", "USE_FLAX"),
     "flax_vit": ("USE_TF", "USE_TORCH"),
 }
 QUOTED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from rich.table import Table
 
 from vit_core.config import ViTConfig, pair
 
-OURS, THEIRS, HUB = "vit_trio", "transformers", "keras-hub"
+OURS, THEIRS, HUB, TIMM = "vit_trio", "transformers", "keras-hub", "timm"
 Seconds = dict[str, np.ndarray]
 
 
@@ -73,6 +75,25 @@ def forward_flops(config: ViTConfig, batch: int, last_tokens: int = 1) -> int:
     patches = config.num_patches * math.prod(pair(config.patch_size)) * config.num_channels * width
     layers = (config.num_hidden_layers - 1) * layer(tokens) + layer(last_tokens)
     return 2 * batch * (patches + layers + width * config.num_labels)
+
+
+def timm_of(folder: Path, **options: Any) -> Any:
+    """timm's model of a folder, in the environment of `make oracle`, where it stands beside the others' packages.
+
+    To be called when transformers is imported, which would prepare pictures by torchvision, that timm needs.
+    """
+    import torch
+
+    sys.path.append(str(Path(sys.prefix) / "families"))
+    operators = torch.library.Library("torchvision", "DEF")  # which a ViT does not call
+    pools = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
+    for name in ("nms", "qnms", *pools, *(f"_{pool}_backward" for pool in pools)):
+        operators.define(f"{name}(Tensor a) -> Tensor")
+    import timm
+
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
+    model.declared = operators  # they live as long as it does
+    return model
 
 
 def arguments(description: str | None, **defaults: float) -> argparse.Namespace:
