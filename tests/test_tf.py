@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import pickle
@@ -35,6 +36,7 @@ from vit_core.formats.reading import read
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 vit_tf = pytest.importorskip("vit_tf")
+ViTDropPath = importlib.import_module("vit_tf.encoder").ViTDropPath
 
 ROOT = Path(__file__).parent.parent
 CONFIG = ViTConfig(**TINY)
@@ -44,7 +46,7 @@ VALUES_ONLY = ("label range", "negative label")  # bad calls that only values sh
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
 SAME = tolerances.SAME_FUNCTION_FLOAT64
 LABELS = np.array([0, 1, 2, 2, 1, 0])
-RATES = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3}
+RATES = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3, "drop_path_rate": 0.3}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -140,6 +142,32 @@ def train_by_hand(x: np.ndarray, y: np.ndarray, epochs: int = 2, batch: int = 3)
         history["loss"].append(np.mean(losses))
         history["accuracy"].append(np.mean(right))
     return history, [v.numpy() for v in model.variables]
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_drop_path_leaves_each_picture_whole_or_out(rate: float) -> None:
+    """Two branches of a layer draw apart, and so do two calls, recomputed or not; the mean stays."""
+    keras.utils.set_random_seed(0)
+    layer, x = ViTDropPath(rate), np.ones((4000, 3, 2))
+    first, second = (layer(x, training=True).numpy() for _ in range(2))
+    assert (first == first[:, :1, :1]).all()
+    np.testing.assert_allclose(np.unique(first), [0, 1 / (1 - rate)])
+    assert abs(first.mean() - 1) < 5 * np.sqrt(rate / (1 - rate) / len(x))
+    assert (first != second).any()
+    np.testing.assert_array_equal(layer(x), x)
+
+
+def test_a_backbone_in_fit_and_predict() -> None:
+    model = build("ViTBackbone", out_indices=[1, 2], drop_path_rate=0.3)
+    found = model.predict(pixels(6), verbose=0)
+    assert_same(found.feature_maps, tuple(np.asarray(each) for each in model(pixels(6)).feature_maps))
+    last = found.feature_maps[-1]
+    model.compile(keras.optimizers.SGD(0.1), loss="mse")
+    losses = fit(model, pixels(6), np.zeros_like(last), batch_size=6, epochs=3)["loss"]
+    assert losses[-1] < losses[0]
+    model.compile(keras.optimizers.SGD(0.1))
+    with pytest.raises(ValueError, match="There is no loss to compute"):
+        fit(model, pixels(6))
 
 
 @pytest.fixture(scope="module")
@@ -742,8 +770,9 @@ def twins(cls: str, **changes: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(
     ("cls", "kind"),
-    [*((cls, "eager") for cls in MODELS), (MODELS[1], "graph"), pytest.param(MODELS[0], "XLA", marks=pytest.mark.slow)],
-)
+    [*((cls, "eager") for cls in (*MODELS, "Dinov2Model")), (MODELS[1], "graph"), ("Dinov2Model", "graph"),
+     pytest.param(MODELS[0], "XLA", marks=pytest.mark.slow)],
+)  # fmt: skip
 def test_gradient_checkpointing_has_the_same_loss_and_gradients(cls: str, kind: str) -> None:
     found = []
     for model in twins(cls, **RATES):

@@ -54,7 +54,9 @@ class TFViTBackbone(TFViTModel, Backbone):
         pool = "patches" if self.config.reshape_hidden_states else "tokens"
         size, normalize = self.size_of(pixel_values), self.config.apply_layernorm
         output = BackboneOutput(
-            feature_maps=tuple(self.pooled(encoded.hidden_states[i], pool, size, normalize) for i in self.config.stages),
+            feature_maps=tuple(
+                self.pooled(encoded.hidden_states[i], pool, size, normalize) for i in self.config.stages
+            ),
             hidden_states=encoded.hidden_states if options.output_hidden_states else None,
             attentions=encoded.attentions,
         )

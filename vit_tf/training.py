@@ -210,7 +210,8 @@ def _labels(x: Any, y: Any) -> Any:
 
 
 def _loss_of(output: Any) -> Any:
-    return output[0] if output[0].shape.rank == 0 else None
+    first = output[0]
+    return None if isinstance(first, tuple) or first.shape.rank else first
 
 
 def _but_loss(output: Any) -> tuple[Any, ...]:
