@@ -12,7 +12,7 @@ import tolerances
 from adapters import BACKENDS
 from closeness import assert_close
 from hypothesis import Phase, given, settings
-from members import CLASSIFIERS, MASKED, MODELS, config_for
+from members import BACKBONES, CLASSIFIERS, MASKED, MODELS, config_for
 
 from vit_core.config import ViTConfig
 from vit_core.family import PARTS
@@ -61,6 +61,8 @@ def calls(draw: st.DrawFn, config: ViTConfig, cls: str) -> dict[str, Any]:
         "output_hidden_states": True,
         "output_attentions": True,
     }
+    if cls in BACKBONES:
+        return call
     if draw(flags):
         call["head_mask"] = rng.integers(0, 3, (config.num_hidden_layers, heads)) / 2
     if draw(flags):
