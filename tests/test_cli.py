@@ -60,7 +60,7 @@ def test_help_and_inspect_import_no_framework() -> None:
     )
     result = process(sys.executable, "-c", code)
     assert result.stderr == "[0, 0, 0, 0] []\n"
-    for command in ("classify", "inspect", "attend"):
+    for command in ("classify", "embed", "similar", "inspect", "attend", "verify"):
         assert f" {command} " in result.stdout
 
 

@@ -32,7 +32,7 @@ def vit(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, see attention."""
+    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, attend, verify."""
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -62,8 +62,6 @@ def read_vectors(path: Path) -> Vectors:
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}: write it with `vit embed PICTURES --out {path}`.")
     names, values, settings = _FORMATS[suffix][1](path)
-    if not names:
-        raise ValueError(f"{path} holds no vectors: none of its pictures could be read.")
     expected = (len(names), settings["dimensions"])
     if values.dtype != np.float32 or values.shape != expected or not np.isfinite(values).all():
         raise ValueError(
@@ -76,6 +74,8 @@ def read_vectors(path: Path) -> Vectors:
             seen.add(name, vector)
         if seen.content() != settings[_CONTENT]:
             raise ValueError(f"{path} is not the file that {_beside(path)} was written for: embed the pictures again.")
+    if not names:
+        raise ValueError(f"{path} holds no vectors: none of its pictures could be read.")
     return Vectors(names, values, settings)
 
 
