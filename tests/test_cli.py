@@ -16,10 +16,13 @@ import pytest
 import tolerances
 from closeness import assert_close
 from command import Command, process
+from members import config_for
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from vit_core.app.attention_maps import cls_to_patches, rollout
+from vit_core.app.attention_drawing import View
+from vit_core.app.attention_maps import grad_cam, heaviest, relevance, rollout, to_patches
+from vit_core.app.backends import class_gradients, run
 from vit_core.app.cli import main
 from vit_core.app.cli.common import pictures
 from vit_core.assets import DIGITS
@@ -112,7 +115,18 @@ def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         (["attend", NINE, "--out", DIGITS], "is a folder: name a file in it"),
         (["attend", NINE, "--out", "x.xyz"], "must end in one of .png, .jpg, .jpeg, .webp"),
         (["attend", NINE, "--out", NINE], "is the picture itself"),
-        (["attend", DIGITS / "pictures", "--out", "x.png"], f"stands for {len(PICTURES)}: pass one of them"),
+        (["attend", DIGITS / "pictures", "--out", "x.png", "--segment"], f"stands for {len(PICTURES)}: pass one of"),
+        (["attend", NINE, "--out", "x.jpg", "--segment"], "--out x.jpg can't be transparent: name it x.png."),
+        (["attend", NINE, "--out", "x.png", "--method", "cam"], "must be one of rollout, gradient, chefer, pca, got"),
+        (["attend", NINE, "--out", "x.png", "--threshold", 0], "must be a share above 0 and up to 1, got 0"),
+        (["attend", NINE, "--out", "x.png", "--tokens", "all"], "must be one of cls, mean, registers, got 'all'"),
+        (["attend", NINE, "--out", "x.png", "--tokens", "registers"], "must be one of cls, mean for a ViTConfig, got"),
+        (["attend", NINE, "--out", "x.png", "--class", "9"], "--method rollout has no use for --class: leave it out"),
+        (["attend", NINE, "--out", "x.png", "--method", "chefer", "--class", "ten"], "8, 9: got 'ten'."),
+        (
+            ["attend", NINE, "--out", "x.png", "--segment", "--method", "pca", "--tokens", "cls"],
+            "--segment has no use for --tokens, --method",
+        ),
         (["classify", NINE, "--devices", "meta"], "device='meta' can't be used (it holds no numbers): pass one that"),
         (["attend", NINE, "--out", "x.png", "--layer", "9"], "--layer must be from 0 to 4, or from -5 to -1, got 9"),
     ],
@@ -356,7 +370,7 @@ def test_attend_draws_the_rollout_of_the_models_attentions(vit: Command, tmp_pat
     flow = rollout([attention[0].double().cpu().numpy() for attention in output.attentions])
     largest = -float(torch.stack(output.attentions).min().log())
     bound = tolerances.probabilities(model.config, largest)
-    assert_close(document["rollout"], cls_to_patches(flow, (6, 6)).tolist(), bound, each=True)
+    assert_close(document["rollout"], to_patches(flow, slice(0, 1), (6, 6)).tolist(), bound, each=True)
     assert document["layer"] == 3
     assert document["predictions"][0]["label"] == "9"
 
@@ -386,15 +400,136 @@ def test_attend_shows_what_a_centre_crop_leaves(vit: Command, tmp_path: Path, mo
     wide.save(tmp_path / "wide.png")
     seen: list[Image.Image] = []
 
-    def spy(picture: Image.Image, *_: Any, **__: Any) -> Image.Image:
-        seen.append(picture)
-        return picture
+    def spy(view: View, **_: Any) -> Image.Image:
+        assert view.picture is not None
+        seen.append(view.picture)
+        return view.picture
 
     monkeypatch.setattr("vit_core.app.cli.attend.draw", spy)
     vit("attend", tmp_path / "wide.png", "--out", tmp_path / "out.png", "--model", tmp_path)
     assert (vit.code, vit.err) == (0, "")
     assert seen[0].size == (48, 48)
     assert seen[0].getextrema() == ((255, 255),) * 3
+
+
+@pytest.fixture
+def nine() -> tuple[Any, np.ndarray]:
+    """The digits model, and the pixels of a nine."""
+    import vit_torch
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
+    return model, vit_torch.ViTImageProcessor.from_pretrained(DIGITS)(NINE, return_tensors="np").pixel_values
+
+
+def test_attend_shows_the_patches_that_hold_a_share(vit: Command, tmp_path: Path, nine: Any) -> None:
+    document = vit.json("attend", NINE, "--out", tmp_path / "x.png", "--threshold", 0.6, "--layer", 2)
+    heads = run(nine[0], nine[1], output_attentions=True)["attentions"][2][0]
+    expected = heaviest(heads[:, 0, 1:].reshape(4, 6, 6), 0.6)
+    assert document["maps"] == {f"head {i}": expected[i].tolist() for i in range(4)}
+    document = vit.json("attend", NINE, "--out", tmp_path / "x.png", "--tokens", "mean")
+    heads = run(nine[0], nine[1], output_attentions=True)["attentions"][4][0]
+    np.testing.assert_allclose(document["maps"]["head 3"], heads[3, 1:, 1:].mean(0).reshape(6, 6), rtol=1e-12)
+
+
+@pytest.mark.parametrize("label", [None, "4"])
+def test_attend_shows_what_speaks_for_a_class(vit: Command, tmp_path: Path, nine: Any, label: str | None) -> None:
+    model, pixels = nine
+    found = class_gradients(model, pixels, int(label or 9))
+    matters = relevance([each[0] for each in found.attentions], [each[0] for each in found.by_attentions])
+    expected = {
+        "chefer": matters[0, 1:].reshape(6, 6),
+        "gradient": grad_cam(found.states[3][0], found.by_states[3][0], (6, 6)),
+    }
+    for method, weights in expected.items():
+        options = ["--class", label] if label else []
+        document = vit.json("attend", NINE, "--out", tmp_path / "x.png", "--method", method, "--layer", 3, *options)
+        np.testing.assert_allclose(document[method], weights / weights.sum(), rtol=1e-6, atol=1e-9)
+        assert document["predictions"][0]["label"] == "9"
+
+
+def test_attend_colours_what_is_alike(vit: Command, tmp_path: Path) -> None:
+    together = vit.json("attend", DIGITS / "pictures", "--out", tmp_path / "x.png", "--method", "pca")
+    unit = np.array([image["pca"] for image in together["images"]])
+    assert unit.shape == (12, 6, 6, 3)
+    np.testing.assert_allclose([unit.min((0, 1, 2)), unit.max((0, 1, 2))], [[0] * 3, [1] * 3], atol=1e-12)
+    assert unit[0].max((0, 1)).min() < 1  # the components are not those of one picture
+    np.testing.assert_array_equal(together["images"][5]["maps"]["component 1"], unit[5, ..., 1])
+    alone = np.array(vit.json("attend", NINE, "--out", tmp_path / "y.png", "--method", "pca")["pca"])
+    np.testing.assert_allclose([alone.min((0, 1)), alone.max((0, 1))], [[0] * 3, [1] * 3], atol=1e-12)
+
+
+def test_attend_draws_a_sheet_of_a_folder(vit: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for picture in PICTURES[:3]:
+        shutil.copy(picture, folder)
+    document = vit.json("attend", folder, "--out", tmp_path / "x.png")
+    one = vit.json("attend", PICTURES[1], "--out", tmp_path / "y.png")
+    assert document["images"][1]["rollout"] == one["rollout"]
+    with Image.open(tmp_path / "x.png") as drawing:
+        assert drawing.size == (6 * 166 - 16 + 96, 190 + 3 * 210 + 24)
+    (folder / "0.png").write_text("no picture")
+    vit("attend", folder, "--out", tmp_path / "x.png")
+    assert (vit.code, vit.out) == (1, f"3 pictures: {tmp_path / 'x.png'}\n")
+    assert "0.png is no picture that Pillow can read" in vit.err
+    with Image.open(tmp_path / "x.png") as drawing:
+        assert drawing.height == 190 + 4 * 210 + 24
+    for picture in PICTURES[:3]:
+        (folder / picture.name).unlink()
+    shutil.copy(folder / "0.png", folder / "1.png")
+    assert "None of the 2 pictures can be read: " in vit.refused("attend", folder, "--out", tmp_path / "x.png")
+    for i in range(65):
+        shutil.copy(NINE, folder / f"{i}.png")
+    assert "has place for 64 pictures, but " in vit.refused("attend", folder, "--out", tmp_path / "x.png")
+
+
+def test_attend_cuts_out_what_the_cls_token_attends_to(vit: Command, tmp_path: Path) -> None:
+    large = tmp_path / "large.png"
+    with Image.open(NINE) as picture:
+        picture.resize((240, 120)).save(large)
+    shares = []
+    for threshold in (0.3, 0.6):
+        options = ["--threshold", threshold] if threshold != 0.6 else []  # which is the default
+        document = vit.json("attend", large, "--out", tmp_path / "cut.png", "--segment", *options)
+        with Image.open(tmp_path / "cut.png") as cut:
+            assert (cut.mode, cut.size) == ("RGBA", (240, 120))
+            alpha = np.asarray(cut)[..., 3]
+        assert set(np.unique(alpha)) == {0, 255}
+        assert document["kept"] == (alpha == 255).mean()
+        shares.append(document["kept"])
+    assert 0 < shares[0] < 0.3 and shares[0] < shares[1] < 0.6
+
+
+@pytest.mark.parametrize("member", ["IJepa", "Dinov2WithRegisters"])
+def test_attend_without_a_cls_token_and_with_registers(vit: Command, tmp_path: Path, member: str) -> None:
+    import vit_torch
+
+    cls, sizes = f"{member}ForImageClassification", {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = config_for(cls, **sizes, image_size=24, patch_size=4, num_labels=3)
+    model = getattr(vit_torch, cls)(config, seed=0)
+    model.save_pretrained(tmp_path)
+    shutil.copy(DIGITS / "preprocessor_config.json", tmp_path)
+    options = ("attend", NINE, "--model", tmp_path, "--out", tmp_path / "x.png")
+    pixels = vit_torch.ViTImageProcessor.from_pretrained(DIGITS)(NINE, return_tensors="np").pixel_values
+    attentions = [each[0] for each in run(model.eval(), pixels, output_attentions=True)["attentions"]]
+    if member == "IJepa":
+        document = vit.json(*options)
+        np.testing.assert_allclose(document["rollout"], rollout(attentions).mean(0).reshape(6, 6), rtol=1e-12)
+        assert "but a IJepaConfig has none: pass another model." in vit.refused(*options, "--segment")
+        found = class_gradients(model, pixels, int(document["predictions"][0]["label"].removeprefix("LABEL_")))
+        matters = relevance([each[0] for each in found.attentions], [each[0] for each in found.by_attentions])
+        expected = matters.mean(0) / matters.mean(0).sum()
+        document = vit.json(*options, "--method", "chefer")
+        np.testing.assert_allclose(document["chefer"], expected.reshape(6, 6), rtol=1e-6)
+    else:
+        maps = vit.json(*options, "--tokens", "registers")["maps"]
+        assert [*maps] == [f"register {i}" for i in range(4)]
+        for i in range(4):
+            np.testing.assert_allclose(
+                maps[f"register {i}"], attentions[1].mean(0)[1 + i, 5:].reshape(6, 6), rtol=1e-12
+            )
+        rolled = vit.json(*options)["rollout"]
+        np.testing.assert_allclose(rolled, rollout(attentions)[0, 5:].reshape(6, 6), rtol=1e-12)
 
 
 def test_a_failed_drawing_leaves_the_old_file(vit: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,9 @@ def test_the_commands_of_the_guide_to_features(tmp_path: Path, monkeypatch: Any,
     printed = capsys.readouterr().out
     assert "200 embedded" in printed
     assert printed.count("Linear probe: ") == 2
-    for name in ("features.npy", "features.npy.json", "features.parquet", "similar.png"):
+    assert "objects 2, j 0.9" in printed
+    drawn = ("similar.png", "attention.png", "components.png", "for-4.png", "nine.png", "my-found/007.png")
+    for name in ("features.npy", "features.npy.json", "features.parquet", *drawn):
         assert (tmp_path / name).is_file()
 
 
@@ -136,3 +138,19 @@ def test_the_numbers_of_the_guide_to_features(capsys: Any) -> None:
     accuracies = [found[0]["knn_accuracy"], found[1]["knn_accuracy"], found[0]["linear_accuracy"]]
     for number, accuracy in zip(stated.groups(), accuracies, strict=True):
         assert float(number) == pytest.approx(100 * accuracy, abs=0.6)
+
+
+def test_the_numbers_of_the_guide_to_videos(tmp_path: Path, capsys: Any) -> None:
+    """A pixel on the edge may fall either way on another processor."""
+    need("torch")
+    import_module("torch").set_num_threads(1)
+    text = (ROOT / "docs" / "features.md").read_text()
+    stated = re.search(r"J = ([\d.]+) at `--size 144`, ([\d.]+) at the 96 pixels", text)
+    assert stated is not None
+    import_module("moving_shape").main(tmp_path)
+    masks = tmp_path / "masks"
+    for number, size in zip(stated.groups(), (144, None), strict=True):
+        capsys.readouterr()
+        arguments = (tmp_path / "frames", masks / "000.png", tmp_path / "found")
+        import_module("segment").main(*arguments, truth=masks, size=size, as_json=True)
+        assert float(number) == pytest.approx(json.loads(capsys.readouterr().out)["j"], abs=0.01)

@@ -318,6 +318,14 @@ def _same(shape: Shape, wanted: Shape) -> bool:
     )
 
 
+def check_explained(config: ViTConfig, output: Mapping[str, Any], label: int) -> None:
+    """Raises ValueError unless an output has the logit of this label."""
+    if "logits" not in output:
+        raise ValueError(f"A classifier's logit has gradients, but this model gives {', '.join(output)}: load one.")
+    if not 0 <= label < config.num_labels:
+        raise ValueError(f"label must be from 0 to {config.num_labels - 1}, got {label}.")
+
+
 def check_label_values(values: npt.NDArray[Any], config: ViTConfig) -> None:
     """Raises ValueError for class labels out of range; other kinds of labels have no range."""
     integers = values.dtype.kind in "iub"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 
 @dataclass
@@ -146,3 +146,15 @@ __all__ = [
     "OUTPUTS", "BackboneOutput", "BaseModelOutput", "BaseModelOutputWithPooling",
     "DeiTForImageClassificationWithTeacherOutput", "ImageClassifierOutput", "MaskedImageModelingOutput", "ModelOutput",
 ]  # fmt: skip
+
+
+class ClassGradients(NamedTuple):
+    """What goes into each layer, and its attentions, with the gradients of a label's logit by them: L of each.
+
+    states: (B, S, D), before the layer. attentions: (B, h, S, S), after the softmax.
+    """
+
+    states: tuple[Any, ...]
+    attentions: tuple[Any, ...]
+    by_states: tuple[Any, ...]
+    by_attentions: tuple[Any, ...]

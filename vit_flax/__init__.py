@@ -46,6 +46,7 @@ from vit_flax.dinov2 import (
     FlaxDinov2WithRegistersModule,
     FlaxDinov2WithRegistersPreTrainedModel,
 )
+from vit_flax.gradients import class_gradients
 from vit_flax.ijepa import (
     FlaxIJepaForImageClassification,
     FlaxIJepaForImageClassificationModule,
@@ -207,5 +208,6 @@ __all__ = [
     "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
+    "class_gradients",
     "pipeline",
 ]

@@ -44,6 +44,7 @@ from vit_tf.dinov2 import (
     TFDinov2WithRegistersModel,
     TFDinov2WithRegistersPreTrainedModel,
 )
+from vit_tf.gradients import class_gradients
 from vit_tf.ijepa import TFIJepaForImageClassification, TFIJepaModel, TFIJepaPreTrainedModel
 from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 from vit_tf.msn import TFViTMSNForImageClassification, TFViTMSNModel, TFViTMSNPreTrainedModel
@@ -168,5 +169,6 @@ __all__ = [
     "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
+    "class_gradients",
     "pipeline",
 ]

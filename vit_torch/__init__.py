@@ -36,6 +36,7 @@ from vit_torch.dinov2 import (
     Dinov2WithRegistersModel,
     Dinov2WithRegistersPreTrainedModel,
 )
+from vit_torch.gradients import class_gradients
 from vit_torch.ijepa import IJepaForImageClassification, IJepaModel, IJepaPreTrainedModel
 from vit_torch.modeling import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from vit_torch.msn import ViTMSNForImageClassification, ViTMSNModel, ViTMSNPreTrainedModel
@@ -108,5 +109,6 @@ __all__ = [
     "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
+    "class_gradients",
     "pipeline",
 ]

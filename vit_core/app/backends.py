@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vit_core.outputs import ClassGradients
 
 # By name, which is also that of the extra: the package, and the framework it is written in.
 BACKENDS = {"torch": ("vit_torch", "torch"), "tf": ("vit_tf", "tensorflow"), "flax": ("vit_flax", "flax")}
@@ -80,6 +83,15 @@ def run(model: Any, pixel_values: NDArray[Any], **options: Any) -> dict[str, Any
     return {
         name: tuple(map(array, value)) if isinstance(value, tuple) else array(value) for name, value in output.items()
     }
+
+
+def class_gradients(model: Any, pixel_values: NDArray[Any], label: int) -> ClassGradients:
+    """The gradients of the logit of a label for pixels (B, C, H, W), in float64 arrays.
+
+    Raises ValueError for a model without logits, and for a label that it has not.
+    """
+    function = partial(import_backend(backend_of(model)).class_gradients, model)
+    return ClassGradients(*(tuple(map(array, each)) for each in call(model, function, pixel_values, label=label)))
 
 
 def place(model: Any, device: Any) -> None:
