@@ -822,7 +822,7 @@ def test_without_initialisation() -> None:
 def test_loading_without_initialisation() -> None:
     """What the file lacks stays abstract, for `init_weights` to fill."""
     (model, params), report = vit_flax.FlaxViTModel.from_pretrained(
-        SAFETENSORS, _do_init=False, output_loading_info=True
+        SAFETENSORS, _do_init=False, add_pooling_layer=True, output_loading_info=True
     )
     assert sorted(report.missing_keys) == ["pooler.dense.bias", "pooler.dense.weight"]
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params["pooler"]))

@@ -343,7 +343,7 @@ class PretrainedModel(ABC):
         if own := self.config.unknown_to_others:
             warnings.warn(
                 f"transformers' {self.family().title} has no place for {' and '.join(own)}: this folder is for this "
-                "package alone. For others convert it, to timm, or with fold_layer_scale.",
+                f"package alone. For others convert it, to timm{', or fold them' * bool(self.config.layer_scale)}.",
                 stacklevel=2,
             )
         tensors, added = self._weights(**given)
