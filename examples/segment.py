@@ -68,7 +68,12 @@ def main(
     if truth is not None:
         with reading("--truth", truth):
             document["j"] = region_similarity(labels, found[1:], masks[1:], truth)
-    print_json(document) if as_json else print(", ".join(f"{name} {value}" for name, value in document.items()))
+    if as_json:
+        print_json(document)
+    else:
+        print(
+            ", ".join(f"{name} {value:.4f}" if name == "j" else f"{name} {value}" for name, value in document.items())
+        )
 
 
 # ---- pictures ----------------------------------------------------------------------------------------------------

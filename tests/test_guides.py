@@ -102,7 +102,7 @@ def test_the_commands_of_the_guide_to_features(tmp_path: Path, monkeypatch: Any,
     printed = capsys.readouterr().out
     assert "200 embedded" in printed
     assert printed.count("Linear probe: ") == 2
-    assert "objects 2, j 0.9" in printed
+    assert float(printed.rpartition("objects 2, j ")[2].split()[0]) >= 0.7
     drawn = ("similar.png", "attention.png", "components.png", "for-4.png", "nine.png", "my-found/007.png")
     for name in ("features.npy", "features.npy.json", "features.parquet", *drawn):
         assert (tmp_path / name).is_file()
