@@ -453,7 +453,7 @@ def test_attend_colours_what_is_alike(vit: Command, tmp_path: Path) -> None:
     assert unit.shape == (12, 6, 6, 3)
     np.testing.assert_allclose([unit.min((0, 1, 2)), unit.max((0, 1, 2))], [[0] * 3, [1] * 3], atol=1e-12)
     assert unit[0].max((0, 1)).min() < 1  # the components are not those of one picture
-    np.testing.assert_array_equal(together["images"][5]["maps"]["component 1"], unit[5, ..., 1])
+    np.testing.assert_array_equal(together["images"][5]["maps"]["PC 2"], unit[5, ..., 1])
     alone = np.array(vit.json("attend", NINE, "--out", tmp_path / "y.png", "--method", "pca")["pca"])
     np.testing.assert_allclose([alone.min((0, 1)), alone.max((0, 1))], [[0] * 3, [1] * 3], atol=1e-12)
 

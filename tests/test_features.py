@@ -78,6 +78,7 @@ def test_pictures_of_another_size(backend: Any) -> None:
         ("IJepaModel", {"pool": "cls"}, "pool must be one of mean, patches for a IJepaConfig, got 'cls'."),
         ("ViTModel", {"layers": 4}, "to 3, the last layer, or from -1, the last layer, to -4, or several: got 4."),
         ("ViTModel", {"layers": ()}, "or several: got ()."),
+        ("ViTModel", {"layers": None}, "or several: got None."),
         ("ViTModel", {"layers": (0, True)}, "or several: got (0, True)."),
         ("ViTModel", {"reshape": True}, "reshape=True makes maps of pool='patches', got pool='cls'."),
     ],

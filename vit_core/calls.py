@@ -6,7 +6,7 @@ ints, are compared here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -94,7 +94,7 @@ def depths(config: ViTConfig, layers: int | Sequence[int]) -> tuple[int, ...]:
     Raises ValueError for what is no number of a layer.
     """
     count = config.num_hidden_layers
-    given = (layers,) if isinstance(layers, int) else tuple(layers)
+    given = (layers,) if isinstance(layers, int) else tuple(layers) if isinstance(layers, Iterable) else ()
     if not given or not all(type(i) is int and -count - 1 <= i <= count for i in given):
         raise ValueError(
             f"layers must be a number from 0, the embeddings, to {count}, the last layer, or from -1, the last layer, "

@@ -197,7 +197,7 @@ def sheet(views: Sequence[View], *, title: str, subtitle: str) -> Image.Image:
     """A row for each picture: itself, its map, and its parts, under their captions. Not all can be unreadable."""
     first = next(view for view in views if view.map is not None)
     assert first.map is not None
-    captions = ["Picture", first.map.caption, *(each.caption for each in first.parts)]
+    captions = ["Picture", first.map.caption, *(_caption(i, views) for i in range(len(first.parts)))]
     step, top = _EDGE + _BETWEEN, 190
     width, height = max(len(captions) * step - _BETWEEN, _LEAST), top + len(views) * (_EDGE + _CAPTION) + MARGIN - 24
     canvas = _Drawing((width + 2 * MARGIN, height))
@@ -214,6 +214,12 @@ def sheet(views: Sequence[View], *, title: str, subtitle: str) -> Image.Image:
         note = f"{view.map.caption} {view.map.note}" if view.map and view.map.note else ""
         canvas.text((MARGIN, y + _EDGE + 6), ", ".join(filter(None, (view.name, view.title, note))), SMALL, INK, width)
     return canvas.image
+
+
+def _caption(part: int, views: Sequence[View]) -> str:
+    """That of a column of parts, with their note where it is the same for all pictures."""
+    caption, *others = {(view.parts[part].caption, view.parts[part].note) for view in views if view.map is not None}
+    return caption[0] if others or not caption[1] else ", ".join(caption)
 
 
 def _squares(view: View) -> list[Image.Image]:

@@ -295,7 +295,7 @@ def _colour(views: Sequence[View], tokens: Sequence[tuple[Array, Grid]]) -> None
     for view, unit, (_, grid) in zip(views, found, tokens, strict=True):
         values = unit.reshape(*grid, 3)
         view.map = Map(values, "Components")
-        view.parts = [Map(values[..., i], f"component {i}", percent(variances[i])) for i in range(3)]
+        view.parts = [Map(values[..., i], f"PC {i + 1}", percent(variances[i])) for i in range(3)]
 
 
 def _title(view: View) -> str:
