@@ -163,6 +163,44 @@ def test_ours_in_their_format(tmp_path: Path, library: Callable[..., None], fami
                     assert_near(outputs[field], expected[field], tolerances.FORMATS)
 
 
+MEMBERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DINOv2": ("Dinov2Model", {"mlp_ratio": 2}),
+    "registers": ("Dinov2WithRegistersModel", {"mlp_ratio": 2, "num_register_tokens": 3}),
+    "gated": ("Dinov2Model", {"mlp_ratio": 2, "use_swiglu_ffn": True}),
+    "registers, gated": ("Dinov2WithRegistersModel", {"mlp_ratio": 2, "use_swiglu_ffn": True}),
+    "no mask token": ("Dinov2Model", {"mlp_ratio": 2, "use_swiglu_ffn": True, "use_mask_token": False}),
+    "I-JEPA": ("IJepaForImageClassification", {"intermediate_size": 20}),
+    "MSN": ("ViTMSNForImageClassification", {"intermediate_size": 20}),
+    "mean": ("ViTForImageClassification", {"intermediate_size": 20, "pool": "mean"}),
+    "norm of the mean": ("ViTForImageClassification", {"intermediate_size": 20, "pool": "mean", "fc_norm": True}),
+}
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.filterwarnings("ignore:transformers' ViT has no place")
+def test_members_in_timms_format(tmp_path: Path, library: Callable[..., None], name: str) -> None:
+    """timm reads the folder, which says what model it is; DINOv2 as its authors write it."""
+    cls, values = MEMBERS[name]
+    kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size", "num_labels")
+    made = getattr(vit_torch, cls)
+    sizes = {key: ARCHITECTURE[key] for key in kept} | {"layer_norm_eps": 1e-6}
+    model = made(made.config_class(**sizes, **values)).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator) * 0.3
+        parameter.data = noise + (parameter.data.round() if parameter.dim() == 1 else 0)
+    x = pixels(model)
+    np.save(tmp_path / "x.npy", x)
+    model.save_pretrained(tmp_path / "ours")
+    if name in ("mean", "norm of the mean"):  # a folder for this package, which vit-convert reads as well
+        assert conversion.read(tmp_path / "ours").config.pool == "mean"
+    conversion.convert(tmp_path / "ours", tmp_path / "timm", to="timm")
+    library("run", "timm", tmp_path / "timm", {}, tmp_path / "x.npy", tmp_path / "y.npz")
+    field = "logits" if cls.endswith("ForImageClassification") else "last_hidden_state"
+    with torch.no_grad(), np.load(tmp_path / "y.npz") as outputs:
+        assert_near(outputs[field], model(x)[field], tolerances.FORMATS)
+
+
 # ---- golden files of the libraries, converted, in the models of transformers -----------------------------------------
 
 OPTIONS: dict[str, dict[str, Any]] = {
