@@ -64,7 +64,7 @@ class TorchBackend:
 
     def tensor(self, array: np.ndarray) -> Any:
         """An array as the framework's tensor."""
-        return self.torch.from_numpy(array)
+        return self.torch.from_numpy(array).to(self.torch.get_default_device())
 
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""

@@ -97,7 +97,7 @@ def test_later_layers_are_not_computed(cls: str) -> None:
     seen: list[int] = []
     for i, layer in enumerate(model.encoder.layer):
         layer.register_forward_hook(lambda _, __, output, i=i: seen.append(i))
-    pixels = torch.from_numpy(PIXELS).float()
+    pixels = torch.from_numpy(PIXELS).float().to(model.device)
     model.features(pixels, layers=(1, 2))
     assert seen == [0, 1]
     seen.clear()

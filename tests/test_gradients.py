@@ -40,16 +40,16 @@ def test_every_framework_has_those_of_pytorchs_autograd(backend: Any, cls: str) 
 
     for layer in reference.base_model.encoder.layer:
         layer.register_forward_pre_hook(becomes_a_leaf)
-    output = reference(torch.from_numpy(PIXELS), output_attentions=True)
+    output = reference(torch.from_numpy(PIXELS).to(reference.device), output_attentions=True)
     for each in output.attentions:
         each.retain_grad()
     output.logits[:, 2].sum().backward()
 
     found = class_gradients(build(backend, cls), PIXELS, 2)
-    assert_close(found.states, tuple(each.detach().numpy() for each in leaves), SAME)
-    assert_close(found.by_states, tuple(each.grad.numpy() for each in leaves), SAME)
-    assert_close(found.attentions, tuple(each.detach().numpy() for each in output.attentions), SAME)
-    assert_close(found.by_attentions, tuple(each.grad.numpy() for each in output.attentions), SAME)
+    assert_close(found.states, tuple(each.detach().cpu().numpy() for each in leaves), SAME)
+    assert_close(found.by_states, tuple(each.grad.cpu().numpy() for each in leaves), SAME)
+    assert_close(found.attentions, tuple(each.detach().cpu().numpy() for each in output.attentions), SAME)
+    assert_close(found.by_attentions, tuple(each.grad.cpu().numpy() for each in output.attentions), SAME)
     maps = [
         (relevance(each.attentions, each.by_attentions), grad_cam(each.states[-1], each.by_states[-1], (4, 4)))
         for each in (found, class_gradients(reference, PIXELS, 2))

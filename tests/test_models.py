@@ -376,7 +376,7 @@ def test_parts_are_called_as_transformers_are(backend: Any) -> None:
 
 
 def numbers(tensor: Any) -> np.ndarray:
-    return np.asarray(tensor.detach() if hasattr(tensor, "detach") else tensor)
+    return np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else tensor)
 
 
 def test_arguments_by_position(backend: Any) -> None:

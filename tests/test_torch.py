@@ -91,6 +91,16 @@ def test_compiles_with_the_default_backend(dynamic: bool) -> None:
         assert_close(actual, expected, SAME)
 
 
+def test_compiles_with_a_default_device() -> None:
+    """Which PyTorch's own compiler sees as a mode in which some methods of tensors are not there."""
+    model, call = build("ViTForMaskedImageModeling"), call_of("ViTForMaskedImageModeling")
+    expected = model(**call)
+    torch._dynamo.reset()
+    with torch.device(torch.get_default_device()):
+        actual = torch.compile(model, fullgraph=True, backend="eager")(**call)
+    assert_close(actual, expected, SAME)
+
+
 def test_errors_under_compile_have_the_same_words() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(build(), backend="eager")

@@ -37,7 +37,8 @@ class ViTSelfAttention(nn.Module):
         options: calls.Options = calls.DEFAULT,
     ) -> tuple[Tensor, Tensor | None]:
         x, heads = hidden_states, (self.config.num_attention_heads, -1)
-        q, k, v = (f(x).unflatten(2, heads).transpose(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
+        projections = (self.query, self.key, self.value)
+        q, k, v = (torch.unflatten(f(x), 2, heads).transpose(1, 2) for f in projections)  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, probs = attend(q, k, v, bias, head_mask, dropout)

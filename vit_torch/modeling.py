@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vit_core import calls
@@ -154,7 +155,9 @@ class ViTModel(ViTPreTrainedModel):
         patches = x[:, self.config.num_prefix_tokens :]
         if pool == "mean":
             return patches.mean(1)
-        return patches if size is None else packed(patches.transpose(1, 2)).unflatten(2, calls.grid(size, self.config))
+        if size is None:
+            return patches
+        return torch.unflatten(packed(patches.transpose(1, 2)), 2, calls.grid(size, self.config))
 
 
 class ViTWithHead(ViTPreTrainedModel):
@@ -260,7 +263,7 @@ class ViTPixelShuffle(nn.Module):
         self.stride = pair(config.encoder_stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.unflatten(1, (-1, *self.stride)).permute(0, 1, 4, 2, 5, 3)  # (B, C, H / ph, rh, W / pw, rw)
+        x = torch.unflatten(x, 1, (-1, *self.stride)).permute(0, 1, 4, 2, 5, 3)  # (B, C, H / ph, rh, W / pw, rw)
         return x.flatten(4, 5).flatten(2, 3)
 
 
@@ -309,4 +312,4 @@ class ViTForMaskedImageModeling(ViTWithHead):
 
     def reconstruct(self, patches: Tensor, size: Sequence[int]) -> Tensor:
         """Pixels (B, C, H, W) of the encoded patches (B, N, D) of an image of `size`, height x width."""
-        return self.decoder(packed(patches.transpose(1, 2)).unflatten(2, calls.grid(size, self.config)))
+        return self.decoder(torch.unflatten(packed(patches.transpose(1, 2)), 2, calls.grid(size, self.config)))
