@@ -261,8 +261,12 @@ def pages(found: Document) -> Iterator[list[str]]:
 
 
 def not_run(found: Document) -> list[str]:
-    """The cases that were not run, with the reason."""
-    return [f"{case} ({result['not_run']})" for case, result in found["cases"].items() if "not_run" in result]
+    """The cases that were not run, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for case, result in found["cases"].items():
+        if "not_run" in result:
+            by_reason.setdefault(result["not_run"], []).append(case)
+    return [f"Not run, as {reason}: {'; '.join(cases)}." for reason, cases in by_reason.items()]
 
 
 def milliseconds(value: float) -> str:
@@ -293,8 +297,7 @@ def markdown(cards: Document) -> str:
                 if rows := list(rows_of(found)):
                     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
                     text += [*head, *("| " + " | ".join(c.replace("|", "/") for c in row) + " |" for row in rows), ""]
-            if left := not_run(found):
-                text += [f"Not run: {'; '.join(left)}.", ""]
+            text += [line for left in not_run(found) for line in (left, "")]
     return "\n".join(text)
 
 
@@ -308,8 +311,8 @@ def show(cards: Document, console: Console) -> None:
                     for row in rows:
                         table.add_row(*row)
                     console.print(table, markup=False)
-            if left := not_run(found):
-                console.print(f"{framework}, not run: {'; '.join(left)}", markup=False, highlight=False)
+            for left in not_run(found):
+                console.print(f"{framework}: {left}", markup=False, highlight=False)
 
 
 def wrong(cards: Document) -> list[str]:
