@@ -29,7 +29,7 @@ from test_models import BAD_CALLS, TINY
 
 from conversion import convert
 from vit_core.config import ViTConfig
-from vit_core.family import VIT
+from vit_core.family import DINOV2_WITH_REGISTERS, VIT
 from vit_core.files.keras_hdf5 import read_keras_h5
 from vit_core.formats.reading import read
 
@@ -992,6 +992,8 @@ def test_the_core_reads_and_writes_keras_weights(cls: str, layer_scale: float, t
         assert {n: t.read().tobytes() for n, t in found.tensors.items()} == {
             n: t.read().tobytes() for n, t in model.to_tensors().items()
         }
+    untold = read(theirs, num_attention_heads=4)
+    assert untold.config.layer_norm_eps == untold.family.config().layer_norm_eps
     source = tmp_path / "saved" if alike else theirs
     if alike:
         (source / "config.json").parent.mkdir()
@@ -1002,6 +1004,12 @@ def test_the_core_reads_and_writes_keras_weights(cls: str, layer_scale: float, t
     other = made(config, seed=1)
     other.load_weights(ours)
     assert_same([v.numpy() for v in other.weights], [v.numpy() for v in model.weights], 0.0)
+
+
+def test_weights_without_registers_of_a_model_that_may_have_some(tmp_path: Path) -> None:
+    cls, path = "Dinov2WithRegistersModel", tmp_path / "model.weights.h5"
+    getattr(vit_tf, f"TF{cls}")(config_for(cls, **TINY, num_register_tokens=0)).save_weights(path)
+    assert read(path, num_attention_heads=4, family=DINOV2_WITH_REGISTERS).config.num_register_tokens == 0
 
 
 @pytest.mark.parametrize("cls", MODELS)

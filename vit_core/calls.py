@@ -205,8 +205,8 @@ def check_bool_masked_pos(shape: Shape | None, patches: Any, has_mask_token: boo
         return
     if not has_mask_token:
         raise ValueError(
-            "bool_masked_pos was given, but this model has no mask token: build it with use_mask_token=True, or use "
-            "ViTForMaskedImageModeling."
+            "bool_masked_pos was given, but this model has no mask token: those that can are built with "
+            "use_mask_token=True, or made for masked image modelling."
         )
     if len(shape) != 2 or (_known(patches) and _known(shape[1]) and shape[1] != patches):
         raise ValueError(f"bool_masked_pos must have shape (batch, {patches}), one per patch: got {tuple(shape)}.")

@@ -84,7 +84,7 @@ class ViTConfig:
       2016, "Deep Networks with Stochastic Depth"); it grows linearly from 0 in the first layer.
     - `pool`: whether the classifier reads the CLS token, "cls", or the mean of the patches, "mean"; with `fc_norm` the
       LayerNorm is of that mean, and there is none of the sequence.
-    - `position_kernel`: one of `vit_core.position.KERNELS`, with which position embeddings are resized.
+    - `position_kernel`: one of `vit_core.position.CALL_KERNELS`, with which position embeddings are resized.
     - `out_features` or `out_indices`: the stages of which a backbone gives maps, "stem" (0) and "stage1" (1) to the
       last one, which is the default; normalised with `apply_layernorm`, (B, D, h, w) with `reshape_hidden_states`.
     - `skip_unread_tokens`: False to compute also those tokens of the last layer that the model does not read.

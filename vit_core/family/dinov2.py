@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from vit_core.config import COMMON_DEFAULTS, ViTConfig
@@ -158,13 +159,13 @@ _IN_MEMORY: dict[str, str | tuple[str, ...]] = {
 }
 
 
-def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _of_shapes(shapes: Mapping[str, tuple[int, ...]], has_registers: bool) -> dict[str, Any]:
     """The fields that the shapes of the parameters, by canonical name, speak of."""
     gated, width = f"{GATED.format(0)}.weight" in shapes, shapes["embeddings.cls_token"][-1]
     inner = shapes[f"{(GATED if gated else LAYER + 'output.dense').format(0)}.weight"][1]
     found: dict[str, Any] = {"use_swiglu_ffn": gated, "use_mask_token": MASK_TOKEN in shapes}
-    if (registers := shapes.get("embeddings.register_tokens")) is not None:
-        found["num_register_tokens"] = registers[1]
+    if has_registers:
+        found["num_register_tokens"] = shapes.get(_REGISTERS.name, (1, 0))[1]
     ratios = (4.0, 1.5 * inner / width if gated else inner / width, math.nextafter(inner / width, math.inf))
     sizes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": 1, "use_swiglu_ffn": gated}
     fitting = (ratio for ratio in ratios if Dinov2Config(mlp_ratio=ratio, **sizes).intermediate_size == inner)
@@ -179,7 +180,8 @@ def _family(title: str, name: str, config: type[ViTConfig], table: tuple[Row, ..
         f"{name}ForImageClassification": frozenset({"classifier"}),
         f"{name}Backbone": frozenset[str](),
     }
-    return Family(title, config, models, table, _IN_MEMORY, of_shapes=_of_shapes)
+    of_shapes = partial(_of_shapes, has_registers=_REGISTERS in table)
+    return Family(title, config, models, table, _IN_MEMORY, of_shapes=of_shapes)
 
 
 DINOV2 = _family("DINOv2", "Dinov2", Dinov2Config, _TABLE)

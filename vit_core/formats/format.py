@@ -51,7 +51,7 @@ class Format:
     pools_mean: bool = False  # whether it has heads on the mean of the patches
     hidden_act: str = "gelu"
     fixed_act: bool = True  # whether its code computes `hidden_act` whatever the configuration says
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float | None = 1e-6  # None: the default of the member
     states_eps: bool = False  # whether its configuration says another eps
     states_resample: bool = False  # whether its documents name the filter that pictures are resized with
     states_labels: bool = False  # whether its documents hold the names of the labels

@@ -157,7 +157,7 @@ KERAS = Format(
     _RULES,
     families=tuple(FAMILIES.values()),
     pools_mean=True,
-    layer_norm_eps=1e-12,
+    layer_norm_eps=None,
     fixed_act=False,
     states_eps=True,
     has_qkv_bias=False,
