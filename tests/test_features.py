@@ -167,7 +167,9 @@ def test_a_classifier_on_the_mean(backend: Any, tmp_path: Path, fc_norm: bool) -
         mean = normalised(mean, arrays, "layernorm")
     mean = normalised(mean.mean(1), arrays, "fc_norm") if fc_norm else mean.mean(1)
     assert_close(output.logits, mean @ arrays["classifier.weight"].T + arrays["classifier.bias"], SAME)
-    with pytest.warns(UserWarning, match=r"no place for a head on the mean of the patches: .* convert it, to timm\.$"):
+    with pytest.warns(
+        UserWarning, match=r"no place for a head on the mean of the patches: .* vit-convert it --to timm\.$"
+    ):
         model.save_pretrained(tmp_path)
     again = backend.load("ViTForImageClassification", tmp_path, dtype="float64")
     assert_close(backend.call(again, pixel_values=PIXELS).logits, output.logits, SAME)

@@ -343,7 +343,8 @@ class PretrainedModel(ABC):
         if own := self.config.unknown_to_others:
             warnings.warn(
                 f"transformers' {self.family().title} has no place for {' and '.join(own)}: this folder is for this "
-                f"package alone. For others convert it, to timm{', or fold them' * bool(self.config.layer_scale)}.",
+                "package alone. For others, vit-convert it --to timm"
+                f"{', or read it with fold_layer_scale=True and save that' * bool(self.config.layer_scale)}.",
                 stacklevel=2,
             )
         tensors, added = self._weights(**given)
