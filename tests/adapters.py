@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vit_core.family import has_head
+from vit_core.calls import num_patches
+from vit_core.family import ViTMAEConfig, has_head
 
 
 def objective(output: Any, total: Callable[[Any], Any]) -> Any:
@@ -20,6 +21,16 @@ def objective(output: Any, total: Callable[[Any], Any]) -> Any:
         return sum(total(each**2) for each in output.feature_maps)
     states = total(output.last_hidden_state**2)
     return states + total(output.pooler_output**3) if "pooler_output" in output else states
+
+
+def with_noise(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a call, with noise for an MAE, which else draws it: the same for the same shape."""
+    pixels = inputs.get("pixel_values")
+    if not isinstance(model.config, ViTMAEConfig) or "noise" in inputs or getattr(pixels, "ndim", 0) != 4:
+        return inputs
+    size = pixels.shape[1:3] if getattr(model, "channels_axis", 1) == 3 else pixels.shape[2:]
+    shape = (len(pixels), num_patches(size, model.config))
+    return {**inputs, "noise": np.random.default_rng(0).random(shape, np.float32)}
 
 
 class TorchBackend:
@@ -46,11 +57,11 @@ class TorchBackend:
     def call(self, model: Any, **inputs: Any) -> Any:
         """The output of a call with NumPy inputs, every tensor in it a NumPy array."""
         with self.torch.no_grad():
-            return self._to_numpy(model(**self._to_torch(inputs, model.device)))
+            return self._to_numpy(model(**self._to_torch(with_noise(model, inputs), model.device)))
 
     def step(self, model: Any, **inputs: Any) -> tuple[Any, dict[str, np.ndarray]]:
         """The output of a call, and the gradient of its objective by canonical name."""
-        output = model(**self._to_torch(inputs, model.device))
+        output = model(**self._to_torch(with_noise(model, inputs), model.device))
         objective(output, self.torch.sum).backward()
         found = {s.name: model.get_parameter(n) for n, s in model.specs().items()}
         return self._to_numpy(output), {
@@ -104,13 +115,13 @@ class TfBackend:
 
     def call(self, model: Any, **inputs: Any) -> Any:
         """The output of a call with NumPy inputs, every tensor in it a NumPy array."""
-        return self._to_numpy(model(**inputs))
+        return self._to_numpy(model(**with_noise(model, inputs)))
 
     def step(self, model: Any, **inputs: Any) -> tuple[Any, dict[str, np.ndarray]]:
         """The output of a call, and the gradient of its objective by canonical name, which the model then holds."""
         variables, specs = model.variables_by_path(), model.specs()
         with self.tf.GradientTape() as tape:
-            output = model(**inputs)
+            output = model(**with_noise(model, inputs))
             target = objective(output, self.tf.reduce_sum)
         zero = self.tf.UnconnectedGradients.ZERO
         found = tape.gradient(target, [variables[path].value for path in specs], unconnected_gradients=zero)
@@ -166,13 +177,13 @@ class FlaxBackend:
 
     def call(self, model: Any, **inputs: Any) -> Any:
         """The output of a call with NumPy inputs, every array in it a NumPy array."""
-        return self._to_numpy(model(**inputs))
+        return self._to_numpy(model(**with_noise(model, inputs)))
 
     def step(self, model: Any, **inputs: Any) -> tuple[Any, dict[str, np.ndarray]]:
         """The output of a call, and the gradient of its objective by canonical name, which the model then holds."""
 
         def target(params: Any) -> Any:
-            output = model.module.apply({"params": params}, **inputs)
+            output = model.module.apply({"params": params}, **with_noise(model, inputs))
             return objective(output, self.jax.numpy.sum), output
 
         model.params, output = self.jax.jit(self.jax.grad(target, has_aux=True))(model.params)

@@ -6,11 +6,12 @@ import math
 from typing import Any
 
 from vit_core.config import ViTConfig
-from vit_core.family import ARCHITECTURES, Dinov2Config, has_head
+from vit_core.family import ARCHITECTURES, Dinov2Config, ViTMAEConfig, has_head
 
 MODELS = tuple(ARCHITECTURES)  # every model class, by its PyTorch name
 MASKED = tuple(name for name in MODELS if name.endswith("ForMaskedImageModeling"))
 CLASSIFIERS = tuple(name for name in MODELS if "ForImageClassification" in name)
+PRETRAINED = tuple(name for name in MODELS if issubclass(ARCHITECTURES[name].config, ViTMAEConfig))  # which mask
 BACKBONES = tuple(name for name in MODELS if name.endswith("Backbone"))
 BARE = tuple(name for name in MODELS if not has_head(ARCHITECTURES[name].models[name]) and name not in BACKBONES)
 _OF_VIT = {*ViTConfig.fields(), *ViTConfig.defaults}
@@ -31,8 +32,22 @@ def of_member(made: type[ViTConfig], values: dict[str, Any]) -> ViTConfig:
             given["mlp_ratio"] = ratio if fits else math.nextafter(ratio, math.inf)
         if given.get("layer_scale"):
             given["layerscale_value"] = given["layer_scale"]
+    if issubclass(made, ViTMAEConfig):
+        given = _of_mae(given)
     known = {*made.fields(), *made.defaults}
     return made(**{name: value for name, value in given.items() if name in known or name not in _OF_VIT})
+
+
+def _of_mae(values: dict[str, Any]) -> dict[str, Any]:
+    """Values with a decoder of a layer as the encoder's are, widths of sines, and half of the patches kept."""
+    plain = ViTConfig(**{name: value for name, value in values.items() if name in _OF_VIT})
+    width = plain.hidden_size if plain.hidden_size % 4 == 0 else 4 * plain.hidden_size
+    decoder = {
+        "hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": plain.num_attention_heads,
+        "intermediate_size": plain.intermediate_size,
+    }  # fmt: skip
+    own = {f"decoder_{name}": value for name, value in decoder.items()}
+    return {**own, "mask_ratio": 0.5 if plain.num_patches > 1 else 0.0, **values, "hidden_size": width}
 
 
 def field_of(architecture: str) -> str:

@@ -1,8 +1,9 @@
 """ViT a fourth time, from the paper (Dosovitskiy et al. 2021), in NumPy and float64: plain loops, no backend's code.
 
 The members of its family too: DeiT (Touvron et al. 2021, section 4), the scales of layers (CaiT, Touvron et al. 2021,
-section 2), DINOv2 (Oquab et al. 2023), its registers (Darcet et al. 2023) and its gate (Shazeer 2020). Arrays go by
-their names in Hugging Face's PyTorch ViT, blocks by those of the member, without the prefix of the trunk.
+section 2), DINOv2 (Oquab et al. 2023), its registers (Darcet et al. 2023) and its gate (Shazeer 2020), MAE (He et al.
+2022, section 3). Arrays go by their names in Hugging Face's PyTorch ViT, blocks by those of the member, without the
+prefix of the trunk.
 """
 
 from __future__ import annotations
@@ -73,6 +74,53 @@ def dinov2_layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: n
     return x + out["layer_scale2"], out
 
 
+def kept(x: np.ndarray, order: list[list[int]], count: int) -> np.ndarray:
+    """The CLS token and, of patches in an order of their own for each picture, the first so many."""
+    return np.stack([tokens[[0, *(1 + i for i in row[:count])]] for tokens, row in zip(x, order, strict=True)])
+
+
+def decoder(x: np.ndarray, order: list[list[int]], p: Arrays, config: ViTConfig) -> Arrays:
+    """MAE's decoder, of the CLS token and the patches that come first in the order, and its blocks."""
+    embedded = linear(x, p, "decoder.decoder_embed")
+    y = np.tile(p["decoder.mask_token"], (len(x), len(order[0]) + 1, 1))
+    y[:, 0] = embedded[:, 0]
+    for tokens, seen, row in zip(y, embedded[:, 1:], order, strict=True):
+        for token, i in zip(seen, row, strict=False):
+            tokens[1 + i] = token
+    y, out = y + p["decoder.decoder_pos_embed"], {"decoder.decoder_embed": embedded}
+    heads, eps = np.ones(config.decoder_num_attention_heads), config.layer_norm_eps
+    for i in range(config.decoder_num_hidden_layers):
+        name = f"decoder.decoder_layers.{i}"
+        own = {key.removeprefix(f"{name}."): array for key, array in p.items() if key.startswith(f"{name}.")}
+        y, blocks = layer(y, own, eps, heads, np.zeros(1))
+        out |= {f"{name}.{key}": array for key, array in blocks.items() if key != "probabilities"} | {name: y}
+    out["decoder.decoder_norm"] = layer_norm(y, p, "decoder.decoder_norm", eps)
+    out["decoder.decoder_pred"] = linear(out["decoder.decoder_norm"], p, "decoder.decoder_pred")
+    return out | {"logits": out["decoder.decoder_pred"][:, 1:]}
+
+
+def blocks_of(pixels: np.ndarray, config: ViTConfig) -> np.ndarray:
+    """The numbers of each patch of pixels (B, C, H, W), channels last: (B, N, P Q C)."""
+    ph, pw = pair(config.patch_size)
+    rows, columns = range(0, pixels.shape[2] - ph + 1, ph), range(0, pixels.shape[3] - pw + 1, pw)
+    found = [pixels[:, :, i : i + ph, j : j + pw].transpose(0, 2, 3, 1) for i in rows for j in columns]
+    return np.stack([each.reshape(len(pixels), -1) for each in found], axis=1)
+
+
+def loss_of_removed(
+    predicted: np.ndarray, target: np.ndarray, order: list[list[int]], count: int, config: ViTConfig
+) -> np.ndarray:
+    """MAE's loss: the mean over the patches after the first `count` of the mean squared error of each."""
+    errors = []
+    for ours, theirs, row in zip(predicted, target, order, strict=True):
+        for i in row[count:]:
+            wanted = theirs[i]
+            if config.norm_pix_loss:
+                wanted = (wanted - wanted.mean()) / math.sqrt(wanted.var(ddof=1) + 1e-6)
+            errors.append(((ours[i] - wanted) ** 2).mean())
+    return np.array(sum(errors) / max(len(errors), 1))
+
+
 def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarray) -> dict[str, np.ndarray]:
     """Every block's output of pixels (B, C, H, W); masks as the models take them, heads as far as `p` has them."""
     ph, pw = pair(config.patch_size)
@@ -89,6 +137,9 @@ def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarra
         registers = np.repeat(p["embeddings.register_tokens"], len(x), axis=0)
         x = np.concatenate([x[:, : len(tokens)], registers, x[:, len(tokens) :]], axis=1)
     out["embeddings"] = x
+    order = [sorted(range(len(row)), key=list(row).__getitem__) for row in masks.get("noise", ())]
+    if order:
+        out["kept"] = x = kept(x, order, int(len(order[0]) * (1 - config.mask_ratio)))
     bias = np.where(masks.get("attention_mask", np.ones(x.shape[:2])), 0.0, -np.inf)[:, None]
     head_masks = masks.get("head_mask", np.ones(config.num_attention_heads))
     for i, mask in enumerate(np.broadcast_to(head_masks, (config.num_hidden_layers, config.num_attention_heads))):
@@ -100,6 +151,9 @@ def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarra
     if "layernorm.weight" in p:
         x = layer_norm(x, p, "layernorm", config.layer_norm_eps)  # equation 4 is its first token
     out["layernorm"] = x
+    if "decoder.mask_token" in p:
+        out |= decoder(x, order, p, config)
+        out["loss"] = loss_of_removed(out["logits"], blocks_of(pixels, config), order, x.shape[1] - 1, config)
     patches = x[:, config.num_prefix_tokens :]
     return out | heads(x, patches, p, config, (len(rows), len(columns)))
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_core.config import CLASSES, VARIANTS, AutoConfig, ViTConfig
-from vit_core.family import DEIT, DeiTConfig, ViTMSNConfig, family_of
+from vit_core.family import DEIT, DeiTConfig, ViTMAEConfig, ViTMSNConfig, family_of
 from vit_core.validation import ACTIVATIONS
 
 GOLDEN_CONFIGS = sorted(CHECKPOINTS.glob("*/*/config.json"))
@@ -121,7 +121,7 @@ def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tmp_path, num_labels=7)
     assert (type(config), config.hidden_size, config.num_labels, config.distillation) == (DeiTConfig, 192, 7, "soft")
     assert type(AutoConfig.for_model("deit")) is DeiTConfig
-    assert type(AutoConfig.for_model("vit_mae")) is ViTConfig
+    assert type(AutoConfig.for_model("vit_mae")) is ViTMAEConfig
     assert type(AutoConfig.for_model("vit_msn")) is ViTMSNConfig
     with pytest.raises(TypeError, match="AutoConfig is not made itself"):
         AutoConfig()

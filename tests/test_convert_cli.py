@@ -68,13 +68,14 @@ def flags_of(case: dict[str, Any]) -> list[Any]:
 )
 def test_to_every_format_and_back(run: Command, tmp_path: Path, to: str, container: str) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
-    document = run.json(MINI, there, "--to", to, "--container", container)
+    source, heads = (CKPT / "mae_pretraining" / "pt_safetensors", 4) if to == "mae" else (MINI, 2)
+    document = run.json(source, there, "--to", to, "--container", container)
     assert document["files"][0] == TARGETS[to].container(container).names()[0]
     assert sorted(document["files"]) == sorted(path.name for path in there.iterdir())
-    assert read(there, num_attention_heads=2).format == TARGETS[to].format
-    document = run.json(there, back, "--to", "torch", "--heads", 2)
+    assert read(there, num_attention_heads=heads).format == TARGETS[to].format
+    document = run.json(there, back, "--to", "torch", "--heads", heads)
     assert document["source_format"] == TARGETS[to].format
-    expected, found = load_file(MINI / "model.safetensors"), load_file(back / "model.safetensors")
+    expected, found = load_file(source / "model.safetensors"), load_file(back / "model.safetensors")
     assert expected.keys() == found.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)
@@ -279,7 +280,7 @@ def test_the_plan_folds_layers_that_are_alike(run: Command, tmp_path: Path, monk
     assert {entry["checksum"] for entry in document["entries"]} == {""}
 
 
-@pytest.mark.parametrize("to", list(TARGETS))
+@pytest.mark.parametrize("to", [to for to in TARGETS if to != "mae"])
 def test_the_plan_of_every_format_is_folded(run: Command, tmp_path: Path, to: str) -> None:
     run(CKPT / "tiny_12_layers" / "tf_safetensors", tmp_path, "--to", to, "--dry-run")
     headers = [line.split() for line in run.out.splitlines() if " x 12 " in line]

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import tolerances
+from adapters import with_noise
 from closeness import assert_close
 from command import Command
 from conftest import CHECKPOINTS
-from members import BACKBONES, CLASSIFIERS, MODELS, config_for, field_of
+from members import BACKBONES, CLASSIFIERS, MODELS, PRETRAINED, config_for, field_of
 
 from vit_core.app.cli import main
 from vit_core.config import AutoConfig
+from vit_core.family import ARCHITECTURES, VIT
 from vit_core.pictures.processing import DeiTImageProcessor
 
-OTHERS = tuple(name for name in MODELS if not name.startswith("ViT"))
+OTHERS = tuple(name for name in MODELS if ARCHITECTURES[name] is not VIT)
 TEACHER = "DeiTForImageClassificationWithTeacher"
 TINY = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24, "image_size": 16,
@@ -47,6 +49,7 @@ def test_it_starts_as_its_table_says(backend: Any, cls: str) -> None:
     """As transformers starts it, with a seed and without: tokens of zeros, scales of one value, the rest drawn."""
     zeros = {"distillation_token", "mask_token", "register_tokens"}
     zeros |= {"cls_token", "position_embeddings"} if cls.startswith(("DeiT", "ViTMSN")) else set()
+    zeros = zeros if cls not in PRETRAINED else set()
     config = config_for(cls, **TINY, layer_scale=0.5)
     for seed in ({}, {"seed": 3}):
         for name, array in backend.parameters(backend.build(cls, config, **seed)).items():
@@ -130,25 +133,26 @@ def test_torch_compiles_exports_and_recomputes(cls: str) -> None:
     import vit_torch
 
     model = getattr(vit_torch, cls)(config_for(cls, **TINY), seed=0).eval()
-    x = torch.from_numpy(PIXELS)
+    inputs = with_noise(model, {"pixel_values": PIXELS})
+    first, inputs = ({name: torch.from_numpy(array[:n]) for name, array in inputs.items()} for n in (1, 2))
 
-    def answer(model: Any, x: Any) -> Any:
-        found = model(x)[field_of(cls)]
+    def answer(model: Any, inputs: dict[str, Any]) -> Any:
+        found = model(**inputs)[field_of(cls)]
         return found[0] if cls in BACKBONES else found
 
-    expected = answer(model, x)
+    expected = answer(model, inputs)
     batch = torch.export.Dim("batch", min=1, max=8)
-    program = torch.export.export(model, (x,), dynamic_shapes={"pixel_values": {0: batch}}).module()
-    assert torch.equal(answer(program, x[:1]), answer(model, x[:1]))
+    program = torch.export.export(model, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs}).module()
+    assert torch.equal(answer(program, first), answer(model, first))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert torch.allclose(answer(compiled, x), expected, atol=1e-6)
+    assert torch.allclose(answer(compiled, inputs), expected, atol=1e-6)
     gradients = []
     for recompute in (False, True):
         model.train().zero_grad()
         if recompute:
             model.gradient_checkpointing_enable()
-        answer(model, x).square().mean().backward()
+        answer(model, inputs).square().mean().backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert all(torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
@@ -192,9 +196,11 @@ def test_classify_and_attend(backend: Any, run: Command, folder: Path, tmp_path:
     assert (tmp_path / "a.png").stat().st_size
 
 
-@pytest.mark.parametrize("name", ["deit", "deit_cls", "deit_mask_token", "deit_mim"])
+@pytest.mark.parametrize("name", ["deit", "deit_cls", "deit_mask_token", "deit_mim", "mae", "mae_pretraining", "msn"])
 def test_verify(run: Command, name: str) -> None:
     document = run.json("verify", CHECKPOINTS / name / "pt_safetensors", "--dtype", "float64")
     assert document["agree"]
     fields = {each["output"].partition("[")[0] for each in document["differences"]}
-    assert fields >= {{"deit_cls": "logits", "deit_mim": "reconstruction"}.get(name, "last_hidden_state")}
+    assert fields >= {
+        {"deit_cls": "logits", "deit_mim": "reconstruction", "mae_pretraining": "loss"}.get(name, "last_hidden_state")
+    }

@@ -180,7 +180,8 @@ def test_names_of_pytorch() -> None:
     torch, vit_torch = pytest.importorskip("torch"), pytest.importorskip("vit_torch")
     model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
     held = {type(module).__name__ for module in model.modules()}
-    held |= {type(module).__name__ for module in vit_torch.Dinov2Model(config_for("Dinov2Model", **SMALL)).modules()}
+    for cls in ("Dinov2Model", "ViTMAEForPreTraining"):
+        held |= {type(module).__name__ for module in getattr(vit_torch, cls)(config_for(cls, **SMALL)).modules()}
     assert set(model._no_split_modules) <= held
     assert model.get_memory_footprint() == 4 * model.num_parameters()
     assert not model.can_generate() and model.get_output_embeddings() is None

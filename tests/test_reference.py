@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import tolerances
 from closeness import assert_close
 from hypothesis import Phase, given, settings
-from members import BACKBONES, MASKED, MODELS, config_for
+from members import BACKBONES, MASKED, MODELS, PRETRAINED, config_for
 from reference import forward, layer_norm
 
 from vit_core import calls
@@ -29,6 +30,7 @@ RESULTS = {  # fields of an output, by the reference's name of what they hold
     "cls_logits": "cls_classifier",
     "distillation_logits": "distillation_classifier",
     "reconstruction": "reconstruction",
+    "loss": "loss",
 }
 
 MAPS = ("map of the first stage", "map of the last stage")
@@ -45,6 +47,10 @@ def configs(draw: st.DrawFn, cls: str, masked: bool) -> ViTConfig:
         own["use_swiglu_ffn"] = draw(st.booleans())
     if "WithRegisters" in cls:
         own["num_register_tokens"] = draw(st.integers(0, 3))
+    channels = draw(st.integers(1, 3))
+    if cls in PRETRAINED:
+        own["mask_ratio"] = draw(st.sampled_from([0.0, 0.6])) if math.prod(grid) > 2 else 0.0
+        own["norm_pix_loss"] = draw(st.booleans()) and channels * math.prod(patch_size) > 1
     pool = draw(st.sampled_from(["cls", "mean"]))
     return config_for(
         cls,
@@ -59,7 +65,7 @@ def configs(draw: st.DrawFn, cls: str, masked: bool) -> ViTConfig:
         image_size=image_size,
         patch_size=patch_size,
         encoder_stride=patch_size if masked else draw(sizes),
-        num_channels=draw(st.integers(1, 3)),
+        num_channels=channels,
         qkv_bias=draw(st.booleans()),
         pooler_output_size=draw(st.sampled_from([None, 5])),
         num_labels=draw(st.integers(1, 3)),
@@ -79,6 +85,8 @@ def masks(draw: st.DrawFn, config: ViTConfig, cls: str, masked: bool) -> dict[st
         return found
     if draw(st.booleans()):
         found["head_mask"] = rng.integers(0, 3, (*shape, config.num_attention_heads)) / 2
+    if cls in PRETRAINED:
+        return {**found, "noise": rng.random((2, patches))}
     if draw(st.booleans()):
         found["attention_mask"] = rng.random((2, tokens)) + (np.arange(tokens) == 0) > 0.5
     return found
@@ -169,7 +177,7 @@ def compared(output: Any, blocks: dict[str, Any], trunk: str, layers: int) -> It
     }
     names = [f"encoder.layer.{i}" for i in range(layers)]
     yield from found.items()
-    yield from zip(["embeddings", *names], output.hidden_states, strict=True)
+    yield from zip(["kept" if "mask" in output else "embeddings", *names], output.hidden_states, strict=True)
     yield from zip([f"{name}.probabilities" for name in names], output.attentions or (), strict=False)
     yield from ((RESULTS[field], output[field]) for field in RESULTS if field in output)
     yield from zip(MAPS, output.feature_maps if "feature_maps" in output else (), strict=False)

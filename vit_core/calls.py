@@ -6,6 +6,7 @@ ints, are compared here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from vit_core.config import ViTConfig, pair
 
 Shape = tuple[Any, ...]
 INPUTS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask")  # whose shapes a trunk checks
-TENSORS = (*INPUTS, "labels", "teacher_logits")
+TENSORS = (*INPUTS, "labels", "teacher_logits", "noise")
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,34 @@ def check_attention_mask(shape: Shape | None, tokens: Any) -> None:
         )
 
 
+def num_kept(patches: int, config: Any) -> int:
+    """How many of so many patches MAE's encoder sees (He et al. 2022, section 3). Raises ValueError for none."""
+    kept = int(patches * (1 - config.mask_ratio))
+    if not kept:
+        raise ValueError(
+            f"mask_ratio={config.mask_ratio} keeps none of {patches} patches: pass a smaller one, or larger pictures."
+        )
+    return kept
+
+
+def check_noise(shape: Shape | None, batch: Any, patches: Any) -> None:
+    """Raises ValueError unless noise has shape (B, N). A shape of None is no noise: it is drawn."""
+    if shape is not None and not _same(shape, (batch, patches)):
+        raise ValueError(
+            f"noise must have shape ({batch}, {patches}), a number for each patch of each picture: got {tuple(shape)}."
+        )
+
+
+def check_patches(shape: Shape, size: Sequence[Any], config: ViTConfig) -> None:
+    """Raises ValueError unless patches have shape (B, N, P Q C), for an image of `size`, height x width."""
+    patches, values = num_patches(size, config), math.prod(pair(config.patch_size)) * config.num_channels
+    if not _same(shape, (None, patches, values)):
+        raise ValueError(
+            f"The patches of an image of {size[0]}*{size[1]} pixels must have shape (batch, {patches}, {values}): got "
+            f"{tuple(shape)}."
+        )
+
+
 def check_inputs(
     config: ViTConfig,
     shapes: Mapping[str, Shape | None],
@@ -250,6 +279,7 @@ def check_inputs(
     assert pixel_values is not None
     patches = num_patches(pixel_values[2:] if channels_axis == 1 else pixel_values[1:3], config)
     check_bool_masked_pos(shapes["bool_masked_pos"], patches, has_mask_token)
+    check_noise(shapes.get("noise"), pixel_values[0], patches)
     check_head_mask(shapes["head_mask"], config)
     check_attention_mask(shapes["attention_mask"], None if patches is None else patches + config.num_prefix_tokens)
 

@@ -293,6 +293,11 @@ class ViTConfig:
         return not self.fc_norm
 
     @property
+    def embeddings_dropout_prob(self) -> float:
+        """The rate of dropout of the embeddings."""
+        return self.hidden_dropout_prob
+
+    @property
     def unknown_to_others(self) -> list[str]:
         """What the models have that those of transformers have no place for."""
         found = ["layer scales"] * bool(self.layer_scale)

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from vit_core.config import ViTConfig
 from vit_core.params import Spec
+from vit_core.position import sincos
 
 BOUND = 2.0  # where the normal distribution is cut
 
 
 def constant(spec: Spec, config: ViTConfig) -> float | None:
-    """The one value that a parameter starts at; None for one that is drawn."""
-    if spec.init == "normal" and config.initializer_range:
+    """The one value that a parameter starts at; None for one that is drawn, or of sines."""
+    if spec.init == "sincos" or (spec.init == "normal" and config.initializer_range):
         return None
     values = {"normal": 0.0, "zeros": 0.0, "norm": 1.0}
     return float(values[spec.init] if spec.init in values else getattr(config, spec.init))
@@ -32,6 +33,8 @@ def draw(spec: Spec, config: ViTConfig, seed: int) -> npt.NDArray[np.float32]:
     """
     if (value := constant(spec, config)) is not None:
         return np.full(spec.shape, value, np.float32)
+    if spec.init == "sincos":
+        return sincos(config.grid, spec.shape[-1], config.position_prefix)
     stream = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
     values = generator.standard_normal(spec.shape, np.float32) * np.float32(config.initializer_range)

@@ -8,7 +8,7 @@ from typing import Any
 
 from vit_core.channels import PROJECTION, with_channels
 from vit_core.config import ViTConfig
-from vit_core.family import POSITIONS, has_head
+from vit_core.family import has_head
 from vit_core.files.tensor import Array, Tensor, raw_bytes
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.params import TORCH, Spec, native_name, specs
@@ -113,7 +113,7 @@ def fit(
         if tensor is None:
             report.missing_keys.append(shown)
             continue
-        if name == POSITIONS and tensor.shape[2:] == spec.shape[2:]:
+        if "S" in spec.row.shape and tensor.shape[2:] == spec.shape[2:]:
             tensor = _resized(tensor, stored_grid, config, kernel, shown, report)
         if name == PROJECTION and tensor.shape[1] == stored_channels != config.num_channels:
             report.adapted.append((shown, tensor.shape[1], config.num_channels))

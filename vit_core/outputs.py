@@ -125,6 +125,29 @@ class DeiTForImageClassificationWithTeacherOutput(ModelOutput):
 
 
 @dataclass
+class ViTMAEModelOutput(ModelOutput):
+    """Of ViTMAEModel, with K kept patches."""
+
+    last_hidden_state: Any = None  # (B, 1 + K, D), the CLS token and the kept patches in the order of their noise
+    mask: Any = None  # (B, N) float32, 1 where a patch is removed, 0 where it is kept
+    ids_restore: Any = None  # (B, N), the place of each patch in the order of the noise
+    hidden_states: tuple[Any, ...] | None = None  # L + 1 of (B, 1 + K, D)
+    attentions: tuple[Any, ...] | None = None  # L of (B, h, 1 + K, 1 + K)
+
+
+@dataclass
+class ViTMAEForPreTrainingOutput(ModelOutput):
+    """Of ViTMAEForPreTraining; states and attentions are the encoder's."""
+
+    loss: Any = None  # scalar
+    logits: Any = None  # (B, N, P Q C), the pixels of each patch, channels last
+    mask: Any = None  # (B, N) float32, 1 where a patch is removed, 0 where it is kept
+    ids_restore: Any = None  # (B, N), the place of each patch in the order of the noise
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
+@dataclass
 class BackboneOutput(ModelOutput):
     """Of ViTBackbone."""
 
@@ -139,12 +162,15 @@ OUTPUTS: tuple[type[ModelOutput], ...] = (
     ImageClassifierOutput,
     MaskedImageModelingOutput,
     DeiTForImageClassificationWithTeacherOutput,
+    ViTMAEModelOutput,
+    ViTMAEForPreTrainingOutput,
     BackboneOutput,
 )
 
 __all__ = [
     "OUTPUTS", "BackboneOutput", "BaseModelOutput", "BaseModelOutputWithPooling",
     "DeiTForImageClassificationWithTeacherOutput", "ImageClassifierOutput", "MaskedImageModelingOutput", "ModelOutput",
+    "ViTMAEForPreTrainingOutput", "ViTMAEModelOutput",
 ]  # fmt: skip
 
 

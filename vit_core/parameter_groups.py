@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vit_core.family import OF_LAYER
+from vit_core.family import LAYER
 from vit_core.params import Spec
 
 
@@ -28,13 +28,14 @@ def parameter_groups(
 
     The head and the final LayerNorm learn at the full rate, each layer below at `layer_decay` times the rate of the one
     above, the embeddings below the first layer. Weight decay is for the matrices of linear layers and convolutions.
-    With `freeze`, the head alone is in a group. Raises ValueError for a `layer_decay` outside (0, 1].
+    With `freeze`, the head alone is in a group; what is never trained is in none. Raises ValueError for a `layer_decay`
+    outside (0, 1].
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must be above 0 and at most 1, got {layer_decay!r}.")
     found: dict[tuple[int, bool], list[str]] = {}
     for name, spec in specs.items():
-        if not freeze or spec.row.head:
+        if (not freeze or spec.row.head) and not spec.row.fixed:
             decay = spec.kind in ("linear", "conv") and spec.leaf == "weight"
             found.setdefault((_depth(spec, num_layers), decay), []).append(name)
     return [
@@ -47,5 +48,4 @@ def _depth(spec: Spec, num_layers: int) -> int:
     """0 for the embeddings, i + 1 for layer i, one more than the last layer's for what comes after it."""
     if spec.name.startswith("embeddings."):
         return 0
-    layer = OF_LAYER.match(spec.name)
-    return int(layer[1]) + 1 if layer else num_layers + 1
+    return int(spec.layer) + 1 if spec.row.name.startswith(LAYER) else num_layers + 1

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vit_core.config import ViTConfig
-from vit_core.family import FAMILIES, NUMBER, OF_LAYER, Family, Row, family_of
+from vit_core.family import FAMILIES, NUMBER, Family, Row, family_of, parted
 from vit_core.family.table import SYMBOLS
 
 
@@ -80,10 +80,10 @@ def _row_specs(row: Row, layer: str, family: Family, config: ViTConfig) -> Itera
 
 def spec_of(config: ViTConfig, name: str) -> Spec:
     """The parameter of this canonical name, which the configuration's member must have."""
-    family, layer = family_of(config), OF_LAYER.match(name)
+    family, (_, layer) = family_of(config), parted(name)
     row = family.row_of(name)
     assert row is not None, name
-    return next(spec for spec in _row_specs(row, layer[1] if layer else "", family, config) if spec.name == name)
+    return next(spec for spec in _row_specs(row, layer, family, config) if spec.name == name)
 
 
 def count(config: ViTConfig, parts: Iterable[str]) -> int:
@@ -103,7 +103,7 @@ class Dialect:
 
     format: str  # the value of "format" in the metadata of a safetensors file
     separator: str = "."
-    layer: str = "layer.{}"
+    layers: Mapping[str, str] = field(default_factory=dict)  # what modules with a number are called, where otherwise
     leaves: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (kind, leaf) -> native leaf
     axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     in_memory: bool = False  # by the names that transformers >= 5.9 has in memory
@@ -116,12 +116,14 @@ class Dialect:
         Several where the array is in pieces, one below the other.
         """
         modules = family.in_memory.get(row.name, row.module) if self.in_memory else row.module
-        native = self.leaves.get((row.kind, leaf), leaf)
-        last = (self.separator + native if native else "") + self.suffix
-        return tuple(
-            module.replace(".", self.separator).replace(f"layer{self.separator}{{}}", self.layer) + last
-            for module in ((modules,) if isinstance(modules, str) else modules)
-        )
+        return tuple(self.template(m, row, leaf) for m in ((modules,) if isinstance(modules, str) else modules))
+
+    def template(self, module: str, row: Row, leaf: str) -> str:
+        """The native name of one array of a row whose module has this name."""
+        name, native = module.replace(".", self.separator), self.leaves.get((row.kind, leaf), leaf)
+        for numbered, theirs in self.layers.items():
+            name = name.replace(numbered, theirs)
+        return name + (self.separator + native if native else "") + self.suffix
 
     def permutation(self, kind: str, leaf: str) -> tuple[int, ...] | None:
         """Axes that take PyTorch's array to the native one; None where nothing moves."""
@@ -140,7 +142,7 @@ TORCH = Dialect("pt")
 TF = Dialect(
     "tf",
     separator="/",
-    layer="layer_._{}",
+    layers={"layer/{}": "layer_._{}", "decoder_layers/{}": "decoder_layers.{}"},
     leaves={**_KERNELS, ("norm", "weight"): "gamma", ("norm", "bias"): "beta"},
     axes=_KERNEL_AXES,
     suffix=":0",
@@ -184,9 +186,11 @@ def _patterns(dialect: Dialect, family: Family) -> tuple[tuple[re.Pattern[str], 
         prefix = "" if row.head else f"(?:{family.trunk}{re.escape(dialect.separator)})?"
         for leaf in row.leaves:
             names = dialect.templates(row, leaf, family)
-            for i, name in enumerate(names):
+            spelled = [(name, (i, len(names))) for i, name in enumerate(names)]
+            spelled += [(dialect.template(row.also, row, leaf), (0, 1))] * bool(row.also)
+            for name, piece in spelled:
                 pattern = re.compile(prefix + re.escape(name).replace(r"\{\}", NUMBER))
-                found.append((pattern, row, leaf, (i, len(names))))
+                found.append((pattern, row, leaf, piece))
     return tuple(found)
 
 

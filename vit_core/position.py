@@ -110,6 +110,18 @@ def _corner_aligned(source: int, target: int) -> Matrix:
     return matrix
 
 
+def sincos(grid: tuple[int, int], width: int, first: int = 1) -> npt.NDArray[np.float32]:
+    """A table (1, first + h w, D) of sines and cosines of a grid (height, width); the `first` rows are zeros.
+
+    He et al. 2022, "MAE", appendix A.1, as in the authors' code: a quarter of D each for the sines and cosines of the
+    column, and of the row. D must be a multiple of 4.
+    """
+    frequencies = 10000.0 ** -(np.arange(width // 4) / (width / 4))
+    rows, columns = np.indices(grid).reshape(2, -1, 1) * frequencies  # (h w, D / 4) each
+    patches = np.concatenate([np.sin(columns), np.cos(columns), np.sin(rows), np.cos(rows)], axis=1)
+    return np.pad(patches, ((first, 0), (0, 0)))[None].astype(np.float32)
+
+
 def resize_position_embeddings(
     table: npt.NDArray[Any], source: tuple[int, int], target: tuple[int, int], kernel: str = "hf", first: int = 1
 ) -> npt.NDArray[Any]:

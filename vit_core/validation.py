@@ -141,7 +141,18 @@ def _label2id(name: str, value: Any) -> dict[str, int]:
 
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(
-        ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_channels"), check_integer
+        (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "num_channels",
+            "decoder_hidden_size",
+            "decoder_num_hidden_layers",
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+        ),
+        check_integer,
     ),
     **dict.fromkeys(("image_size", "patch_size", "encoder_stride"), _size),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), partial(_number, maximum=1.0)),
@@ -158,10 +169,11 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "use_mask_token",
             "apply_layernorm",
             "reshape_hidden_states",
+            "norm_pix_loss",
         ),
         _flag,
     ),
-    "drop_path_rate": _below_one,
+    **dict.fromkeys(("drop_path_rate", "mask_ratio"), _below_one),
     "position_kernel": _one_of(*CALL_KERNELS),
     "pool": _one_of("cls", "mean"),
     "mlp_ratio": _ratio,

@@ -69,7 +69,7 @@ class ViTEmbeddings(ViTModule):
         self.register_tokens = self.weight("embeddings.register_tokens") if registers else None
         self.position_embeddings = self.weight(POSITIONS)
         self.patch_embeddings = ViTPatchEmbeddings(**self.common)
-        self.dropout = nn.Dropout(self.config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(self.config.embeddings_dropout_prob)
 
     def __call__(
         self,

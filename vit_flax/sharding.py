@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from jax.sharding import PartitionSpec
 
-from vit_core.family import LAYER
 from vit_core.params import Spec
 from vit_flax.base import FlaxViTPreTrainedModel, Params
 
@@ -32,9 +31,8 @@ def partition_specs(model: FlaxViTPreTrainedModel, axis: str = "model") -> Param
 
 
 def _partition_spec(spec: Spec, axis: str) -> PartitionSpec:
-    prefix, _, rest = spec.name.partition(LAYER.split("{}")[0])
-    module = rest.partition(".")[2].removesuffix(f".{spec.leaf}")  # the name within its layer
-    if prefix or module not in (*BY_OUTPUTS, *BY_INPUTS):
+    module = spec.row.name.partition("{}.")[2]  # the name within its layer
+    if module not in (*BY_OUTPUTS, *BY_INPUTS):
         return PartitionSpec()
     if module in BY_OUTPUTS:
         return PartitionSpec(None, axis) if spec.leaf == "weight" else PartitionSpec(axis)

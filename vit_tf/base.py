@@ -297,7 +297,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
 def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:
     """The initial array of a parameter, in Keras's layout: the core's for this seed, or drawn by TensorFlow."""
-    if seed is None and constant(spec, config) is None:
+    if seed is None and constant(spec, config) is None and not spec.row.fixed:
         axes = TF.permutation(spec.kind, spec.leaf) or range(len(spec.shape))
         return Normal(config.initializer_range)([spec.shape[i] for i in axes], tf.float32)
     return to_native(draw(spec, config, seed or 0), spec, TF)

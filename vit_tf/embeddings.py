@@ -53,7 +53,7 @@ class ViTEmbeddings(ViTModule):
         self.register_tokens = self.weight("embeddings.register_tokens") if registers else None
         self.position_embeddings = self.weight(POSITIONS, autocast=False)
         self.patch_embeddings = self.child(ViTPatchEmbeddings, "patch_embeddings")
-        self.dropout = self.dropout_layer(self.config.hidden_dropout_prob)
+        self.dropout = self.dropout_layer(self.config.embeddings_dropout_prob)
 
     def call(
         self,

@@ -5,7 +5,7 @@ from functools import partial
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMSNConfig
+from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMAEConfig, ViTMSNConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     BitImageProcessor,
@@ -38,6 +38,7 @@ from vit_torch.dinov2 import (
 )
 from vit_torch.gradients import class_gradients
 from vit_torch.ijepa import IJepaForImageClassification, IJepaModel, IJepaPreTrainedModel
+from vit_torch.mae import ViTMAEForPreTraining, ViTMAEModel, ViTMAEPreTrainedModel
 from vit_torch.modeling import ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 from vit_torch.msn import ViTMSNForImageClassification, ViTMSNModel, ViTMSNPreTrainedModel
 from vit_torch.outputs import (
@@ -47,6 +48,8 @@ from vit_torch.outputs import (
     DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
 )
 
 pipeline = partial(_pipeline, backend="torch")
@@ -56,6 +59,7 @@ AutoBackbone = auto("torch", "Backbone")
 AutoModel = auto("torch", "Model")
 AutoModelForImageClassification = auto("torch", "ForImageClassification")
 AutoModelForMaskedImageModeling = auto("torch", "ForMaskedImageModeling")
+AutoModelForPreTraining = auto("torch", "ForPreTraining")
 
 __all__ = [
     "AutoBackbone",
@@ -65,6 +69,7 @@ __all__ = [
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "AutoModelForPreTraining",
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
@@ -103,6 +108,12 @@ __all__ = [
     "ViTForMaskedImageModeling",
     "ViTImageProcessor",
     "ViTImageProcessorFast",
+    "ViTMAEConfig",
+    "ViTMAEForPreTraining",
+    "ViTMAEForPreTrainingOutput",
+    "ViTMAEModel",
+    "ViTMAEModelOutput",
+    "ViTMAEPreTrainedModel",
     "ViTMSNConfig",
     "ViTMSNForImageClassification",
     "ViTMSNModel",

@@ -53,7 +53,12 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ViTEmbeddings", "ViTLayer", "Dinov2Layer")  # for accelerate's maps of devices
+    _no_split_modules = (
+        "ViTEmbeddings",
+        "ViTLayer",
+        "Dinov2Layer",
+        "ViTMAEDecoder",
+    )  # for accelerate's maps of devices
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -300,16 +305,16 @@ def _init(module: nn.Module, config: ViTConfig) -> None:
 
 def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
     """The initial float32 tensor of a parameter: the core's for this seed, or drawn with torch's generator."""
-    if seed is not None:
-        return torch.from_numpy(draw(spec, config, seed))
+    if seed is not None or spec.row.fixed:
+        return torch.from_numpy(draw(spec, config, seed or 0))
     if (value := constant(spec, config)) is not None:
         return torch.full(spec.shape, value)
     return nn.init.trunc_normal_(torch.empty(spec.shape), std=config.initializer_range, a=-BOUND, b=BOUND)
 
 
-def shapes(*inputs: Tensor | None) -> dict[str, tuple[int, ...] | None]:
+def shapes(*inputs: Tensor | None, **others: Tensor | None) -> dict[str, tuple[int, ...] | None]:
     """The shapes of a call's inputs, in the order of `calls.TENSORS`, by name. Raises TypeError for no tensor."""
-    named = dict(zip(calls.TENSORS, inputs, strict=False))
+    named = {**dict(zip(calls.TENSORS, inputs, strict=False)), **others}
     for name, value in named.items():
         calls.check_kind(name, value, Tensor, "pt")
     return {name: None if value is None else tuple(value.shape) for name, value in named.items()}

@@ -5,6 +5,8 @@ Paper: Dosovitskiy et al. 2021, section 3.1 and equation 1; section 3.2 for posi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -44,45 +46,45 @@ class ViTEmbeddings(nn.Module):
         self.register_tokens = weight(config, "embeddings.register_tokens") if registers else None
         self.position_embeddings = weight(config, POSITIONS)
         self.patch_embeddings = ViTPatchEmbeddings(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.embeddings_dropout_prob)
 
     def forward(
         self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False
     ) -> Tensor:
-        height, width = pixel_values.shape[2:]
         x = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
         if bool_masked_pos is not None:
             assert self.mask_token is not None
             x = torch.where(bool_masked_pos[..., None] != 0, self.mask_token, x)
         tokens = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.config.tokens]
         x = torch.cat([*tokens, x], dim=1)  # (B, S, D)
-        positions = self.resized_positions(height, width) if interpolate_pos_encoding else self.position_embeddings
-        x = x + positions
+        table = self.position_embeddings
+        x = x + (resized_positions(table, pixel_values.shape[2:], self.config) if interpolate_pos_encoding else table)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = torch.cat([x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]], dim=1)
         return self.dropout(x)
 
-    def resized_positions(self, height: int, width: int) -> Tensor:
-        """The position embeddings for an image of height x width pixels; rows before the patches' are untouched."""
-        table, source, first = self.position_embeddings, self.config.grid, self.config.position_prefix
-        target = calls.grid((height, width), self.config)
-        wide = torch.promote_types(table.dtype, torch.float32)
-        rows, columns = (
-            kernel_matrix(
-                self.config.position_kernel,
-                torch.arange(t, dtype=torch.float64, device=table.device),
-                torch.arange(s, dtype=torch.float64, device=table.device),
-                t,
-                torch,
-            ).to(wide)
-            for s, t in zip(source, target, strict=True)
-        )
-        grid = (rows @ table[0, first:].to(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
-        patches = (columns @ grid).flatten(0, 1)[None].to(table.dtype)
-        return torch.cat([table[:, :first], patches], dim=1)
+
+def resized_positions(table: Tensor, size: Sequence[int], config: ViTConfig) -> Tensor:
+    """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
+    source, target, first = config.grid, calls.grid(size, config), config.position_prefix
+    wide = torch.promote_types(table.dtype, torch.float32)
+    rows, columns = (
+        kernel_matrix(
+            config.position_kernel,
+            torch.arange(t, dtype=torch.float64, device=table.device),
+            torch.arange(s, dtype=torch.float64, device=table.device),
+            t,
+            torch,
+        ).to(wide)
+        for s, t in zip(source, target, strict=True)
+    )
+    grid = (rows @ table[0, first:].to(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
+    patches = (columns @ grid).flatten(0, 1)[None].to(table.dtype)
+    return torch.cat([table[:, :first], patches], dim=1)
 
 
 def weight(config: ViTConfig, name: str) -> nn.Parameter:
     """The raw array of this canonical name, of zeros until the model draws it."""
-    return nn.Parameter(torch.zeros(spec_of(config, name).shape))
+    spec = spec_of(config, name)
+    return nn.Parameter(torch.zeros(spec.shape), requires_grad=not spec.row.fixed)

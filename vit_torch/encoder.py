@@ -168,11 +168,7 @@ class ViTEncoder(nn.Module):
                 break
             mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
             args = (x, mask, bias, options.of_layer(i, len(self.layer)))
-            if self.checkpointing is not None and self.training:
-                returned = checkpoint(layer, *args, **self.checkpointing)
-            else:
-                returned = layer(*args)
-            x, probs = options.parted(returned)
+            x, probs = options.parted(computed(layer, self.checkpointing, *args))
             if options.output_hidden_states:
                 states.append(x)
             if options.output_attentions:
@@ -182,6 +178,13 @@ class ViTEncoder(nn.Module):
             hidden_states=tuple(states) if options.output_hidden_states else None,
             attentions=tuple(attentions) if options.output_attentions else None,
         )
+
+
+def computed(layer: nn.Module, checkpointing: dict[str, Any] | None, *args: Any) -> Any:
+    """What a layer returns; with the keywords of `checkpoint`, training recomputes it in the backward pass."""
+    if checkpointing is None or not layer.training:
+        return layer(*args)
+    return checkpoint(layer, *args, **checkpointing)
 
 
 def layer_norm(config: ViTConfig) -> nn.LayerNorm:

@@ -59,6 +59,20 @@ def distillation_loss(
     return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 
+def masked_patch_loss(target: Tensor, pred: Tensor, mask: Tensor, config: ViTConfig) -> Tensor:
+    """Mean squared error of the masked patches, of pixels (B, N, P Q C); mask (B, N), 1 where masked; 0 without any.
+
+    He et al. 2022, MAE, section 3; with `norm_pix_loss`, each patch of the target is normalised by its own mean and
+    unbiased variance, as in the authors' code.
+    """
+    wide = torch.promote_types(pred.dtype, torch.float32)
+    target, pred, mask = target.to(wide), pred.to(wide), mask.to(wide)
+    if config.norm_pix_loss:
+        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
+    error = (pred - target).square().mean(-1)  # (B, N)
+    return (error * mask).sum() / mask.sum().clamp(min=1)
+
+
 def masked_reconstruction_loss(pixels: Tensor, reconstruction: Tensor, mask: Tensor, config: ViTConfig) -> Tensor:
     """Mean absolute error of the masked pixels (Xie et al. 2022, SimMIM, section 3.4); mask (B, N), 1 where masked."""
     check_reconstruction(config)

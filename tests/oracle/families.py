@@ -24,6 +24,7 @@ position embeddings of a folder.
 | family | a folder, which needs no ARGUMENTS | a file, with ARGUMENTS of |
 |---|---|---|
 | timm | config.json and weights | `timm.models.VisionTransformer`: .safetensors, .pth |
+| mae | | `AuthorsMAE`: .pth |
 | torchvision | | `torchvision.models.VisionTransformer`: .safetensors, .pth; without a head if `num_classes` is 0 |
 | google, big_vision | | `LinenViT`: .npz |
 | keras-hub | a preset, of a backbone or a classifier | `ViTBackbone`, a classifier `num_classes` too: .weights.h5 |
@@ -35,6 +36,7 @@ timm and torchvision lie in the folder `families` of the environment, where tran
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -194,6 +196,60 @@ def timm_outputs(model: Any, pixels: np.ndarray) -> Outputs:
     )
 
 
+class AuthorsMAE(torch.nn.Module):
+    """MAE by its authors' names, of timm's patches and blocks, as theirs is; it keeps the first quarter of them."""
+
+    def __init__(self, img_size: int, patch_size: int, embed_dim: int, depth: int, num_heads: int, mlp_ratio: float,
+                 decoder_embed_dim: int, decoder_depth: int) -> None:  # fmt: skip
+        from timm.models.vision_transformer import Block, PatchEmbed
+
+        super().__init__()
+
+        def blocks(width: int, heads: int, count: int) -> torch.nn.ModuleList:
+            norm = functools.partial(torch.nn.LayerNorm, eps=1e-6)
+            made = (Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(count))
+            return torch.nn.ModuleList(made)
+
+        def empty(*shape: int) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.empty(shape))
+
+        tokens = (img_size // patch_size) ** 2 + 1
+        self.cls_token, self.pos_embed = empty(1, 1, embed_dim), empty(1, tokens, embed_dim)
+        self.mask_token, self.decoder_pos_embed = empty(1, 1, decoder_embed_dim), empty(1, tokens, decoder_embed_dim)
+        self.patch_embed = PatchEmbed(img_size, patch_size, 3, embed_dim)
+        self.blocks, self.norm = blocks(embed_dim, num_heads, depth), torch.nn.LayerNorm(embed_dim, eps=1e-6)
+        self.decoder_embed = torch.nn.Linear(embed_dim, decoder_embed_dim)
+        self.decoder_blocks = blocks(decoder_embed_dim, 16, decoder_depth)
+        self.decoder_norm = torch.nn.LayerNorm(decoder_embed_dim, eps=1e-6)
+        self.decoder_pred = torch.nn.Linear(decoder_embed_dim, patch_size**2 * 3)
+
+    @torch.inference_mode()
+    def outputs(self, pixels: np.ndarray) -> Outputs:
+        x = torch.from_numpy(pixels)
+        patches = self.patch_embed(x) + self.pos_embed[:, 1:]
+        kept, size = patches.shape[1] // 4, self.patch_embed.patch_size[0]
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        latent = torch.cat([cls, patches[:, :kept]], dim=1)
+        for block in self.blocks:
+            latent = block(latent)
+        latent = self.norm(latent)
+        y = self.decoder_embed(latent)
+        y = torch.cat([y, self.mask_token.expand(len(x), patches.shape[1] - kept, -1)], dim=1) + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            y = block(y)
+        logits = self.decoder_pred(self.decoder_norm(y))[:, 1:]
+        target = torch.nn.functional.unfold(x, size, stride=size)  # (B, C P P, N)
+        target = target.unflatten(1, (3, -1)).permute(0, 3, 2, 1).flatten(2)
+        loss = (logits - target)[:, kept:].square().mean()
+        return numbers({"last_hidden_state": latent, "logits": logits, "loss": loss})
+
+
+def run_mae(source: Path, arguments: dict[str, Any], pixels: np.ndarray) -> Outputs:
+    model = AuthorsMAE(**arguments).eval()
+    model.load_state_dict(torch.load(source, weights_only=False)["model"])
+    return model.outputs(pixels)
+
+
 def import_torchvision() -> Any:
     """torchvision's Python; its compiled operators, which its ViT does not call, are only declared."""
     library = torch.library.Library("torchvision", "DEF")
@@ -290,6 +346,7 @@ def run_vit_tf(source: Path, arguments: dict[str, Any], pixels: np.ndarray) -> O
 
 RUN = {
     "timm": run_timm,
+    "mae": run_mae,
     "torchvision": run_torchvision,
     "google": run_linen,
     "big_vision": run_linen,
@@ -570,6 +627,15 @@ def make_trainings(golden: Golden) -> None:
     model = model_of("mae_args")
     content = {"model": model.state_dict(), **around}
     add_wrapped(golden, "mae_args", content, model, ONE_BLOCK, "as MAE's util/misc.py saves")
+    arguments = {name: ONE_BLOCK[name] for name in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
+    arguments |= {"mlp_ratio": 1.5, "decoder_embed_dim": 32, "decoder_depth": 2}
+    whole = randomized(AuthorsMAE(**arguments).eval(), "mae")
+    path = golden.folder("mae") / "checkpoint.pth"
+    torch.save({"model": whole.state_dict(), **around}, path)
+    outputs = whole.outputs(np.load(golden.root / "inputs.npy"))
+    golden.add(
+        "mae", path, arguments, "as MAE's util/misc.py saves a pre-training; the first patches are kept", outputs
+    )
     model = model_of("timm_saver")
     average = timm.utils.ModelEmaV3(model_of("timm_saver_ema"))
     folder = golden.folder("timm_saver")

@@ -60,17 +60,32 @@ def mended(model: Any, call: dict[str, Any]) -> dict[str, Any]:
     return {"loss": loss, "reconstruction": reconstruction}
 
 
+def resize_in_two_axes(model: Any) -> None:
+    """Let MAE's decoder resize positions along both axes, as its encoder does; 4.57.6 does so along the row of all."""
+    decoder = model.decoder
+
+    def resized(x: torch.Tensor) -> torch.Tensor:
+        side, own = (int((n - 1) ** 0.5) for n in (x.shape[1], decoder.decoder_pos_embed.shape[1]))
+        grid = decoder.decoder_pos_embed[:, 1:].unflatten(1, (own, own)).permute(0, 3, 1, 2)
+        patches = torch.nn.functional.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+        return torch.cat([decoder.decoder_pos_embed[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+    decoder.interpolate_pos_encoding = resized
+
+
 def computed(case: dict[str, Any], inputs: Any) -> dict[str, np.ndarray]:
     """The arrays of a case by their keys in outputs.npz."""
     model = model_of(case)
     call = {n: torch.from_numpy(inputs[v]) if isinstance(v, str) else v for n, v in case["call"].items()}
+    if hasattr(model, "decoder") and hasattr(model.decoder, "decoder_pos_embed"):
+        resize_in_two_axes(model)
     output = mended(model, call) if case.get("model") == SHIFTED else model(**call)
     named = case.get("outputs", {})
     found = {}
     for field, keys in named.items():
         values = output[field] if isinstance(keys, list) else [output[field]] if keys is not None else []
         for value, key in zip(values, keys if isinstance(keys, list) else [keys] * len(values), strict=True):
-            found[key] = value.detach().float().numpy()
+            found[key] = (value.float() if value.is_floating_point() else value).detach().numpy()
     gradients = case.get("gradients", {})
     if case["case"] in CLASSES:
         gradients = {n: key for n in case["grad_norms"] if (key := f"{case['case']}/{n}") in stored()}

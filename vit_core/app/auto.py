@@ -7,7 +7,7 @@ from typing import Any
 
 from vit_core.app.backends import import_backend
 from vit_core.config import ViTConfig
-from vit_core.family import Family, family_of
+from vit_core.family import FAMILIES, Family, family_of
 from vit_core.files.hub import DOWNLOAD_OPTIONS
 from vit_core.formats.reading import read
 from vit_core.keywords import understood
@@ -19,20 +19,28 @@ _OPENING = (*READING, *DOWNLOAD_OPTIONS, "variant")
 def architecture_for(name: str | os.PathLike[str], task: str, **options: Any) -> str:
     """The model class, by its PyTorch name, that reads a checkpoint for a task: "Model", "ForImageClassification" ...
 
-    Of the options of `from_pretrained` those matter that say where the checkpoint is, and how it is read. Raises
-    ValueError where the member of the family has no such class, and what `read` raises.
+    Of the options of `from_pretrained` those matter that say where the checkpoint is, and how it is read. Where its
+    member of the family has no such class, it is that of one which reads its files. Raises ValueError where there is
+    none, and what `read` raises.
     """
     options = understood({"token": None, **options}, "from_pretrained")
     opening = {key: value for key, value in options.items() if key in _OPENING}
     head = "drop" if task in ("Model", "Backbone") else "fresh"
     checkpoint = read(name, head=head, num_attention_heads=options.get("num_attention_heads"), **opening)
     given = options.get("config")
-    return _fitting(checkpoint.family, task, given if isinstance(given, ViTConfig) else checkpoint.config)
+    family = checkpoint.family
+    readers = (each for each in FAMILIES.values() if family.model_type in each.config.reads)
+    able = next((each for each in (family, *readers) if _for_task(each, task)), family)
+    return _fitting(able, task, given if isinstance(given, ViTConfig) else checkpoint.config)
+
+
+def _for_task(family: Family, task: str) -> list[str]:
+    return [name for name in family.models if (name == family.bare if task == "Model" else task in name)]
 
 
 def _fitting(family: Family, task: str, config: ViTConfig | None) -> str:
     """The class that the configuration names, if it is one for the task, else the member's first one."""
-    fitting = [name for name in family.models if (name == family.bare if task == "Model" else task in name)]
+    fitting = _for_task(family, task)
     named = [name for name in (config and config.architectures) or () if name in fitting]
     if not fitting:
         raise ValueError(f"{family.title} has no model {task}: it has {', '.join(family.models)}.")

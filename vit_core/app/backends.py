@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vit_core.calls import num_patches
+from vit_core.family import ViTMAEConfig
 from vit_core.outputs import ClassGradients
 
 # By name, which is also that of the extra: the package, and the framework it is written in.
@@ -78,7 +80,13 @@ def array(tensor: Any) -> NDArray[np.float64]:
 
 
 def run(model: Any, pixel_values: NDArray[Any], **options: Any) -> dict[str, Any]:
-    """What the model gives for pixels (B, C, H, W), by name: float64 arrays, or tuples of them."""
+    """What the model gives for pixels (B, C, H, W), by name: float64 arrays, or tuples of them.
+
+    An MAE, which draws the patches that it keeps, keeps the same ones of all pictures of a size.
+    """
+    if isinstance(model.config, ViTMAEConfig):
+        shape = len(pixel_values), num_patches(pixel_values.shape[2:], model.config)
+        options = {"noise": np.random.default_rng(0).random(shape, np.float32), **options}
     output = call(model, model, pixel_values, return_dict=True, **options)
     return {
         name: tuple(map(array, value)) if isinstance(value, tuple) else array(value) for name, value in output.items()

@@ -15,18 +15,19 @@ from vit_core.family.dinov2 import (
     Dinov2WithRegistersConfig,
 )
 from vit_core.family.ijepa import IJEPA, IJepaConfig
+from vit_core.family.mae import MAE, ViTMAEConfig
 from vit_core.family.msn import MSN, ViTMSNConfig
-from vit_core.family.table import LAYER, MASK_TOKEN, NUMBER, OF_LAYER, POSITIONS, Family, Row
+from vit_core.family.table import DECODER_LAYER, LAYER, MASK_TOKEN, NUMBER, POSITIONS, Family, Row, parted
 from vit_core.family.vit import ATTENTION_SCALE, MLP_SCALE, VIT
 
 __all__ = [
-    "ARCHITECTURES", "ATTENTION_SCALE", "DEIT", "DINOV2", "DINOV2_WITH_REGISTERS", "FAMILIES", "GATE", "GATED", "HEADS",
-    "IJEPA", "LAYER", "MASK_TOKEN", "MLP_SCALE", "MSN", "NUMBER", "OF_LAYER", "PARTS", "POSITIONS", "VIT", "DeiTConfig",
-    "Dinov2Config", "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMSNConfig", "family_of",
-    "has_head", "has_mask_token", "member_of",
+    "ARCHITECTURES", "ATTENTION_SCALE", "DECODER_LAYER", "DEIT", "DINOV2", "DINOV2_WITH_REGISTERS", "FAMILIES", "GATE",
+    "GATED", "HEADS", "IJEPA", "LAYER", "MAE", "MASK_TOKEN", "MLP_SCALE", "MSN", "NUMBER", "PARTS", "POSITIONS", "VIT",
+    "DeiTConfig", "Dinov2Config", "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMAEConfig",
+    "ViTMSNConfig", "family_of", "has_head", "has_mask_token", "member_of", "parted",
 ]  # fmt: skip
 
-FAMILIES = {family.model_type: family for family in (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN)}
+FAMILIES = {family.model_type: family for family in (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN, MAE)}
 ARCHITECTURES = {name: family for family in FAMILIES.values() for name in family.models}  # by PyTorch's name of a class
 PARTS = {name: parts for family in FAMILIES.values() for name, parts in family.models.items()}
 HEADS = frozenset(row.part for family in FAMILIES.values() for row in family.table if row.head)
@@ -55,7 +56,9 @@ def member_of(names: Iterable[str], families: Iterable[Family], asked: Family | 
 
 def has_mask_token(config: ViTConfig, asked: bool) -> bool:
     """Whether a trunk has the mask token: as the configuration says, where it does, or else where it is `asked` for."""
-    row = family_of(config).rows[MASK_TOKEN]
+    row = family_of(config).rows.get(MASK_TOKEN)
+    if row is None:
+        return False
     return asked if row.part else not row.when or bool(getattr(config, row.when))
 
 

@@ -3,11 +3,12 @@
 Canonical names are those Hugging Face's PyTorch ViT has on disk, without the prefix of the trunk, for every member;
 what a member's own files call them stands in its rows. Symbols of shapes: D hidden_size, F intermediate_size, C
 num_channels, P Q of a patch (height, width), S rows of the position embeddings, G registers, O pooler width, K labels,
-R decoder channels.
+R decoder channels, Dd decoder_hidden_size, Fd decoder_intermediate_size, PQC numbers of a patch.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ from typing import Any
 
 from vit_core.config import ViTConfig, pair
 
-LAYER = "encoder.layer.{}."
+LAYER, DECODER_LAYER = "encoder.layer.{}.", "decoder.decoder_layers.{}."
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
-OF_LAYER = re.compile(r"encoder\.layer\.(\d+)\.")
+_OF_LAYER = re.compile(r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.")
 MASK_TOKEN, POSITIONS = "embeddings.mask_token", "embeddings.position_embeddings"
 
 SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
@@ -34,7 +35,16 @@ SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
     "2D": lambda config: 2 * config.hidden_size,
     "2F": lambda config: 2 * config.intermediate_size,
     "R": lambda config: pair(config.encoder_stride)[0] * pair(config.encoder_stride)[1] * config.num_channels,
+    "Dd": lambda config: config.decoder_hidden_size,
+    "Fd": lambda config: config.decoder_intermediate_size,
+    "PQC": lambda config: math.prod(pair(config.patch_size)) * config.num_channels,
 }
+
+
+def parted(name: str) -> tuple[str, str]:
+    """A canonical name with `{}` for the number of its layer, and that number; "" outside the layers."""
+    match = _OF_LAYER.match(name)
+    return (f"{match[1]}.{{}}.{name[match.end() :]}", match[2]) if match else (name, "")
 
 
 @dataclass(frozen=True)
@@ -45,12 +55,15 @@ class Row:
     kind: str  # linear, conv, norm or raw
     shape: tuple[str | int, ...]  # of its weight, in PyTorch's order
     bias: bool | str = True  # True, False, or the field of the configuration that says so
-    init: str = "normal"  # normal: truncated normal of std initializer_range; zeros; norm: ones; or a field's value
+    # normal: truncated normal of std initializer_range; zeros; norm: ones; sincos: sines of MAE; or a field's value
+    init: str = "normal"
     part: str = ""  # the optional part of a model it belongs to; "" for the trunk that every model has
     head: bool = False  # whether it stands outside the trunk, without its prefix
     when: str = ""  # the field, or property, of the configuration without which it is not there
     layers: str = "num_hidden_layers"  # the field that counts them, where the name has a number
     file: str = ""  # its name in the member's files, where that is another one
+    also: str = ""  # a further name in files, which is read
+    fixed: bool = False  # whether it stays as it starts, untrained
 
     @property
     def module(self) -> str:
@@ -106,7 +119,7 @@ class Family:
 
     def row_of(self, name: str) -> Row | None:
         """The row of a parameter, by its canonical name; None where the member has no such parameter."""
-        template = OF_LAYER.sub(LAYER, name)
+        template, _ = parted(name)
         return self.rows.get(template) or self.rows.get(template.rpartition(".")[0])
 
     def parts(

@@ -340,8 +340,8 @@ def _global(module: Any, attribute: Any) -> _Global:
 # ---- writing -------------------------------------------------------------------------------------------------------
 
 
-def pickled(tensors: Mapping[str, Tensor]) -> bytes:
-    parts = [b"\x80\x02}("]
+def pickled(tensors: Mapping[str, Tensor], key: str = "") -> bytes:
+    parts = [b"}", _literal(key), b"}("] if key else [b"}("]
     for i, (name, tensor) in enumerate(tensors.items()):
         shape, numel = tensor.shape, math.prod(tensor.shape)
         strides = tuple(math.prod(n or 1 for n in shape[k + 1 :]) for k in range(len(shape)))
@@ -349,7 +349,7 @@ def pickled(tensors: Mapping[str, Tensor]) -> bytes:
         storage = [b"(", _literal("storage"), b"ctorch\n", code, b"\n", *map(_literal, (str(i), "cpu", numel)), b"tQ"]
         parts += [_literal(name), b"ctorch._utils\n_rebuild_tensor_v2\n(", *storage]
         parts += [*map(_literal, (0, shape, strides)), b"\x89ccollections\nOrderedDict\n)RtR"]
-    return b"".join((*parts, b"u."))
+    return b"".join((b"\x80\x02", *parts, b"us." if key else b"u."))
 
 
 def _literal(value: object) -> bytes:

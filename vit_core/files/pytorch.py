@@ -280,8 +280,10 @@ def _read_legacy(mapped: mmap.mmap) -> Any:
 # ---- writing -----------------------------------------------------------------------------------------------------
 
 
-def write_pytorch_bin(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_pytorch_bin(path: Path, tensors: Mapping[str, Tensor], key: str = "") -> None:
     """Write a file, whole or not at all, as `torch.save` writes a dict, holding one tensor in memory at a time.
+
+    With a `key` that dict is under it in another.
 
     Raises ValueError for a dtype that is not among those that are read, OSError when the disk is full.
     """
@@ -290,7 +292,7 @@ def write_pytorch_bin(path: Path, tensors: Mapping[str, Tensor]) -> None:
         expected = ", ".join(str(dtype) for dtype in CODES)
         raise ValueError(f"pytorch_model.bin can't hold {', '.join(unknown)}: expected one of {expected}.")
     with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
-        _write_entry(file, archive, "data.pkl", pickled(tensors))
+        _write_entry(file, archive, "data.pkl", pickled(tensors, key))
         _write_entry(file, archive, "byteorder", sys.byteorder.encode())
         for i, tensor in enumerate(tensors.values()):
             _write_entry(file, archive, f"data/{i}", raw_bytes(tensor))

@@ -11,14 +11,13 @@ from typing import Any
 from vit_core.config import ViTConfig
 from vit_core.family import (
     ATTENTION_SCALE,
-    LAYER,
     MLP_SCALE,
-    OF_LAYER,
     PARTS,
     VIT,
     Family,
     family_of,
     has_head,
+    parted,
 )
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Container
@@ -95,7 +94,7 @@ class Format:
     def check_member(self, config: ViTConfig, architecture: str) -> None:
         """Raise ValueError for a model of a member, or with a head, that this format has none of."""
         family = family_of(config)
-        if family not in self.families and family.model_type not in ViTConfig.reads:
+        if family not in self.families and not (VIT in self.families and family.model_type in ViTConfig.reads):
             titles = ", ".join(each.title for each in self.families)
             raise ValueError(f"{self.title} has no {family.title}, but {titles}: choose another format.")
         if config.pool == "mean" and not self.pools_mean and has_head(PARTS[architecture]):
@@ -103,7 +102,7 @@ class Format:
 
     def to_native(self, tensors: Tensors, config: ViTConfig) -> dict[str, Tensor]:
         """Canonical tensors as a file of this format has them. Raises ValueError for what has no place in it."""
-        layers = {match[1] for name in tensors if (match := OF_LAYER.match(name))}
+        layers = {layer for name in tensors if (layer := parted(name)[1])}
         native: dict[str, Tensor] = {}
         placed: set[str] = set()
         for rule in self.rules:
@@ -115,7 +114,7 @@ class Format:
         lost = [name for name in tensors if name not in placed or name.startswith(tuple(self.absent))]
         if lost:
             absent = {ATTENTION_SCALE: FOLD, MLP_SCALE: FOLD, **self.absent}
-            templates = {OF_LAYER.sub(LAYER, name) for name in lost}
+            templates = {parted(name)[0] for name in lost}
             reasons = sorted({why for name in templates for part, why in absent.items() if name.startswith(part)})
             raise ValueError(
                 f"{self.title} has no place for {', '.join(lost[:8])}: "

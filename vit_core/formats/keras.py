@@ -18,6 +18,7 @@ from vit_core.family import (
     GATED,
     HEADS,
     LAYER,
+    MAE,
     MASK_TOKEN,
     MLP_SCALE,
     MSN,
@@ -41,6 +42,7 @@ from vit_core.formats.rules import (
     Rule,
     Step,
     module,
+    of_decoder,
     raw,
     table,
 )
@@ -64,7 +66,11 @@ _BLOCK, _OF_DINOV2 = "encoder/layer/vi_t_layer{_}/", "encoder/layer/dinov2_layer
 _EMBEDDINGS = "embeddings/vars/"
 _MASK_TOKEN = _EMBEDDINGS + "mask_token_of_dinov2"  # what that is called here: it has an axis less than the others
 # Where models that have a head keep their trunk: Keras takes attributes by the alphabet, `layers` before `vit`.
-_IN_LAYERS = {VIT.model_type: "layers/tf_vi_t_model/", MSN.model_type: "layers/tf_vi_tmsn_model/"}
+_IN_LAYERS = {
+    VIT.model_type: "layers/tf_vi_t_model/",
+    MSN.model_type: "layers/tf_vi_tmsn_model/",
+    MAE.model_type: "layers/tf_vi_tmae_model/",
+}
 _TRUNKS = {name: f"{family.trunk}/" for name, family in FAMILIES.items()}
 _TRUNK = re.compile(f"^({'|'.join((*_IN_LAYERS.values(), *_TRUNKS.values()))})")
 _HEADS = tuple(f"{name}/" for name in (*HEADS, POOLED_NORM))
@@ -84,6 +90,15 @@ def _attention(block: str) -> tuple[Rule, ...]:
     )
 
 
+_BLOCKS = table(
+    _attention(_BLOCK),
+    raw(_BLOCK + "attention/output_/vars/scale", ATTENTION_SCALE),
+    _variables(_BLOCK + "intermediate/dense", LAYER + "intermediate.dense", LINEAR),
+    _variables(_BLOCK + "output_/dense", LAYER + "output.dense", LINEAR),
+    raw(_BLOCK + "output_/vars/scale", MLP_SCALE),
+    _variables(_BLOCK + "layernorm_before", LAYER + "layernorm_before"),
+    _variables(_BLOCK + "layernorm_after", LAYER + "layernorm_after"),
+)
 _RULES = table(
     raw(_EMBEDDINGS + "cls_token", "embeddings.cls_token"),
     raw(_EMBEDDINGS + "distillation_token", "embeddings.distillation_token"),
@@ -92,13 +107,7 @@ _RULES = table(
     (Rule(_MASK_TOKEN, (MASK_TOKEN,), axes=2),),
     raw(_EMBEDDINGS + "position_embeddings", POSITIONS),
     _variables("embeddings/patch_embeddings/projection", "embeddings.patch_embeddings.projection", CONV),
-    _attention(_BLOCK),
-    raw(_BLOCK + "attention/output_/vars/scale", ATTENTION_SCALE),
-    _variables(_BLOCK + "intermediate/dense", LAYER + "intermediate.dense", LINEAR),
-    _variables(_BLOCK + "output_/dense", LAYER + "output.dense", LINEAR),
-    raw(_BLOCK + "output_/vars/scale", MLP_SCALE),
-    _variables(_BLOCK + "layernorm_before", LAYER + "layernorm_before"),
-    _variables(_BLOCK + "layernorm_after", LAYER + "layernorm_after"),
+    _BLOCKS,
     _attention(_OF_DINOV2),
     raw(_OF_DINOV2 + "layer_scale1/vars/lambda1", ATTENTION_SCALE),
     _variables(_OF_DINOV2 + "mlp/fc1", LAYER + "intermediate.dense", LINEAR),
@@ -115,6 +124,12 @@ _RULES = table(
     _variables("cls_classifier", "cls_classifier", LINEAR),
     _variables("distillation_classifier", "distillation_classifier", LINEAR),
     _variables("decoder/conv_", "decoder.0", CONV),
+    raw("decoder/vars/mask_token", "decoder.mask_token"),
+    raw("decoder/vars/decoder_pos_embed", "decoder.decoder_pos_embed"),
+    _variables("decoder/decoder_embed", "decoder.decoder_embed", LINEAR),
+    of_decoder(_BLOCKS, _BLOCK, "decoder/decoder_layers/vi_t_layer{_}/"),
+    _variables("decoder/decoder_norm", "decoder.decoder_norm"),
+    _variables("decoder/decoder_pred", "decoder.decoder_pred", LINEAR),
 )
 
 

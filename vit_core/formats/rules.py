@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vit_core.family import LAYER, NUMBER
+from vit_core.family import DECODER_LAYER, LAYER, NUMBER
 from vit_core.files.tensor import Tensor, in_turn
 from vit_core.params import rank_of
 
@@ -226,6 +226,19 @@ def module(
             tuple(name + join + leaf for name in also),
         )
         for leaf, ours, steps in zip(leaves, TORCH_LEAVES, (weight, bias), strict=True)
+    )
+
+
+def of_decoder(rules: Sequence[Rule], before: str, after: str) -> tuple[Rule, ...]:
+    """The rules of a decoder's layers: those of the encoder's, whose names begin with `after` in place of `before`."""
+    return tuple(
+        Rule(
+            after + rule.native.removeprefix(before),
+            tuple(name.replace(LAYER, DECODER_LAYER) for name in rule.canonical),
+            rule.steps,
+        )
+        for rule in rules
+        if rule.native.startswith(before)
     )
 
 

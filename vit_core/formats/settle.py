@@ -16,9 +16,9 @@ from vit_core.family import (
     LAYER,
     MASK_TOKEN,
     MLP_SCALE,
-    OF_LAYER,
     POSITIONS,
     has_mask_token,
+    parted,
 )
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Array, Tensor, in_turn
@@ -100,11 +100,8 @@ def folded(opened: Checkpoint) -> Checkpoint:
             f"{opened.path} is a {opened.family.title}, which has scales of its own: leave fold_layer_scale out."
         )
     tensors = dict(opened.tensors)
-    layers = {name: match for name in tensors if (match := OF_LAYER.match(name))}
-    scales = {
-        name: _SCALES[scale].format(layer[1]) for name, layer in layers.items()
-        if (scale := LAYER + name[layer.end() :]) in _SCALES
-    }  # fmt: skip
+    layers = {name: parted(name) for name in tensors}
+    scales = {name: _SCALES[scale].format(layer) for name, (scale, layer) in layers.items() if scale in _SCALES}
     for scale, module in scales.items():
         gamma = tensors.pop(scale)
         before = {name: t for leaf in ("weight", "bias") if (t := tensors.get(name := f"{module}.{leaf}")) is not None}
@@ -192,7 +189,7 @@ def _config(
 ) -> ViTConfig:
     """What the shapes say of a model, and what the files beside it say of the rest."""
     width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape
-    norms = [name for name in tensors if name.endswith("layernorm_before.weight")]
+    norms = [name for name in tensors if parted(name)[0] == LAYER + "layernorm_before.weight"]
     pooled = any(name.startswith(POOLED_NORM) for name in tensors)
     with blaming(opened.path):
         of_shapes = opened.family.of_shapes({name: tensor.shape for name, tensor in tensors.items()})

@@ -53,7 +53,7 @@ _TITLE = "timm's VisionTransformer (DeiT, DINO, DINOv2)"
 _HEAD_OF_TWO = "head_cls"  # what `head` is called here where there is a `head_dist` beside it
 _FIRST_SCALE = 1e-5  # what timm's DINOv2 starts scales at
 _MASK_TOKEN = "mask_token_of_dinov2"  # what that is called here: it has an axis less than MAE's
-_RULES = table(
+RULES = table(
     raw("cls_token", "embeddings.cls_token"),
     raw("dist_token", "embeddings.distillation_token"),
     raw("reg_token", "embeddings.register_tokens", also=("register_tokens",)),
@@ -261,7 +261,7 @@ TIMM = Format(
     "timm",
     _TITLE,
     SAFETENSORS,
-    _RULES,
+    RULES,
     families=(VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN),
     pools_mean=True,
     fixed_act=False,

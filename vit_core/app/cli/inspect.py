@@ -13,14 +13,13 @@ from rich.text import Text
 
 from vit_core.app.cli.common import AsJson, Revision, console, one_line, print_json
 from vit_core.config import ViTConfig
-from vit_core.family import ARCHITECTURES, LAYER, OF_LAYER, Family
+from vit_core.family import ARCHITECTURES, Family, ViTMAEConfig, parted
 from vit_core.files.names import CONFIG_NAME
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.formats.reading import read
 from vit_core.loading import fit
 
-_LAYERS = LAYER.removesuffix(".")
 _SHOWN_LABELS = 4
 
 
@@ -97,11 +96,11 @@ def _ordered(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _place(name: str, family: Family) -> tuple[int, int, int, bool]:
     """Where a parameter stands in the model: the layers one after the other, modules in the order of the table."""
-    rows, row, layer = list(family.rows), family.row_of(name), OF_LAYER.match(name)
+    rows, row, (template, layer) = list(family.rows), family.row_of(name), parted(name)
     assert row is not None
-    place, leaf = rows.index(row.name), name.rpartition(".")[2]
-    first = min(i for i, each in enumerate(rows) if each.startswith(LAYER)) if layer else place
-    return first, int(layer[1]) if layer else 0, place, leaf == "bias"
+    place, leaf, above = rows.index(row.name), name.rpartition(".")[2], template.partition("{}")[0]
+    first = min(i for i, each in enumerate(rows) if each.startswith(above)) if layer else place
+    return first, int(layer or 0), place, leaf == "bias"
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -132,7 +131,17 @@ def config_facts(config: ViTConfig) -> dict[str, Any]:
         "image": f"{by(config.image_size)} px, {config.num_channels} channels, patches of {by(config.patch_size)}",
         "encoder": f"{config.num_hidden_layers} layers, {config.num_attention_heads} heads, width {config.hidden_size},"
         f" mlp {config.intermediate_size}, {config.hidden_act}, layer norm eps {config.layer_norm_eps:g}",
+        **_decoder_facts(config),
         "labels": ", ".join(labels[:_SHOWN_LABELS]) + more,
+    }
+
+
+def _decoder_facts(config: ViTConfig) -> dict[str, str]:
+    if not isinstance(config, ViTMAEConfig):
+        return {}
+    return {
+        "decoder": f"{config.decoder_num_hidden_layers} layers, {config.decoder_num_attention_heads} heads, width "
+        f"{config.decoder_hidden_size}, mlp {config.decoder_intermediate_size}, mask ratio {config.mask_ratio:g}"
     }
 
 
@@ -160,9 +169,9 @@ def _modules(checkpoint: Checkpoint) -> Table:
     table = Table("Module", "Weight", "Bias", "Dtype", "Parameters", box=SIMPLE, show_footer=True)
     table.columns[0].overflow, table.columns[4].justify = "fold", "right"
     total = 0
-    for layers, modules in _folded(checkpoint):
+    for above, layers, modules in _folded(checkpoint):
         if layers:
-            table.add_row(f"[bold]{_LAYERS.format(ranges(layers))}[/] x {len(layers)}")
+            table.add_row(f"[bold]{above}{ranges(layers)}[/] x {len(layers)}")
         for module in modules:
             number = module.number * max(1, len(layers))
             total += number
@@ -172,21 +181,21 @@ def _modules(checkpoint: Checkpoint) -> Table:
     return table
 
 
-def _folded(checkpoint: Checkpoint) -> Iterator[tuple[list[int], list[_Module]]]:
-    """The modules in the order of the model, in blocks: of layers, with their numbers, or of none."""
-    blocks: dict[tuple[int, int | None], dict[str, dict[str, Tensor]]] = {}
+def _folded(checkpoint: Checkpoint) -> Iterator[tuple[str, list[int], list[_Module]]]:
+    """The modules in the order of the model, in blocks: of layers, with their place and numbers, or of none."""
+    blocks: dict[tuple[int, str, str], dict[str, dict[str, Tensor]]] = {}
     for name, tensor in _ordered(checkpoint).items():
-        inner = OF_LAYER.sub("", name)
+        template, layer = parted(name)
+        above, _, inner = template.rpartition("{}.")
         module, _, leaf = inner.rpartition(".")
         bare = leaf not in ("weight", "bias")
-        row, layer, _, _ = _place(name, checkpoint.family)
-        block = blocks.setdefault((row, layer if OF_LAYER.match(name) else None), {})
+        block = blocks.setdefault((_place(name, checkpoint.family)[0], above, layer), {})
         block.setdefault(inner if bare else module, {})["weight" if bare else leaf] = tensor
-    alike: dict[tuple[_Module, ...], list[int | None]] = {}
-    for (_, of_block), block in blocks.items():
-        alike.setdefault(tuple(_module(*item) for item in block.items()), []).append(of_block)
-    for modules, layers in alike.items():
-        yield [layer for layer in layers if layer is not None], list(modules)
+    alike: dict[tuple[str, tuple[_Module, ...]], list[str]] = {}
+    for (_, above, layer), block in blocks.items():
+        alike.setdefault((above, tuple(_module(*item) for item in block.items())), []).append(layer)
+    for (above, modules), layers in alike.items():
+        yield above, [int(layer) for layer in layers if layer], list(modules)
 
 
 def _module(name: str, leaves: dict[str, Tensor]) -> _Module:

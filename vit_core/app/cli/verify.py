@@ -183,8 +183,9 @@ def _class(checkpoint: Checkpoint, config: ViTConfig) -> tuple[str, dict[str, bo
     parts = family.parts_in(checkpoint.tensors)
     named = (name for name in config.architectures or () if name in family.models)
     architecture = next(named, None) or family.architecture_of(parts)
-    fits = pair(config.patch_size) == pair(config.encoder_stride)  # which the masked loss asks for
-    masked = "mask_token" in parts and (architecture == family.bare or fits)
+    if "mask_token" not in parts:
+        return architecture, family.arguments(architecture, parts), False
+    masked = architecture == family.bare or pair(config.patch_size) == pair(config.encoder_stride)  # as the loss asks
     return architecture, family.arguments(architecture, parts), masked
 
 
@@ -247,7 +248,7 @@ def _compare(
             for output, ours in outputs[first].items():
                 each = found.setdefault((first, second, output), Difference((first, second), output, tolerance))
                 each.add(ours, outputs[second][output])
-        if config.num_labels and "logits" in next(iter(outputs.values())):
+        if config.num_labels and next(iter(outputs.values())).get("logits", images).ndim == 2:  # of classes
             best = {name: output["logits"].argmax(-1) for name, output in outputs.items()}
             result.labels += [{n: config.id2label[int(i[row])] for n, i in best.items()} for row in range(len(batch))]
     result.differences = list(found.values())
