@@ -163,7 +163,7 @@ class ViTMAEForPreTraining(ViTMAEPreTrainedModel, ViTWithHead):
         calls.check_pixel_values(tuple(pixel_values.shape), self.config, interpolate_pos_encoding)
         (ph, pw), (rows, columns) = pair(self.config.patch_size), calls.grid(pixel_values.shape[2:], self.config)
         x = pixel_values[:, :, : rows * ph, : columns * pw]
-        x = x.unflatten(3, (columns, pw)).unflatten(2, (rows, ph))  # (B, C, H / ph, ph, W / pw, pw)
+        x = torch.unflatten(torch.unflatten(x, 3, (columns, pw)), 2, (rows, ph))  # (B, C, H / ph, ph, W / pw, pw)
         return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
     def unpatchify(self, patchified_pixel_values: Tensor, original_image_size: Sequence[int] | None = None) -> Tensor:
@@ -174,7 +174,7 @@ class ViTMAEForPreTraining(ViTMAEPreTrainedModel, ViTWithHead):
         size = pair(self.config.image_size) if original_image_size is None else original_image_size
         calls.check_patches(tuple(patchified_pixel_values.shape), size, self.config)
         (ph, pw), (rows, columns) = pair(self.config.patch_size), calls.grid(size, self.config)
-        x = patchified_pixel_values.unflatten(2, (ph, pw, -1)).unflatten(1, (rows, columns))
+        x = torch.unflatten(torch.unflatten(patchified_pixel_values, 2, (ph, pw, -1)), 1, (rows, columns))
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)  # of (B, C, H / ph, ph, W / pw, pw)
 
 
