@@ -297,6 +297,51 @@ def training(shape: Shape, settings: Settings) -> dict[str, Row]:
     return measured(candidates, shape, machine(settings), settings, bound=bound, training=True)
 
 
+def pre_training(shape: Shape, settings: Settings) -> dict[str, Row]:
+    """A step of an MAE of the shape, whose encoder sees a quarter of the patches, as `training` makes them."""
+    use("float32")
+    fields = {
+        name: getattr(shape.config, name) for name in vit_torch.ViTMAEConfig.fields() if hasattr(shape.config, name)
+    }
+    sizes = {f"decoder_{name}": fields[name] for name in ("hidden_size", "num_attention_heads", "intermediate_size")}
+    config = vit_torch.ViTMAEConfig(**fields, **(sizes if settings.tiny else {}))
+    with torch.device(settings.device):
+        model = vit_torch.ViTMAEForPreTraining(config, seed=0)
+    x = torch.from_numpy(shape.pixels()).to(settings.device)
+    noise = torch.rand(len(x), config.num_patches, generator=torch.Generator().manual_seed(0)).to(x)
+
+    def theirs() -> Any:
+        with tempfile.TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            library = import_module("transformers")
+            library.utils.logging.disable_progress_bar()
+            return library.ViTMAEForPreTraining.from_pretrained(folder).to(settings.device)
+
+    def step_of(build: Callable[[], Any]) -> Call:
+        network = build().train()
+        learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=1e-5, fused=True)
+
+        def step() -> Tensor:
+            with torch.autocast(settings.device, torch.bfloat16):
+                loss = network(x, noise=noise).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss.detach()
+
+        return step
+
+    builders = {"vit_trio sdpa": lambda: copy.deepcopy(model)}
+    if find_spec("transformers"):
+        builders["transformers sdpa"] = theirs
+    candidates = {name: partial(step_of, build) for name, build in builders.items()}
+    bound = both_rounded(shape.config, "bfloat16")
+    rows = measured(candidates, shape, machine(settings), settings, bound=bound)
+    counted = ("tflops", "of_bf16_peak")  # of a ViT's operations
+    return {name: {key: value for key, value in row.items() if key not in counted} for name, row in rows.items()}
+
+
 def product(settings: Settings) -> dict[str, Row]:
     """The rate that the card reaches with one large product of bfloat16 matrices, to see the others beside."""
     size, here = (256 if settings.tiny else 8192), machine(settings)
@@ -332,6 +377,8 @@ def cases(settings: Settings) -> Iterator[Case]:
     ]
     yield from speed[: PAGES + 1]
     yield steps[0]
+    masked = partial(pre_training, Shape("B/16", 224, 64, settings.tiny), settings)
+    yield Case("pre-training step, MAE B/16 224, bfloat16, batch 64", masked, 20)
     yield Case("pictures to labels", lambda: fed(settings), 45)
     yield from speed[PAGES + 1 : PAGES + 3]
     if settings.device == "cuda":

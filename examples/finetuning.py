@@ -32,6 +32,10 @@ class FineTuning(Settings):
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that can't be read.")] = False
     head: Annotated[str, typer.Option(help="keep, where the checkpoint's has as many classes, or drop.")] = "keep"
     pooler: Annotated[str, typer.Option(help="keep or drop: no classifier takes the checkpoint's.")] = "keep"
+    pool: Annotated[
+        str | None,
+        typer.Option(help="cls or mean, normalised: the tokens that the head reads.", show_default="the checkpoint's"),
+    ] = None
     freeze: Annotated[bool, typer.Option(help="Train the head alone.")] = False
     layer_decay: Annotated[float, typer.Option(help="Factor of the rate from a layer to the one below.")] = 0.75
     mixup: Annotated[float, typer.Option(min=0, help="Blend pictures by weights from Beta(mixup, mixup).")] = 0.0
@@ -43,6 +47,8 @@ class FineTuning(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pool not in (None, "cls", "mean"):
+            raise typer.BadParameter(f"--pool must be cls or mean, got {self.pool}.")
         if self.distillation not in (None, *KINDS):
             raise typer.BadParameter(f"--distillation must be {' or '.join(KINDS)}, got {self.distillation}.")
         if self.distillation and not self.teacher:
@@ -73,8 +79,13 @@ def prepare(
         "label2id": {name: i for i, name in enumerate(classes)},
     }
     architecture = architecture_of(settings, TASK)
+    family = ARCHITECTURES[architecture]
+    if settings.pool:
+        if "pool" not in family.config.defaults:
+            raise typer.BadParameter(f"--pool is for a ViT, and --model {settings.model} is a {family.title}.")
+        changes |= {"pool": settings.pool, "fc_norm": settings.pool == "mean"}
     if settings.teacher:
-        family, architecture = ARCHITECTURES[architecture], STUDENT
+        architecture = STUDENT
         if STUDENT not in family.models:
             raise typer.BadParameter(
                 f"--teacher {settings.teacher} teaches a model with a distillation token, and --model {settings.model} "

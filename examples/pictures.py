@@ -357,29 +357,37 @@ def architecture_of(settings: Any, task: str) -> str:
 
 
 def open_model(
-    settings: Any, model_class: Any, shard: int, shards: int, scratch: bool = False, **overrides: Any
+    settings: Any,
+    model_class: Any,
+    shard: int,
+    shards: int,
+    scratch: bool = False,
+    config: ViTConfig | None = None,
+    **overrides: Any,
 ) -> tuple[Any, Loader]:
     """The model of a training's settings, and what reads pictures for this process of it.
 
-    `overrides` are fields of its configuration. With `scratch` all weights are drawn from the seed. The first process
-    says what was not in the checkpoint. Raises typer.BadParameter for a checkpoint that can't be read.
+    `overrides` are fields of its configuration. With `scratch` all weights are drawn from the seed, and for a `config`
+    where the checkpoint's is another member's. The first process says what was not in the checkpoint. Raises
+    typer.BadParameter for a checkpoint that can't be read.
     """
     if settings.image_size is not None:
         overrides["image_size"] = settings.image_size
     if settings.drop_path is not None:
         overrides["drop_path_rate"] = settings.drop_path
+    drawn, resized = ["everything"], []
     with reading("--model", settings.model):
-        model, report = model_class.from_pretrained(
-            settings.model, seed=settings.seed, output_loading_info=True, **overrides
-        )
+        if config is None:
+            model, report = model_class.from_pretrained(
+                settings.model, seed=settings.seed, output_loading_info=True, **overrides
+            )
+            config, overrides, resized = model.config, {}, report.resized
+            drawn = drawn if scratch else [name for name, *_ in report.mismatched_keys] + report.missing_keys
+        if scratch:
+            model = model_class(config.copy(**overrides), seed=settings.seed)
         processor = find_processor(settings.model, model.config)
-    drawn = [name for name, *_ in report.mismatched_keys] + report.missing_keys
-    if scratch:
-        model, drawn = model_class(model.config, seed=settings.seed), ["everything"]
     if shard == 0:
-        print(
-            f"Drawn anew: {', '.join(drawn) or 'nothing'}. Resized: {', '.join(map(str, report.resized)) or 'nothing'}."
-        )
+        print(f"Drawn anew: {', '.join(drawn) or 'nothing'}. Resized: {', '.join(map(str, resized)) or 'nothing'}.")
     loader = Loader(
         AutoImageProcessor.from_dict(for_size(processor.to_dict(), *pair(model.config.image_size))),
         model.config,

@@ -1,4 +1,4 @@
-"""Pre-train a ViT or DeiT by masked image modelling on a folder of pictures, with JAX.
+"""Pre-train a ViT, DeiT or MAE by masked image modelling on a folder of pictures, with JAX.
 
 python examples/pretrain_jax.py my-pictures --out my-pretrained
 python examples/pretrain_jax.py my-pictures --out my-pretrained --parallel data
@@ -6,43 +6,36 @@ python examples/pretrain_jax.py my-pictures --out my-pretrained --parallel data
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-from jax import Array
 from jax_engine import Trainer, processes
-from pretraining import RECONSTRUCTIONS, PreTraining, draw_reconstructions, evaluate, held_out_batches, masked, prepare
+from masking import loss_of, prediction_of
+from pretraining import RECONSTRUCTIONS, PreTraining, draw_reconstructions, drawn, evaluate, held_out_batches, prepare
 from training import Run, begin, command
 
 import vit_flax
 
 
-def loss_of(network: Callable[..., Any], pixels: Array, masks: Array) -> Array:
-    """The mean absolute error of hidden pixels."""
-    return network(pixels, bool_masked_pos=masks).loss
-
-
 def main(settings: PreTraining) -> None:
     """Pre-train on pictures without labels, with JAX on one device or on many, of one process or of many."""
     with processes(settings) as place:
-        model, loader, masks, training, held_out = prepare(
+        model, loader, method, training, held_out = prepare(
             settings, partial(getattr, vit_flax), place.rank, place.world
         )
         steps = loader.steps(training)
         folder = begin(settings, model, loader.processor, place.main)
-        trainer = Trainer(model, loss_of, settings, place, folder, steps)
+        trainer = Trainer(model, loss_of(method), settings, place, folder, steps)
         done = trainer.resume()
-        reconstruct = partial(trainer.predict, lambda model, *inputs: model(inputs[0], bool_masked_pos=inputs[1])[1])
+        predict = partial(trainer.predict, prediction_of(method))
         with Run(settings, steps, done, place.main) as run:
             for epoch in range(done, settings.epochs):
-                losses, rates = trainer.epoch(masked(loader, masks, training, epoch), run)
-                scores = evaluate(reconstruct, held_out_batches(loader, masks, held_out), masks, place.total)
+                losses, rates = trainer.epoch(drawn(loader, method, training, epoch), run)
+                scores = evaluate(predict, held_out_batches(loader, method, held_out), method, place.total)
                 run.end_epoch(epoch, losses, rates, **scores)
                 trainer.save(epoch + 1)
-        batch = next(held_out_batches(loader, masks, held_out))
+        batch = next(held_out_batches(loader, method, held_out))
         picture = settings.out / RECONSTRUCTIONS if place.main else None
-        draw_reconstructions(picture, reconstruct, batch, loader, masks)
+        draw_reconstructions(picture, predict, batch, loader, method)
         trainer.export(settings.out)
         if place.main:
             loader.processor.save_pretrained(settings.out)

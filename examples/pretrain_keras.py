@@ -1,4 +1,4 @@
-"""Pre-train a ViT or DeiT by masked image modelling on a folder of pictures, with Keras.
+"""Pre-train a ViT, DeiT or MAE by masked image modelling on a folder of pictures, with Keras.
 
 python examples/pretrain_keras.py my-pictures --out my-pretrained
 python examples/pretrain_keras.py my-pictures --out my-pretrained --parallel mirrored
@@ -21,17 +21,16 @@ from keras_engine import (
     pixels_of,
     predictor,
 )
-from pretraining import RECONSTRUCTIONS, PreTraining, draw_reconstructions, evaluate, held_out_batches, masked, prepare
+from masking import prediction_of
+from pretraining import RECONSTRUCTIONS, PreTraining, draw_reconstructions, drawn, evaluate, held_out_batches, prepare
 from training import Run, begin, command
-
-INPUTS = ("pixel_values", "bool_masked_pos")
 
 
 def main(settings: PreTraining) -> None:
     """Pre-train on pictures without labels, with Keras on one device, on all of this machine, or on many machines."""
     with devices(settings) as place:
         keras.utils.set_random_seed(settings.seed)
-        model, loader, masks, training, held_out = prepare(
+        model, loader, method, training, held_out = prepare(
             settings, partial(in_parts, Accumulated), place.rank, place.world
         )
         steps = loader.steps(training)
@@ -41,27 +40,26 @@ def main(settings: PreTraining) -> None:
         model.compile(make_optimizer(model, settings, settings.epochs * steps))
         checkpoints = Checkpoints(folder, model)
         done = checkpoints.resume()
-        reconstruct = predictor(place, lambda pixels, hidden: model(pixels, bool_masked_pos=hidden).reconstruction)
+        predict = predictor(place, partial(prediction_of(method), model))
+        inputs, each = ("pixel_values", method.keyword), tf.TensorSpec((model.config.num_patches,), method.dtype)
         data = dataset(
             place,
             settings,
-            lambda epoch: (dict(zip(INPUTS, part, strict=True)) for part in masked(loader, masks, training, epoch)),
-            dict(
-                zip(INPUTS, (pixels_of(model.config), tf.TensorSpec((model.config.num_patches,), tf.bool)), strict=True)
-            ),
+            lambda epoch: (dict(zip(inputs, part, strict=True)) for part in drawn(loader, method, training, epoch)),
+            dict(zip(inputs, (pixels_of(model.config), each), strict=True)),
             done,
         )
         with Run(settings, steps, done, place.main) as run:
             epochs = Epochs(
                 run,
                 checkpoints,
-                lambda: evaluate(reconstruct, held_out_batches(loader, masks, held_out), masks, place.total),
+                lambda: evaluate(predict, held_out_batches(loader, method, held_out), method, place.total),
             )
             counts = {"initial_epoch": done, "epochs": settings.epochs, "steps_per_epoch": steps}
             model.fit(data, **counts, callbacks=[epochs], shuffle=False, verbose=0)
-        batch = next(held_out_batches(loader, masks, held_out))
+        batch = next(held_out_batches(loader, method, held_out))
         picture = settings.out / RECONSTRUCTIONS if place.main else None
-        draw_reconstructions(picture, reconstruct, batch, loader, masks)
+        draw_reconstructions(picture, predict, batch, loader, method)
         if place.main:
             model.save_pretrained(settings.out)
             loader.processor.save_pretrained(settings.out)

@@ -1,8 +1,4 @@
-"""What the pre-training scripts share: masks, flags, the loss on held-out pictures, and a picture of reconstructions.
-
-Masked image modelling as Xie et al. 2022, "SimMIM", section 3: squares of pixels are hidden, each independently of the
-others, and the model predicts them; the loss is the mean absolute error of what was hidden.
-"""
+"""What the pre-training scripts share: flags, the loss on held-out pictures, and a picture of reconstructions."""
 
 from __future__ import annotations
 
@@ -13,123 +9,166 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from masking import HELD_OUT, MAE, Method, SimMIM
 from matplotlib import pyplot as plt
-from pictures import PADDING, Batch, Loader, Pictures, architecture_of, find_pictures, open_model
+from pictures import PADDING, Batch, Loader, Pictures, architecture_of, find_pictures, open_model, reading
 from training import Settings
 
 from vit_core.config import ViTConfig, pair
+from vit_core.family import ViTMAEConfig
+from vit_core.formats.reading import read
 
 RECONSTRUCTIONS = "reconstructions.png"
 ROWS = 6  # pictures in it
-HELD_OUT = 2**31 - 1  # the epoch whose masks held-out pictures get
-Reconstruct = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels (B, C, H, W) and masks (B, N) to pixels
+RATIOS = {"simmim": 0.6, "mae": 0.75}  # of a picture that is hidden, in the papers
+OF_SIMMIM, OF_MAE = ("mask_unit",), ("decoder_layers", "decoder_width", "norm_pix_loss")  # flags of a method alone
+Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels (B, C, H, W) and what is drawn (B, N) to a prediction
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreTraining(Settings):
     """The flags of the pre-training scripts."""
 
+    method: Annotated[str, typer.Option(help="simmim, or mae, whose encoder sees no hidden patch.")] = "simmim"
     scratch: Annotated[bool, typer.Option(help="Take the checkpoint's configuration alone, not its weights.")] = False
-    mask_ratio: Annotated[float, typer.Option(min=0.01, max=0.99, help="Share of a picture to hide.")] = 0.6
+    mask_ratio: Annotated[
+        float | None, typer.Option(min=0.01, max=0.99, help="Share of a picture to hide.", show_default="0.6, mae 0.75")
+    ] = None
     mask_unit: Annotated[
-        int | None, typer.Option(help="Side of the squares to hide, in pixels.", show_default="32, or a patch")
+        int | None,
+        typer.Option(help="simmim: side of the squares to hide, in pixels.", show_default="32, or a patch"),
+    ] = None
+    decoder_layers: Annotated[int | None, typer.Option(min=0, help="mae: layers of the decoder.", show_default="8")] = (
+        None
+    )
+    decoder_width: Annotated[
+        int | None, typer.Option(min=4, help="mae: width of the decoder, 32 to a head.", show_default="512")
+    ] = None
+    norm_pix_loss: Annotated[
+        bool | None, typer.Option(help="mae: normalise the pixels of each patch.", show_default="normalise")
     ] = None
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of pictures to validate on.")] = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method not in RATIOS:
+            raise typer.BadParameter(f"--method must be {' or '.join(RATIOS)}, got {self.method}.")
+        foreign = OF_SIMMIM if self.method == "mae" else OF_MAE
+        if given := [f"--{name.replace('_', '-')}" for name in foreign if getattr(self, name) is not None]:
+            raise typer.BadParameter(f"{', '.join(given)} is not for --method {self.method}: leave it out.")
 
-@dataclass(frozen=True)
-class Masks:
-    """Which patches of a picture are hidden: a function of the seed, the epoch and the picture's number."""
 
-    config: ViTConfig
-    ratio: float
-    unit: tuple[int, int]  # patches, height x width, that are hidden together
-    seed: int
-
-    @classmethod
-    def of(cls, settings: PreTraining, config: ViTConfig) -> Masks:
-        """The masks of a run. Raises typer.BadParameter for a unit that is not of whole patches or tiles no picture."""
-        size, patch = pair(config.image_size), pair(config.patch_size)
-        side = settings.mask_unit
-        if side is None:
-            fits = all(s % 32 == 0 and 32 % p == 0 for s, p in zip(size, patch, strict=True))
-            unit = (32 // patch[0], 32 // patch[1]) if fits else (1, 1)
-        elif any(s % side or side % p for s, p in zip(size, patch, strict=True)):
-            raise typer.BadParameter(
-                f"--mask-unit {side} must be a multiple of the patches, {patch[0]}x{patch[1]}, that divides pictures "
-                f"of {size[0]}x{size[1]}."
-            )
-        else:
-            unit = (side // patch[0], side // patch[1])
-        return cls(config, settings.mask_ratio, unit, settings.seed)
-
-    def __call__(self, numbers: np.ndarray, epoch: int) -> np.ndarray:
-        """Masks (B, N) of numbered pictures, true where a patch is hidden."""
-        return np.stack([self._mask(np.random.default_rng((self.seed, epoch, int(i), 1))) for i in numbers])
-
-    def _mask(self, random: np.random.Generator) -> np.ndarray:
-        rows, columns = (g // u for g, u in zip(self.config.grid, self.unit, strict=True))
-        hidden = np.zeros(rows * columns, bool)
-        hidden[random.permutation(rows * columns)[: max(round(rows * columns * self.ratio), 1)]] = True
-        return np.kron(hidden.reshape(rows, columns), np.ones(self.unit, bool)).reshape(-1)  # (N,)
-
-    def pixels(self, masks: np.ndarray) -> np.ndarray:
-        """Masks (B, N) of patches as masks (B, 1, H, W) of pixels."""
-        grid = masks.reshape(-1, 1, *self.config.grid)
-        return np.kron(grid, np.ones((1, 1, *pair(self.config.patch_size)), bool))
+def method_of(settings: PreTraining, config: Any) -> Method:
+    """The method of a run. Raises typer.BadParameter for squares that are not of whole patches or tile no picture."""
+    if settings.method == "mae":
+        return MAE(config, settings.seed)
+    size, patch = pair(config.image_size), pair(config.patch_size)
+    side = settings.mask_unit
+    if side is None:
+        fits = all(s % 32 == 0 and 32 % p == 0 for s, p in zip(size, patch, strict=True))
+        unit = (32 // patch[0], 32 // patch[1]) if fits else (1, 1)
+    elif any(s % side or side % p for s, p in zip(size, patch, strict=True)):
+        raise typer.BadParameter(
+            f"--mask-unit {side} must be a multiple of the patches, {patch[0]}x{patch[1]}, that divides pictures "
+            f"of {size[0]}x{size[1]}."
+        )
+    else:
+        unit = (side // patch[0], side // patch[1])
+    ratio = RATIOS["simmim"] if settings.mask_ratio is None else settings.mask_ratio
+    return SimMIM(config, settings.seed, ratio, unit)
 
 
 def prepare(
     settings: PreTraining, class_of: Callable[[str], Any], shard: int = 0, shards: int = 1
-) -> tuple[Any, Loader, Masks, Pictures, Pictures]:
-    """(model, loader, masks, pictures to train on, pictures to validate on).
+) -> tuple[Any, Loader, Method, Pictures, Pictures]:
+    """(model, loader, method, pictures to train on, pictures to validate on).
 
-    The model is of the member of the family that its checkpoint is of; `class_of` gives a class by its PyTorch name.
-    Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
+    The model is of the member of the family that its checkpoint is of, or an MAE; `class_of` gives a class by its
+    PyTorch name. Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
     """
     training, held_out = find_pictures(settings.pictures).split(settings.validation, settings.seed)
-    model_class = class_of(architecture_of(settings, "ForMaskedImageModeling"))
-    model, loader = open_model(settings, model_class, shard, shards, scratch=settings.scratch)
+    if settings.method == "mae":
+        config, changes = of_mae(settings)
+        model_class = class_of("ViTMAEForPreTraining")
+    else:
+        config, changes = None, {}
+        model_class = class_of(architecture_of(settings, SimMIM.task))
+    model, loader = open_model(settings, model_class, shard, shards, settings.scratch, config, **changes)
     loader.steps(training)
-    return model, loader, Masks.of(settings, loader.config), training, held_out
+    return model, loader, method_of(settings, loader.config), training, held_out
 
 
-def masked(loader: Loader, masks: Masks, pictures: Pictures, epoch: int) -> Iterator[Batch]:
-    """Pixels and masks of each part of an epoch."""
+def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
+    """The configuration of an MAE that begins with a ViT's, and what the flags say of that or of a checkpoint's.
+
+    Raises typer.BadParameter for the weights of a ViT: an MAE has a decoder, and positions that are not learnt.
+    """
+    with reading("--model", settings.model):
+        stored = read(settings.model, head="drop").config
+    changes: dict[str, Any] = {"mask_ratio": settings.mask_ratio, "norm_pix_loss": settings.norm_pix_loss}
+    changes |= {"decoder_num_hidden_layers": settings.decoder_layers}
+    if (width := settings.decoder_width) is not None:
+        heads = max(width // 32, 1)
+        changes |= {"decoder_hidden_size": width, "decoder_num_attention_heads": heads}
+        changes |= {"decoder_intermediate_size": 4 * width}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    if isinstance(stored, ViTMAEConfig):
+        return None, changes
+    if not settings.scratch:
+        raise typer.BadParameter(
+            f"--model {settings.model} is no MAE's, whose decoder --method mae trains: pass --scratch to take its "
+            "sizes alone."
+        )
+    taken = {name: getattr(stored, name) for name in ViTMAEConfig.fields() if hasattr(stored, name)}
+    return ViTMAEConfig(**{"norm_pix_loss": True, **taken}), changes
+
+
+def drawn(loader: Loader, method: Method, pictures: Pictures, epoch: int) -> Iterator[Batch]:
+    """Pixels of each part of an epoch, and what the method draws for them."""
     for pixels, numbers in loader.pixels(pictures, epoch):
-        yield pixels, masks(numbers, epoch)
+        yield pixels, method(numbers, epoch)
 
 
-def held_out_batches(loader: Loader, masks: Masks, pictures: Pictures) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels and masks of this process's share of held-out pictures; a mask of nothing where a batch is filled up."""
+def held_out_batches(
+    loader: Loader, method: Method, pictures: Pictures
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Pixels of this process's share of held-out pictures, what is drawn, and what of a patch (B, N) counts as hidden.
+
+    Nothing of a picture that fills a batch up does.
+    """
     numbered = Pictures(pictures.paths, np.arange(len(pictures.paths)), pictures.classes)
     for pixels, numbers in loader.validation(numbered):
-        yield pixels, masks(np.maximum(numbers, 0), HELD_OUT) & (numbers != PADDING)[:, None]
+        found = method(np.maximum(numbers, 0), HELD_OUT)
+        yield pixels, found, method.hidden(found) & (numbers != PADDING)[:, None]
 
 
 def evaluate(
-    reconstruct: Reconstruct,
-    batches: Iterator[tuple[np.ndarray, np.ndarray]],
-    masks: Masks,
+    predict: Predict,
+    batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    method: Method,
     total: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
 ) -> dict[str, float]:
-    """The mean absolute error of hidden pixels; `total` adds up the sums of all processes."""
-    sums = np.zeros(2)  # error, pixels
-    for pixels, hidden in batches:
-        error = np.abs(reconstruct(pixels, hidden).astype(np.float64) - pixels)
-        where = np.broadcast_to(masks.pixels(hidden), error.shape)
-        sums += error[where].sum(), where.sum()
+    """The mean error of hidden patches; `total` adds up the sums of all processes."""
+    sums = np.zeros(2)  # error, patches
+    for pixels, found, hidden in batches:
+        errors = method.errors(predict(pixels, found).astype(np.float64), pixels)
+        sums += errors[hidden].sum(), hidden.sum()
     error, count = total(sums)
     return {"val_loss": float(error / count)}
 
 
 def draw_reconstructions(
-    path: Path | None, reconstruct: Reconstruct, batch: Batch, loader: Loader, masks: Masks
+    path: Path | None,
+    predict: Predict,
+    batch: tuple[np.ndarray, np.ndarray, np.ndarray],
+    loader: Loader,
+    method: Method,
 ) -> None:
     """Draw pictures, each as it is, as the model saw it, and as it completed it; without a path, draw nothing."""
-    pixels, hidden = batch
-    where = masks.pixels(hidden)
-    predicted = np.where(where, reconstruct(pixels, hidden), pixels)
+    pixels, found, hidden = batch
+    grid = hidden.reshape(-1, 1, *loader.config.grid)
+    where = np.kron(grid, np.ones((1, 1, *pair(loader.config.patch_size)), bool))  # (B, 1, H, W)
+    predicted = np.where(where, method.picture(predict(pixels, found), pixels), pixels)
     if path is None:
         return
     shown = range(min(ROWS, int(hidden.any(1).sum())))

@@ -24,6 +24,7 @@ import conversion
 from vit_core.app.backends import run as outputs_of
 from vit_core.assets import DIGITS
 from vit_core.config import AutoConfig, ViTConfig
+from vit_core.family import ViTMAEConfig
 from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
 from vit_core.pictures.processing import AutoImageProcessor, DeiTImageProcessor, ViTImageProcessor
@@ -286,12 +287,16 @@ class PreTrained:
     def __init__(self, pictures: Path, folder: Path) -> None:
         self.pictures, self.folder = pictures, folder
 
-    def __call__(self, framework: str) -> Path:
-        out = self.folder / framework
+    def __call__(self, framework: str, method: str = "simmim") -> Path:
+        out = self.folder / f"{framework}-{method}"
         if not out.exists():
-            flags = {"epochs": 3, "batch_size": 24, "mask_unit": 8, "scratch": True, "rate": 2e-3}
-            settings_of(framework, "pretrain", self.pictures, out, **flags)
+            flags = {"epochs": 3, "batch_size": 24, "method": method, "scratch": True, "rate": 2e-3}
+            settings_of(framework, "pretrain", self.pictures, out, **flags, **OF_METHOD[method])
         return out
+
+
+OF_METHOD = {"simmim": {"mask_unit": 8}, "mae": {"decoder_layers": 1, "decoder_width": 64}}
+MADE = {"simmim": "ViTForMaskedImageModeling", "mae": "ViTMAEForPreTraining"}
 
 
 @pytest.fixture(scope="module")
@@ -300,30 +305,34 @@ def pretrained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> PreT
 
 
 @pytest.mark.slow
-def test_pretraining(framework: str, pretrained: PreTrained) -> None:
-    out = pretrained(framework)
+@pytest.mark.parametrize("method", OF_METHOD)
+def test_pretraining(framework: str, method: str, pretrained: PreTrained) -> None:
+    out = pretrained(framework, method)
     found = losses(out)
     assert found[-1] < 0.9 * found[0]
-    assert ViTConfig.from_pretrained(out).architectures == ["ViTForMaskedImageModeling"]
+    assert AutoConfig.from_pretrained(out).architectures == [MADE[method]]
     assert [list(row) for row in table(out / "metrics.csv")] == [["epoch", "loss", "val_loss"]] * 3
     with Image.open(out / "reconstructions.png") as picture:
         assert picture.size == (600, 1200)
         assert len(set(picture.convert("L").get_flattened_data())) > 100
     need("torch")
-    assert_close(found, losses(pretrained("torch")), SAME_LOSS, each=True)
+    assert_close(found, losses(pretrained("torch", method)), SAME_LOSS, each=True)
 
 
 @pytest.mark.slow
-def test_fine_tuning_what_was_pretrained(pretrained: PreTrained, pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", OF_METHOD)
+@pytest.mark.filterwarnings("ignore:transformers' ViT has no place for a head on the mean")
+def test_fine_tuning_what_was_pretrained(method: str, pretrained: PreTrained, pictures: Path, tmp_path: Path) -> None:
     need("torch")
-    before = weights(pretrained("torch"))
-    settings_of(
-        "torch", "finetune", pictures, tmp_path, model=str(pretrained("torch")), epochs=1, batch_size=32, freeze=True
-    )
-    after = weights(tmp_path)
+    first, mean = str(pretrained("torch", method)), method == "mae"
+    flags = {"pool": "mean"} if mean else {}
+    settings_of("torch", "finetune", pictures, tmp_path, model=first, epochs=1, batch_size=32, freeze=True, **flags)
+    before, after = weights(Path(first)), weights(tmp_path)
     name = "encoder.layer.0.output.dense.weight"
     np.testing.assert_array_equal(after[name], before[name])
-    assert set(after) - set(before) == {"classifier.weight", "classifier.bias"}
+    new = {"classifier.weight", "classifier.bias"} | ({"fc_norm.weight", "fc_norm.bias"} if mean else set())
+    assert set(after) - set(before) == new
+    assert AutoConfig.from_pretrained(tmp_path).architectures == ["ViTForImageClassification"]
 
 
 def test_masks(tmp_path: Path) -> None:
@@ -331,7 +340,7 @@ def test_masks(tmp_path: Path) -> None:
     pretraining = import_module("pretraining")
     config = ViTConfig(image_size=(64, 96), patch_size=16)
     settings = pretraining.PreTraining(pictures=tmp_path, out=tmp_path, mask_ratio=0.5)
-    masks = pretraining.Masks.of(settings, config)
+    masks = pretraining.method_of(settings, config)
     found = masks(np.arange(20), epoch=0)
     assert found.shape == (20, 4 * 6) and found.dtype == bool
     assert (found.sum(1) == 12).all()  # half of 2 x 3 squares of 2 x 2 patches
@@ -340,11 +349,59 @@ def test_masks(tmp_path: Path) -> None:
     assert len(np.unique(found, axis=0)) > 5
     np.testing.assert_array_equal(found, masks(np.arange(20), epoch=0))
     assert (found != masks(np.arange(20), epoch=1)).any()
-    pixels = masks.pixels(found)
-    assert pixels.shape == (20, 1, 64, 96) and pixels.mean() == 0.5
     wrong = pretraining.PreTraining(pictures=tmp_path, out=tmp_path, mask_unit=24)
     with pytest.raises(typer.BadParameter, match="--mask-unit 24 must be a multiple of the patches, 16x16"):
-        pretraining.Masks.of(wrong, config)
+        pretraining.method_of(wrong, config)
+
+
+SMALL_MAE = {
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24,
+    "image_size": (16, 24), "patch_size": 4, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 24,
+}  # fmt: skip
+
+
+def test_what_an_mae_hides_and_predicts(tmp_path: Path) -> None:
+    """The script's own error and picture are those of the model."""
+    need("torch")
+    import torch
+
+    import vit_torch
+
+    masking, config = import_module("masking"), ViTMAEConfig(**SMALL_MAE, norm_pix_loss=True)
+    method, model = masking.MAE(config, seed=0), vit_torch.ViTMAEForPreTraining(config, seed=0).eval()
+    pixels, noise = np.random.default_rng(0).random((3, 3, 16, 24), np.float32), method(np.arange(3), epoch=0)
+    assert (noise.shape, noise.dtype) == ((3, 24), np.float32)
+    np.testing.assert_array_equal(noise, method(np.arange(3), epoch=0))
+    with torch.no_grad():
+        output = model(torch.from_numpy(pixels).to(model.device), noise=torch.from_numpy(noise).to(model.device))
+    hidden, predicted = method.hidden(noise), output.logits.cpu().numpy()
+    np.testing.assert_array_equal(hidden, output.mask.cpu().numpy() == 1)
+    assert method.errors(predicted, pixels)[hidden].mean() == pytest.approx(float(output.loss), rel=1e-5)
+    patches = masking.patches_of(pixels, config)
+    np.testing.assert_array_equal(patches, model.patchify(torch.from_numpy(pixels)).numpy())
+    scaled = (patches - patches.mean(2, keepdims=True)) / np.sqrt(patches.var(2, ddof=1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(method.picture(scaled, pixels), pixels, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"method": "beit"}, "--method must be simmim or mae, got beit."),
+        ({"method": "mae", "mask_unit": 8}, "--mask-unit is not for --method mae: leave it out."),
+        ({"decoder_width": 8, "norm_pix_loss": False}, "--decoder-width, --norm-pix-loss is not for --method simmim"),
+    ],
+)
+def test_flags_of_another_method(flags: dict[str, Any], words: str, tmp_path: Path) -> None:
+    need("torch")
+    with pytest.raises(typer.BadParameter, match=words):
+        import_module("pretraining").PreTraining(pictures=tmp_path, out=tmp_path, **flags)
+
+
+def test_an_mae_is_begun_with_the_sizes_of_a_vit(pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    with pytest.raises(typer.BadParameter, match="is no MAE's, whose decoder --method mae trains: pass --scratch"):
+        settings_of("torch", "pretrain", pictures, tmp_path, method="mae")
 
 
 # ---- data --------------------------------------------------------------------------------------------------------
