@@ -20,6 +20,7 @@ import tensorflow as tf
 from harness import HUB, OURS, arguments, interleaved, ratio, report
 
 import vit_tf
+from vit_tf.embeddings import resized_positions
 
 CONFIG = vit_tf.Dinov2Config(image_size=518)
 
@@ -41,7 +42,7 @@ def hub_of(ours: Any, size: int) -> Any:
     for target, source in zip(targets, in_order_of_hub(ours), strict=True):
         target.assign(np.reshape(source.numpy(), target.shape))
     embeddings.position_embeddings.assign(ours.embeddings.position_embeddings)
-    resized = ours.embeddings.resized_positions((size, size))
+    resized = resized_positions(ours.embeddings.position_embeddings.value, (size, size), ours.config)
     embeddings.interpolated_position_embeddings.assign(resized)
     return hub
 

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 import pytest
 import tolerances
+from adapters import with_noise
 from closeness import assert_close, leaves, relative_error
 from command import PEAK
 from conftest import CHECKPOINTS
@@ -956,7 +957,7 @@ def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
     if cls in ("ViTModel", "DeiTModel"):
         options |= {"use_mask_token": True, "add_pooling_layer": False}
     model = build(cls, options, id2label={0: "cat", 1: "dog"}, image_size=(8, 16), hidden_act="gelu_new")
-    x = pixels(size=(8, 16)).transpose(0, 2, 3, 1)
+    call = with_noise(model, {"pixel_values": pixels(size=(8, 16)).transpose(0, 2, 3, 1)})
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -971,7 +972,7 @@ def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
         assert other.config.id2label == {0: "cat", 1: "dog"}
         assert (other.data_format, other.name, other.dtype_policy.name) == tuple(options.values())[:3]
         assert set(other.variables_by_path()) == set(model.variables_by_path())
-        assert_same(other(x), model(x), 0.0)
+        assert_same(other(**call), model(**call), 0.0)
 
 
 @pytest.mark.parametrize("layer_scale", [0.0, 0.5])
@@ -986,7 +987,7 @@ def test_the_core_reads_and_writes_keras_weights(cls: str, layer_scale: float, t
     model.save_weights(theirs)
     leaves = {name.rpartition("/vars/")[2] for name in read_keras_h5(theirs)} - {"0", "1"}
     assert leaves == {spec.row.module.rpartition(".")[2] for spec in model.specs().values() if spec.kind == "raw"}
-    alike = cls.startswith("ViTMSN")  # whose file is like a ViT's
+    alike = cls.startswith("ViTMSN") or cls == "ViTMAEModel"  # whose file is like a ViT's
     for found in (read(theirs, num_attention_heads=4), read(theirs, config=model.config)):
         assert found.family is (VIT if alike and found.config is not model.config else model.family())
         assert {n: t.read().tobytes() for n, t in found.tensors.items()} == {
@@ -1283,3 +1284,54 @@ def test_an_eager_call_sees_the_variables_that_lora_adds() -> None:
     model.run_eagerly = True
     assert relative_error(before.numpy(), after.numpy()) > 1e-3
     assert_same(after, model(pixels()).logits)
+
+
+# ---- MAE ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_mae_is_fitted_and_its_fixed_positions_stay() -> None:
+    """Without labels, and with those that a dataset has, which are not its loss's."""
+    model = build("ViTMAEForPreTraining")
+    fixed = [v for path, v in model.variables_by_path().items() if model.specs()[path].row.fixed]
+    before = [v.numpy() for v in fixed]
+    assert len(fixed) == 2 and len(model.trainable_variables) == len(model.weights) - 2
+    noise = np.random.default_rng(1).random((6, 16))
+    expected = model(pixels(6), noise=noise).loss
+    model.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    for targets in ({}, {"y": LABELS}):
+        history = model.fit({"pixel_values": pixels(6), "noise": noise}, **targets, batch_size=6, verbose=0).history
+        assert_close(np.array(history["loss"]), np.array([expected]), SAME)
+        expected = model(pixels(6), noise=noise).loss
+    assert_same([v.numpy() for v in fixed], before, 0.0)
+    assert model.predict(pixels(), verbose=0).logits.shape == (2, 16, 48)
+
+
+def test_the_noise_of_an_mae_is_by_the_seed_and_saved_by_tensorflow(tmp_path: Path) -> None:
+    found = []
+    for _ in range(2):
+        keras.utils.set_random_seed(0)
+        model = build("ViTMAEModel")
+        found.append([model(pixels()).ids_restore.numpy() for _ in range(2)])
+    assert np.array_equal(*found) and not np.array_equal(*found[0])
+    path = tf.train.Checkpoint(model=model).write(str(tmp_path / "state"))
+    expected = model(pixels()).ids_restore.numpy()
+    tf.train.Checkpoint(model=model).read(path).assert_consumed()
+    assert np.array_equal(model(pixels()).ids_restore.numpy(), expected)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_an_mae_of_sizes_known_only_to_the_graph(layout: str) -> None:
+    model, last = build("ViTMAEForPreTraining", {"data_format": layout}), layout == "channels_last"
+    spec = tf.TensorSpec([None, None, None, 3] if last else [None, 3, None, None], "float64")
+    call = tf.function(
+        lambda x, noise: model(x, noise=noise, interpolate_pos_encoding=True).loss,
+        input_signature=[spec, tf.TensorSpec([None, None], "float64")],
+    )
+    x, noise = pixels(size=(24, 20)), np.random.default_rng(1).random((2, 30))
+    expected = build("ViTMAEForPreTraining")(x, noise=noise, interpolate_pos_encoding=True).loss
+    given = x.transpose(0, 2, 3, 1) if last else x
+    assert_same(call(given, noise), expected)
+    assert_same(model.unpatchify(model.patchify(given, True), (24, 20)), tf.constant(given), 0.0)
+    tiny = given[:, :4, :4] if last else given[:, :, :4, :4]
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"mask_ratio=0.5 keeps none of 1 patches"):
+        call(tiny, noise[:, :1])

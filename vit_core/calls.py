@@ -241,10 +241,13 @@ def num_kept(patches: int, config: Any) -> int:
     """How many of so many patches MAE's encoder sees (He et al. 2022, section 3). Raises ValueError for none."""
     kept = int(patches * (1 - config.mask_ratio))
     if not kept:
-        raise ValueError(
-            f"mask_ratio={config.mask_ratio} keeps none of {patches} patches: pass a smaller one, or larger pictures."
-        )
+        raise ValueError(none_kept(patches, config))
     return kept
+
+
+def none_kept(patches: Any, config: Any) -> str:
+    """The words for a mask_ratio that keeps none of so many patches."""
+    return f"mask_ratio={config.mask_ratio} keeps none of {patches} patches: pass a smaller one, or larger pictures."
 
 
 def check_noise(shape: Shape | None, batch: Any, patches: Any) -> None:

@@ -13,7 +13,7 @@ if keras.config.backend() != "tensorflow":
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMSNConfig
+from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMAEConfig, ViTMSNConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     BitImageProcessor,
@@ -46,6 +46,7 @@ from vit_tf.dinov2 import (
 )
 from vit_tf.gradients import class_gradients
 from vit_tf.ijepa import TFIJepaForImageClassification, TFIJepaModel, TFIJepaPreTrainedModel
+from vit_tf.mae import TFViTMAEForPreTraining, TFViTMAEModel, TFViTMAEPreTrainedModel
 from vit_tf.modeling import TFViTForImageClassification, TFViTForMaskedImageModeling, TFViTModel
 from vit_tf.msn import TFViTMSNForImageClassification, TFViTMSNModel, TFViTMSNPreTrainedModel
 from vit_tf.outputs import (
@@ -55,6 +56,8 @@ from vit_tf.outputs import (
     DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
 )
 
 pipeline = partial(_pipeline, backend="tf")
@@ -79,6 +82,9 @@ Dinov2WithRegistersPreTrainedModel = TFDinov2WithRegistersPreTrainedModel
 IJepaForImageClassification = TFIJepaForImageClassification
 IJepaModel = TFIJepaModel
 IJepaPreTrainedModel = TFIJepaPreTrainedModel
+ViTMAEForPreTraining = TFViTMAEForPreTraining
+ViTMAEModel = TFViTMAEModel
+ViTMAEPreTrainedModel = TFViTMAEPreTrainedModel
 ViTMSNForImageClassification = TFViTMSNForImageClassification
 ViTMSNModel = TFViTMSNModel
 ViTMSNPreTrainedModel = TFViTMSNPreTrainedModel
@@ -88,6 +94,7 @@ AutoBackbone = TFAutoBackbone = auto("tf", "Backbone", "TF")
 AutoModel = TFAutoModel = auto("tf", "Model", "TF")
 AutoModelForImageClassification = TFAutoModelForImageClassification = auto("tf", "ForImageClassification", "TF")
 AutoModelForMaskedImageModeling = TFAutoModelForMaskedImageModeling = auto("tf", "ForMaskedImageModeling", "TF")
+AutoModelForPreTraining = TFAutoModelForPreTraining = auto("tf", "ForPreTraining", "TF")
 
 __all__ = [
     "AutoBackbone",
@@ -97,6 +104,7 @@ __all__ = [
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "AutoModelForPreTraining",
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
@@ -132,6 +140,7 @@ __all__ = [
     "TFAutoModel",
     "TFAutoModelForImageClassification",
     "TFAutoModelForMaskedImageModeling",
+    "TFAutoModelForPreTraining",
     "TFDeiTForImageClassification",
     "TFDeiTForImageClassificationWithTeacher",
     "TFDeiTForMaskedImageModeling",
@@ -151,6 +160,9 @@ __all__ = [
     "TFViTBackbone",
     "TFViTForImageClassification",
     "TFViTForMaskedImageModeling",
+    "TFViTMAEForPreTraining",
+    "TFViTMAEModel",
+    "TFViTMAEPreTrainedModel",
     "TFViTMSNForImageClassification",
     "TFViTMSNModel",
     "TFViTMSNPreTrainedModel",
@@ -163,6 +175,12 @@ __all__ = [
     "ViTForMaskedImageModeling",
     "ViTImageProcessor",
     "ViTImageProcessorFast",
+    "ViTMAEConfig",
+    "ViTMAEForPreTraining",
+    "ViTMAEForPreTrainingOutput",
+    "ViTMAEModel",
+    "ViTMAEModelOutput",
+    "ViTMAEPreTrainedModel",
     "ViTMSNConfig",
     "ViTMSNForImageClassification",
     "ViTMSNModel",

@@ -135,7 +135,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
             calls.check_kind("pixel_values", inputs["pixel_values"], object, "tf")
         calls.check_inputs(
             self.config,
-            {name: shape(inputs.get(name)) for name in calls.INPUTS},
+            {name: shape(inputs.get(name)) for name in (*calls.INPUTS, "noise")},
             interpolate=calls.interpolates(self.config, inputs.get("interpolate_pos_encoding")),
             has_mask_token=has_mask_token(self.config, "mask_token" in self.parts),
             channels_axis=self.channels_axis,
@@ -260,7 +260,9 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         return bool(self._trunk().encoder.checkpointing)
 
     def _recompute(self, value: bool) -> None:
-        self._trunk().encoder.checkpointing = value
+        for layer in self._flatten_layers():
+            if hasattr(layer, "checkpointing"):
+                layer.checkpointing = value
         self._forget_compiled()
 
     def _trunk(self) -> Any:  # no property: Keras loads weights into what properties return, here the model itself

@@ -71,34 +71,35 @@ class ViTEmbeddings(ViTModule):
         batch = ops.shape(x)[0]
         tokens = [repeated(getattr(self, name), batch, x.dtype) for name in self.config.tokens]
         x = tf.concat([*tokens, x], axis=1)  # (B, S, D)
-        positions = self.resized_positions(size) if interpolate_pos_encoding else self.position_embeddings
-        x = x + tf.cast(positions, x.dtype)
+        table = self.position_embeddings.value
+        x = x + tf.cast(resized_positions(table, size, self.config) if interpolate_pos_encoding else table, x.dtype)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = tf.concat([x[:, :first], repeated(self.register_tokens, batch, x.dtype), x[:, first:]], axis=1)
         return self.dropout(x, training=training)
 
-    def resized_positions(self, size: Sequence[Any]) -> Tensor:
-        """The position embeddings for an image of `size`, height x width; rows before the patches' are untouched."""
-        table, source, first = self.position_embeddings.value, self.config.grid, self.config.position_prefix
-        target, width = calls.grid(size, self.config), table.shape[2]
-        rows, columns = (
-            tf.cast(
-                kernel_matrix(
-                    self.config.position_kernel,
-                    tf.range(tf.cast(t, tf.float64), dtype=tf.float64),
-                    tf.range(s, dtype=tf.float64),
-                    tf.cast(t, tf.float64),
-                    ops,
-                ),
-                wide(table.dtype),
-            )
-            for s, t in zip(source, target, strict=True)
+
+def resized_positions(table: Tensor, size: Sequence[Any], config: ViTConfig) -> Tensor:
+    """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
+    source, target, first = config.grid, calls.grid(size, config), config.position_prefix
+    width = table.shape[2]
+    rows, columns = (
+        tf.cast(
+            kernel_matrix(
+                config.position_kernel,
+                tf.range(tf.cast(t, tf.float64), dtype=tf.float64),
+                tf.range(s, dtype=tf.float64),
+                tf.cast(t, tf.float64),
+                ops,
+            ),
+            wide(table.dtype),
         )
-        grid = rows @ tf.reshape(tf.cast(table[0, first:], rows.dtype), (source[0], -1))
-        patches = columns @ tf.reshape(grid, (-1, source[1], width))
-        patches = tf.cast(tf.reshape(patches, (1, target[0] * target[1], width)), table.dtype)
-        return tf.concat([table[:, :first], patches], axis=1)
+        for s, t in zip(source, target, strict=True)
+    )
+    grid = rows @ tf.reshape(tf.cast(table[0, first:], rows.dtype), (source[0], -1))
+    patches = columns @ tf.reshape(grid, (-1, source[1], width))
+    patches = tf.cast(tf.reshape(patches, (1, target[0] * target[1], width)), table.dtype)
+    return tf.concat([table[:, :first], patches], axis=1)
 
 
 def repeated(tokens: Tensor, batch: Any, dtype: tf.DType) -> Tensor:

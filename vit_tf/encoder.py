@@ -173,9 +173,8 @@ class ViTEncoder(ViTModule):
             if i == options.depth:
                 break
             mask = head_mask[i] if head_mask is not None and head_mask.shape.rank == 2 else head_mask
-            run = rematerialized(layer) if self.checkpointing and training else layer
-            returned = run(x, mask, bias, options=options.of_layer(i, len(self.layer)), training=training)
-            x, probs = options.parted(returned)
+            of_layer = options.of_layer(i, len(self.layer))
+            x, probs = options.parted(computed(layer, self.checkpointing, x, mask, bias, of_layer, training))
             if options.output_hidden_states:
                 states.append(x)
             if options.output_attentions:
@@ -185,6 +184,20 @@ class ViTEncoder(ViTModule):
             hidden_states=tuple(states) if options.output_hidden_states else None,
             attentions=tuple(attentions) if options.output_attentions else None,
         )
+
+
+def computed(
+    layer: ViTModule,
+    checkpointing: bool,
+    hidden_states: Tensor,
+    head_mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    options: calls.Options = calls.DEFAULT,
+    training: bool = False,
+) -> Any:
+    """What a layer returns; with `checkpointing`, training recomputes it in the backward pass."""
+    run = rematerialized(layer) if checkpointing and training else layer
+    return run(hidden_states, head_mask, bias, options=options, training=training)
 
 
 def layer_scale(module: ViTModule, name: str) -> keras.Variable | None:

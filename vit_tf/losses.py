@@ -75,6 +75,21 @@ def distillation_loss(
     return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 
+def masked_patch_loss(target: Tensor, pred: Tensor, mask: Tensor, config: ViTConfig) -> Tensor:
+    """Mean squared error of the masked patches, of pixels (B, N, P Q C); mask (B, N), 1 where masked; 0 without any.
+
+    He et al. 2022, MAE, section 3; with `norm_pix_loss`, each patch of the target is normalised by its own mean and
+    unbiased variance, as in the authors' code.
+    """
+    target, pred, mask = (tf.cast(x, wide(pred.dtype)) for x in (target, pred, mask))
+    if config.norm_pix_loss:
+        target -= tf.reduce_mean(target, axis=-1, keepdims=True)
+        variance = tf.reduce_sum(tf.square(target), axis=-1, keepdims=True) / (target.shape[-1] - 1)
+        target /= tf.sqrt(variance + 1e-6)
+    error = tf.reduce_mean(tf.square(pred - target), axis=-1)  # (B, N)
+    return tf.reduce_sum(error * mask) / tf.maximum(tf.reduce_sum(mask), 1)
+
+
 def masked_reconstruction_loss(
     pixels: Tensor, reconstruction: Tensor, mask: Tensor, config: ViTConfig, channels_axis: int
 ) -> Tensor:

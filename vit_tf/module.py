@@ -12,7 +12,7 @@ from keras import layers, ops
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig
-from vit_core.initialization import BOUND, constant
+from vit_core.initialization import BOUND, constant, draw
 from vit_core.params import spec_of
 from vit_tf.layers import Dense, LayerNorm
 
@@ -48,9 +48,10 @@ class Builder:
     channels_axis: int
     dtype_policy: Any
 
-    def child(self, cls: type[Any], name: str, **kwargs: Any) -> Any:
-        """A ViTModule with the same configuration, pixel layout and dtype policy."""
-        layer = cls(config=self.config, channels_axis=self.channels_axis, dtype=self.dtype_policy, name=name, **kwargs)
+    def child(self, cls: type[Any], name: str, config: ViTConfig | None = None, **kwargs: Any) -> Any:
+        """A ViTModule with the same pixel layout and dtype policy, and the same configuration or one of its own."""
+        known = {"config": config or self.config, "channels_axis": self.channels_axis, "dtype": self.dtype_policy}
+        layer = cls(**known, name=name, **kwargs)
         layer.build()
         return layer
 
@@ -69,10 +70,10 @@ class Builder:
         conv = layers.Conv2D(outputs, kernel, strides=kernel, data_format="channels_last", **options)
         return _built(conv, (None, None, None, inputs))
 
-    def layer_norm(self, name: str) -> LayerNorm:
-        """A LayerNorm with the configuration's epsilon."""
+    def layer_norm(self, name: str, width: int | None = None) -> LayerNorm:
+        """A LayerNorm with the configuration's epsilon, and its width or another."""
         norm = LayerNorm(epsilon=self.config.layer_norm_eps, dtype=self.dtype_policy, name=name)
-        return _built(norm, (None, self.config.hidden_size))
+        return _built(norm, (None, width or self.config.hidden_size))
 
     def identity(self, name: str) -> layers.Identity:
         """What stands in the place of a layer that the configuration leaves out."""
@@ -106,9 +107,11 @@ class ViTModule(Builder, layers.Layer):
     def weight(self, name: str, **options: Any) -> keras.Variable:
         """The raw array of this canonical name, as the table has it; those of all layers are alike."""
         spec = spec_of(self.config, name)
-        value = constant(spec, self.config)
+        fixed = spec.row.fixed
+        value = draw(spec, self.config, 0) if fixed else constant(spec, self.config)
         init = self.normal() if value is None else keras.initializers.Constant(value)
-        return self.add_weight(spec.shape, init, name=spec.row.module.rpartition(".")[2], **options)
+        leaf = spec.row.module.rpartition(".")[2]
+        return self.add_weight(spec.shape, init, name=leaf, trainable=not fixed, **options)
 
     def save_own_variables(self, store: Any) -> None:
         """For Keras's files: the raw arrays by name."""

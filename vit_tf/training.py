@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import wraps
@@ -81,7 +82,7 @@ class Training(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        """The compiled loss, or the model's own: of the labels where it has classes, else what the call returned.
+        """The compiled loss, or the model's own: of the labels where it takes any, else what the call returned.
 
         With a teacher's logits in the inputs it is that of distillation. Raises ValueError for a model that has none,
         and for sample weights that its own can't apply.
@@ -95,7 +96,7 @@ class Training(keras.Model):
         if teacher is not None:
             _, ours, theirs, *_ = _but_loss(y_pred)
             loss = distillation_loss(ours, theirs, labels, tf.convert_to_tensor(teacher), self.config)
-        elif labels is not None and "logits" in self.output_class.__dataclass_fields__:
+        elif labels is not None and "labels" in inspect.signature(self.call).parameters:
             loss, sample_weight = classification_loss(output, labels, self.config, sample_weight), None
         if loss is None:
             raise ValueError(
@@ -189,6 +190,11 @@ class Training(keras.Model):
     def _default_save_signature(self) -> Any:
         """What `tf.saved_model.save` makes a signature of where it is given none: serving pixels."""
         return tf.function(self._serve, input_signature=[self._pixels_spec()])
+
+    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
+        """For TensorFlow's files: what Keras says, and the states of the model's own random numbers."""
+        states = {generator.name: generator.state for generator in self._seed_generators}
+        return {**super()._trackable_children(save_type, **kwargs), **states}
 
     def _serve(self, pixel_values: Tensor) -> dict[str, Tensor]:
         return _flat(self(pixel_values, training=False, return_dict=True))

@@ -19,7 +19,7 @@ from vit_core.family.vit import ATTENTION_SCALE, IN_MEMORY, MLP_SCALE, TRUNK
 _OF_DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 _OF_BOTH = (
     "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "qkv_bias",
-    "attn_implementation",
+    "attn_implementation", "initializer_range",
 )  # fmt: skip
 
 
