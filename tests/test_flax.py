@@ -21,6 +21,7 @@ from conftest import CHECKPOINTS
 from members import config_for, field_of
 from test_models import BAD_CALLS, TINY
 
+from vit_core.calls import num_patches
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import MLP_SCALE, family_of
 
@@ -35,9 +36,10 @@ CONFIG = ViTConfig(**TINY)
 MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
 TEACHER = "DeiTForImageClassificationWithTeacher"
 REGISTERS = "Dinov2WithRegistersForImageClassification"
+MAE = "ViTMAEForPreTraining"
 FAMILY = (
     *MODELS, "DeiTModel", TEACHER, "DeiTForMaskedImageModeling", "Dinov2Model", "Dinov2Backbone", REGISTERS,
-    "IJepaForImageClassification", "ViTMSNModel",
+    "IJepaForImageClassification", "ViTMSNModel", MAE,
 )  # fmt: skip
 SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
 VALUES_ONLY = ("label range", "negative label")  # bad calls that only values show, not shapes
@@ -52,8 +54,9 @@ def compiled_quickly() -> Any:
 
 
 def config_of(cls: str, **changes: Any) -> ViTConfig:
-    """That of a member; the one with registers has the gated MLP."""
-    return config_for(cls, **{**TINY, **({"use_swiglu_ffn": True} if cls == REGISTERS else {}), **changes})
+    """That of a member; the one with registers has the gated MLP, MAE a decoder of two layers."""
+    own = {REGISTERS: {"use_swiglu_ffn": True}, MAE: {"decoder_num_hidden_layers": 2}}
+    return config_for(cls, **{**TINY, **own.get(cls, {}), **changes})
 
 
 def build(cls: str = "ViTForImageClassification", options: dict[str, Any] | None = None, **changes: Any) -> Any:
@@ -75,6 +78,8 @@ def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
         call["teacher_logits"] = np.random.default_rng(1).standard_normal((batch, 3))
     if cls.endswith("ForMaskedImageModeling"):
         call["bool_masked_pos"] = (np.arange(batch * 16).reshape(batch, 16) % 3) == 0
+    if cls == MAE:
+        call["noise"] = np.random.default_rng(1).random((batch, 16))
     return call
 
 
@@ -212,36 +217,38 @@ from vit_flax.sharding import partition_specs
 tiny = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24, image_size=16,
             patch_size=4, num_labels=3, initializer_range=0.3, drop_path_rate=0.5)
 x = np.random.default_rng(0).standard_normal((16, 3, 16, 16))
-labels = np.arange(16, dtype=np.int32) % 3
+extra = {"labels": np.arange(16, dtype=np.int32) % 3, "noise": np.random.default_rng(1).random((16, 16))}
 
 def compare(cls, path, width, scan, **own):
     model = getattr(vit_flax, cls)(config_for(cls, **tiny, **own), scan_layers=scan, dtype=jnp.float64)
-    def loss(params, x, labels):
+    name = "noise" if "MAE" in cls else "labels"
+    def loss(params, x, other):
         rngs = {"dropout": jax.random.key(0)}
-        output = model.module.apply({"params": params}, x, labels=labels, train=True, rngs=rngs)
+        output = model.module.apply({"params": params}, x, **{name: other}, train=True, rngs=rngs)
         return output.loss, output
     step = jax.value_and_grad(loss, has_aux=True)
-    (value, output), gradients = jax.jit(step)(model.params, x, labels)
+    (value, output), gradients = jax.jit(step)(model.params, x, extra[name])
 
     mesh = Mesh(np.reshape(jax.devices(), (2, 4)), ("data", "model"))
     specs = partition_specs(model, axis="model")
     params = jax.device_put(model.params, jax.tree.map(partial(NamedSharding, mesh), specs))
-    put = jax.device_put((x, labels), NamedSharding(mesh, P("data")))
+    put = jax.device_put((x, extra[name]), NamedSharding(mesh, P("data")))
     assert_close(jax.jit(step)(params, *put), ((value, output), gradients), 1e-10)
-    layers = params[model.base_model_prefix]["encoder"]["layer"]
-    block, module = path.split(".")
-    kernel = (layers if scan else layers["0"])[block][module]["kernel"]
+    above, block, module = path.split(".")
+    part = params["decoder"] if above == "decoder_layers" else params[model.base_model_prefix]["encoder"]
+    kernel = (part[above] if scan else part[above]["0"])[block][module]["kernel"]
     assert kernel.addressable_shards[0].data.shape[-1] == width // 4
 
-    batches = x.reshape(8, 2, 3, 16, 16), labels.reshape(8, 2)
+    batches = [array.reshape(8, 2, *array.shape[1:]) for array in (x, extra[name])]
     found = jax.pmap(step, in_axes=(None, 0, 0))(model.params, *batches)
     alone = [jax.jit(step)(model.params, *batch) for batch in zip(*batches)]
     assert_close(found, jax.tree.map(lambda *each: jnp.stack(each), *alone), 1e-10)
     assert type(found[0][1]) is type(output)
 
 for scan in (False, True):
-    compare("ViTForImageClassification", "intermediate.dense", 24, scan)
-    compare("Dinov2WithRegistersForImageClassification", "mlp.weights_in", 2 * 16, scan, use_swiglu_ffn=True)
+    compare("ViTForImageClassification", "layer.intermediate.dense", 24, scan)
+    compare("Dinov2WithRegistersForImageClassification", "layer.mlp.weights_in", 2 * 16, scan, use_swiglu_ffn=True)
+    compare("ViTMAEForPreTraining", "decoder_layers.intermediate.dense", 24, scan)
 """
     )
 
@@ -654,8 +661,9 @@ def test_scan_has_the_gradients_of_the_unrolled_model(cls: str) -> None:
     unrolled, scanned = (build(cls, {"scan_layers": scan}, num_hidden_layers=3) for scan in (False, True))
     expected, stacked = (jax.jit(jax.grad(loss_of(m, cls)))(m.params) for m in (unrolled, scanned))
     trunk = expected.get(family_of(config_of(cls)).trunk, expected)
-    layers = trunk["encoder"]["layer"]
-    trunk["encoder"]["layer"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[str(i)] for i in range(3)))
+    places = [(trunk["encoder"], "layer")] + [(expected["decoder"], "decoder_layers")] * (cls == MAE)
+    for above, name in places:
+        above[name] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *above[name].values())
     assert_same(stacked, expected)
 
 
@@ -1016,5 +1024,137 @@ def test_partition_specs(cls: str, scan_layers: bool) -> None:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         expected = next((parts for end, parts in split.items() if name.endswith(end)), ())
         found += bool(expected)
-        assert tuple(spec) == ((None, *expected) if scan_layers and "/layer/" in name else expected), name
-    assert found == (10 if scan_layers else 20)
+        stacked = scan_layers and ("/layer/" in name or "/decoder_layers/" in name)
+        assert tuple(spec) == ((None, *expected) if stacked else expected), name
+    assert found == (10 if scan_layers else 20) * (2 if cls == MAE else 1)
+
+
+# ---- MAE ---------------------------------------------------------------------------------------------------------
+
+
+def mae_call(model: Any, size: tuple[int, int] = (16, 16)) -> dict[str, Any]:
+    """Pixels of a size, in the model's layout, and their noise."""
+    patches = num_patches(size, model.config)
+    x = pixels(size=size) if model.module.channels_axis == 1 else pixels(size=size).transpose(0, 2, 3, 1)
+    return {"pixel_values": x, "noise": np.random.default_rng(1).random((2, patches))}
+
+
+def test_noise_has_a_key_of_its_own() -> None:
+    """Which `module.apply` takes as "noise"; with noise given, nothing is drawn and no key is needed."""
+    model = build(MAE, hidden_dropout_prob=0.1)
+    first, again, other = (model(pixels(), noise_rng=jax.random.key(seed)) for seed in (0, 0, 1))
+    assert_same(again.loss, first.loss, 0.0)
+    assert not np.array_equal(first.mask, other.mask)
+    assert not np.array_equal(first.mask[0], first.mask[1])
+    np.testing.assert_array_equal(first.mask.sum(1), [8, 8])
+    applied = model.module.apply({"params": model.params}, pixels(), rngs={"noise": jax.random.key(0)})
+    np.testing.assert_array_equal(applied.mask, first.mask)
+    call, keys = call_of(MAE), {"dropout_rng": jax.random.key(0), "noise_rng": jax.random.key(0)}
+    assert_same(model(**call, noise_rng=jax.random.key(1)), model(**call), 0.0)
+    assert np.isfinite(model(**call, train=True, dropout_rng=jax.random.key(0)).loss)
+    np.testing.assert_array_equal(model(pixels(), train=True, **keys).mask, first.mask)
+    program = str(jax.make_jaxpr(partial(model.module.apply, {"params": model.params}))(*call.values()))
+    assert "random_bits" not in program
+    with pytest.raises(ValueError, match=r"pass a key for it, such as noise_rng=jax\.random\.key\(0\), or noise="):
+        model(pixels())
+    with pytest.raises(ValueError, match=r"train=True draws dropout"):
+        model(**call, train=True)
+    with pytest.raises(TypeError, match="noise_rng"):
+        build()(pixels(), noise_rng=jax.random.key(0))
+
+
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_fixed_positions_are_parameters_without_a_gradient(scan_layers: bool) -> None:
+    """They are in the tree, as Linen starts them too, and in no group that an optimiser updates."""
+    model = build(MAE, {"scan_layers": scan_layers})
+    fixed = {"vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"}
+    gradients = flax.traverse_util.flatten_dict(jax.jit(jax.grad(loss_of(model, MAE)))(model.params), sep=".")
+    assert {name for name, array in gradients.items() if not np.any(array)} == fixed
+    grouped = {name for group in model.parameter_groups() for name in group.names}
+    assert model.specs().keys() - grouped == fixed
+    sizes = [model.specs()[name].size for name in fixed]
+    assert model.num_parameters() - model.num_parameters(only_trainable=True) == sum(sizes)
+    drawn = flax.traverse_util.flatten_dict(model.module.init(jax.random.key(1), pixels())["params"], sep=".")
+    params = flax.traverse_util.flatten_dict(model.params, sep=".")
+    for name in fixed:
+        np.testing.assert_array_equal(drawn[name], params[name])
+
+
+@pytest.mark.parametrize("data_format", ["channels_first", "channels_last"])
+def test_patches_and_back(data_format: str) -> None:
+    changes = {"image_size": (8, 24), "patch_size": (4, 2)}
+    model = build(MAE, {"data_format": data_format}, **changes)
+    for size, interpolate in (((8, 24), False), ((13, 20), True)):
+        x = mae_call(model, size)["pixel_values"]
+        patches = model.patchify(x, interpolate)
+        whole = tuple(n // p * p for n, p in zip(size, (4, 2), strict=True))
+        cut = x[:, :, : whole[0], : whole[1]] if data_format == "channels_first" else x[:, : whole[0], : whole[1]]
+        np.testing.assert_array_equal(model.unpatchify(patches, whole), cut)
+        corner = cut[0, :, :4, :2].transpose(1, 2, 0) if data_format == "channels_first" else cut[0, :4, :2]
+        np.testing.assert_array_equal(patches[0, 0], corner.reshape(-1))
+    assert model.patchify(x[:0], True).shape == (0, 30, 24)
+    with pytest.raises(ValueError, match=r"must have shape \(batch, 24, 24\): got \(2, 30, 24\)"):
+        model.unpatchify(patches)
+    with pytest.raises(ValueError, match="doesn't match model"):
+        model.patchify(x)
+
+
+def assert_same_answer(actual: Any, expected: Any, size: tuple[int, int]) -> None:
+    """Of two MAEs to pictures of a size: the same patches kept, and all that is computed within the bound."""
+    options = {"interpolate_pos_encoding": True, "output_hidden_states": True, "output_attentions": True}
+    found, wanted = (dict(model(**mae_call(model, size), **options).items()) for model in (actual, expected))
+    for name in ("mask", "ids_restore"):
+        np.testing.assert_array_equal(found.pop(name), wanted.pop(name))
+    assert_same(found, wanted)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 20)])
+def test_an_mae_of_channels_last_equals_one_of_channels_first(size: tuple[int, int]) -> None:
+    first, last = (build(MAE, {"data_format": f"channels_{which}"}, norm_pix_loss=True) for which in ("first", "last"))
+    assert_same_answer(last, first, size)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 20)])
+def test_a_scanned_mae_equals_the_unrolled_one(size: tuple[int, int]) -> None:
+    unrolled, scanned = (build(MAE, {"scan_layers": scan}) for scan in (False, True))
+    assert_same_answer(scanned, unrolled, size)
+
+
+def test_a_scanned_mae_goes_in_and_out_of_files(tmp_path: Path) -> None:
+    load, folder = vit_flax.FlaxAutoModelForPreTraining.from_pretrained, CHECKPOINTS / "mae_pretraining"
+    unrolled, scanned = (load(folder / "pt_safetensors", scan_layers=scan) for scan in (False, True))
+    assert scanned.params["decoder"]["decoder_layers"]["output"]["dense"]["kernel"].ndim == 3
+    for name, model in (("unrolled", unrolled), ("scanned", scanned)):
+        model.save_pretrained(tmp_path / name)
+    for file in (tmp_path / "unrolled").iterdir():
+        assert file.read_bytes() == (tmp_path / "scanned" / file.name).read_bytes()
+    again = load(tmp_path / "scanned", scan_layers=True)
+    assert_same(again.params, scanned.params, 0.0)
+
+
+def test_vmap_gives_each_picture_its_own_noise() -> None:
+    model, call = build(MAE), call_of(MAE, 3)
+
+    def loss(params: Any, x: Any, **noise: Any) -> Any:
+        return model.module.apply({"params": params}, x[None], **noise).loss
+
+    def given(params: Any, x: Any, noise: Any) -> Any:
+        return loss(params, x, noise=noise[None])
+
+    def drawn(params: Any, x: Any, key: Any) -> Any:
+        return loss(params, x, rngs={"noise": key})
+
+    for function, last in ((given, call["noise"]), (drawn, jax.random.split(jax.random.key(0), 3))):
+        gradient = jax.jit(jax.value_and_grad(function))
+        each = jax.jit(jax.vmap(jax.value_and_grad(function), (None, 0, 0)))(model.params, call["pixel_values"], last)
+        for i in range(3):
+            alone = gradient(model.params, call["pixel_values"][i], last[i])
+            assert_same(jax.tree.map(lambda leaf, i=i: leaf[i], each), alone)
+
+
+def test_an_mae_of_bfloat16_computes_its_loss_in_float32() -> None:
+    model = build(MAE, {"dtype": jnp.bfloat16})
+    output = model(**call_of(MAE), output_hidden_states=True)
+    assert (output.logits.dtype, output.hidden_states[0].dtype) == (jnp.bfloat16, jnp.bfloat16)
+    assert (output.loss.dtype, output.mask.dtype) == (jnp.float32, jnp.float32)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("float32")}

@@ -5,7 +5,7 @@ from functools import partial
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMSNConfig
+from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMAEConfig, ViTMSNConfig
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     BitImageProcessor,
@@ -54,6 +54,13 @@ from vit_flax.ijepa import (
     FlaxIJepaModule,
     FlaxIJepaPreTrainedModel,
 )
+from vit_flax.mae import (
+    FlaxViTMAEForPreTraining,
+    FlaxViTMAEForPreTrainingModule,
+    FlaxViTMAEModel,
+    FlaxViTMAEModule,
+    FlaxViTMAEPreTrainedModel,
+)
 from vit_flax.modeling import (
     FlaxViTForImageClassification,
     FlaxViTForImageClassificationModule,
@@ -76,6 +83,8 @@ from vit_flax.outputs import (
     DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    ViTMAEForPreTrainingOutput,
+    ViTMAEModelOutput,
 )
 
 pipeline = partial(_pipeline, backend="flax")
@@ -100,6 +109,9 @@ Dinov2WithRegistersPreTrainedModel = FlaxDinov2WithRegistersPreTrainedModel
 IJepaModel = FlaxIJepaModel
 IJepaForImageClassification = FlaxIJepaForImageClassification
 IJepaPreTrainedModel = FlaxIJepaPreTrainedModel
+ViTMAEModel = FlaxViTMAEModel
+ViTMAEForPreTraining = FlaxViTMAEForPreTraining
+ViTMAEPreTrainedModel = FlaxViTMAEPreTrainedModel
 ViTMSNModel = FlaxViTMSNModel
 ViTMSNForImageClassification = FlaxViTMSNForImageClassification
 ViTMSNPreTrainedModel = FlaxViTMSNPreTrainedModel
@@ -109,6 +121,7 @@ AutoBackbone = FlaxAutoBackbone = auto("flax", "Backbone", "Flax")
 AutoModel = FlaxAutoModel = auto("flax", "Model", "Flax")
 AutoModelForImageClassification = FlaxAutoModelForImageClassification = auto("flax", "ForImageClassification", "Flax")
 AutoModelForMaskedImageModeling = FlaxAutoModelForMaskedImageModeling = auto("flax", "ForMaskedImageModeling", "Flax")
+AutoModelForPreTraining = FlaxAutoModelForPreTraining = auto("flax", "ForPreTraining", "Flax")
 
 __all__ = [
     "AutoBackbone",
@@ -118,6 +131,7 @@ __all__ = [
     "AutoModel",
     "AutoModelForImageClassification",
     "AutoModelForMaskedImageModeling",
+    "AutoModelForPreTraining",
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
@@ -147,6 +161,7 @@ __all__ = [
     "FlaxAutoModel",
     "FlaxAutoModelForImageClassification",
     "FlaxAutoModelForMaskedImageModeling",
+    "FlaxAutoModelForPreTraining",
     "FlaxDeiTForImageClassification",
     "FlaxDeiTForImageClassificationModule",
     "FlaxDeiTForImageClassificationWithTeacher",
@@ -181,6 +196,11 @@ __all__ = [
     "FlaxViTForImageClassificationModule",
     "FlaxViTForMaskedImageModeling",
     "FlaxViTForMaskedImageModelingModule",
+    "FlaxViTMAEForPreTraining",
+    "FlaxViTMAEForPreTrainingModule",
+    "FlaxViTMAEModel",
+    "FlaxViTMAEModule",
+    "FlaxViTMAEPreTrainedModel",
     "FlaxViTMSNForImageClassification",
     "FlaxViTMSNForImageClassificationModule",
     "FlaxViTMSNModel",
@@ -202,6 +222,12 @@ __all__ = [
     "ViTForMaskedImageModeling",
     "ViTImageProcessor",
     "ViTImageProcessorFast",
+    "ViTMAEConfig",
+    "ViTMAEForPreTraining",
+    "ViTMAEForPreTrainingOutput",
+    "ViTMAEModel",
+    "ViTMAEModelOutput",
+    "ViTMAEPreTrainedModel",
     "ViTMSNConfig",
     "ViTMSNForImageClassification",
     "ViTMSNModel",

@@ -18,7 +18,7 @@ from jax import Array
 
 from vit_core import calls
 from vit_core.config import ViTConfig
-from vit_core.family import has_head
+from vit_core.family import DECODER_LAYER, LAYER, has_head
 from vit_core.files.tensor import Tensor, own
 from vit_core.formats.reading import read
 from vit_core.initialization import draw
@@ -32,6 +32,7 @@ STATIC = (
     "layers", "pool", "reshape", "normalize",
 )  # fmt: skip
 Params = dict[str, Any]
+_LAYERS = {name.split(".")[-3] for name in (LAYER, DECODER_LAYER)}  # what is around modules with a number
 
 
 class FlaxViTPreTrainedModel(PretrainedModel):
@@ -121,9 +122,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         config = self.config
         options = calls.resolve_options(config, output_attentions, output_hidden_states, return_dict)
         shapes(pixel_values, *map(inputs.get, calls.TENSORS[1:]))  # before jit, whose errors show the whole module
-        drawn = (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.drop_path_rate)
-        if train and dropout_rng is None and any(drawn):
-            raise ValueError("train=True draws dropout: pass a key for it, such as dropout_rng=jax.random.key(0).")
+        rngs = self.rngs(inputs, dropout_rng, train)
         labels = inputs.get("labels")
         if labels is not None and not isinstance(labels, jax.core.Tracer):  # values are visible
             calls.check_label_values(np.asarray(labels), config)
@@ -131,7 +130,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         output = self._run(
             params,
             {"pixel_values": pixel_values, **inputs},
-            dropout_rng,
+            rngs,
             **tokens,
             train=train,
             interpolate_pos_encoding=calls.interpolates(config, interpolate_pos_encoding),
@@ -163,7 +162,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         found = self._run(
             params,
             {"pixel_values": pixel_values},
-            None,
+            {},
             method="features",
             layers=calls.depths(self.config, layers),
             pool=calls.pooling(self.config, pool, reshape),
@@ -173,9 +172,17 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         )
         return found[0] if isinstance(layers, int) else found
 
-    def _run(self, params: Params | None, inputs: dict[str, Any], dropout_rng: Any, **options: Any) -> Any:
+    def rngs(self, inputs: dict[str, Any], dropout_rng: Any, train: bool) -> dict[str, Any]:
+        """The keys of a call, by the names that its module draws with. Raises ValueError for one that is missing."""
+        config = self.config
+        drawn = (config.hidden_dropout_prob, config.attention_probs_dropout_prob, config.drop_path_rate)
+        if train and dropout_rng is None and any(drawn):
+            raise ValueError("train=True draws dropout: pass a key for it, such as dropout_rng=jax.random.key(0).")
+        return {} if dropout_rng is None else {"dropout": dropout_rng}
+
+    def _run(self, params: Params | None, inputs: dict[str, Any], rngs: dict[str, Any], **options: Any) -> Any:
         apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted
-        return apply(self.params if params is None else params, inputs, dropout_rng, **options)
+        return apply(self.params if params is None else params, inputs, rngs, **options)
 
     # ---- parameters ------------------------------------------------------------------------------------------
 
@@ -232,8 +239,8 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         self._use(self.module.clone(config=self.config.copy()))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of parameters, all of them trainable; a ViT has no table of embeddings to exclude."""
-        return sum(spec.size for spec in self.specs().values())
+        """Number of parameters, all of them or those that are trained; there is no table of embeddings to exclude."""
+        return sum(spec.size for spec in self.specs().values() if not (only_trainable and spec.row.fixed))
 
     def init_weights(
         self, rng: Any, input_shape: tuple[int, ...] | None = None, params: Params | None = None
@@ -255,9 +262,8 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         if self.module.scan_layers:
             layers: dict[tuple[str, ...], list[Any]] = {}
             for path in list(paths):
-                if "layer" in path:
-                    i = path.index("layer")
-                    layers.setdefault((*path[: i + 1], *path[i + 2 :]), []).append(paths.pop(path))
+                if i := _numbered(path):
+                    layers.setdefault((*path[:i], *path[i + 1 :]), []).append(paths.pop(path))
             paths.update({path: stack(leaves) for path, leaves in layers.items()})
         tree: Params = unflatten_dict(paths)
         return tree
@@ -266,8 +272,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         """Arrays by dotted path, layers apart; the inverse of `_tree`."""
         flat: dict[str, Any] = {}
         for path, leaf in flatten_dict(tree).items():
-            if self.module.scan_layers and "layer" in path:
-                i = path.index("layer") + 1
+            if self.module.scan_layers and (i := _numbered(path)):
                 flat.update({".".join((*path[:i], str(n), *path[i:])): leaf[n] for n in range(len(leaf))})
             else:
                 flat[".".join(path)] = leaf
@@ -340,9 +345,9 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         self._use(self.module.clone(remat=False))
 
 
-def shapes(*inputs: Any) -> dict[str, tuple[int, ...] | None]:
+def shapes(*inputs: Any, **others: Any) -> dict[str, tuple[int, ...] | None]:
     """The shapes of a call's inputs, in the order of `calls.TENSORS`, by name. Raises TypeError for no array."""
-    named = dict(zip(calls.TENSORS, inputs, strict=False))
+    named = {**dict(zip(calls.TENSORS, inputs, strict=False)), **others}
     for name, value in named.items():
         calls.check_kind(name, value, (Array, np.ndarray), "np")
     return {name: None if value is None else value.shape for name, value in named.items()}
@@ -353,9 +358,13 @@ def intercepted() -> bool:
     return bool(_global_interceptor_stack)
 
 
-def _apply(module: nn.Module, params: Params, inputs: dict[str, Any], dropout_rng: Any, **options: Any) -> Any:
-    rngs = {} if dropout_rng is None else {"dropout": dropout_rng}
+def _apply(module: nn.Module, params: Params, inputs: dict[str, Any], rngs: dict[str, Any], **options: Any) -> Any:
     return module.apply({"params": params}, **inputs, **options, rngs=rngs)
+
+
+def _numbered(path: tuple[str, ...]) -> int:
+    """Where, in the path of a parameter of a layer, its number stands or, stacked, is left out; 0 for another's."""
+    return next((i for i, name in enumerate(path, 1) if name in _LAYERS), 0)
 
 
 def _native_shape(spec: Spec) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from vit_core import calls
-from vit_core.config import pair
+from vit_core.config import ViTConfig, pair
 from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token
 from vit_core.position import resize_matrix
 from vit_flax.module import ViTModule, normal
@@ -29,15 +29,8 @@ class ViTPatchProjection(ViTModule):
         kernel = self.param("kernel", init, (ph, pw, channels, width), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
         x, kernel, bias = promote_dtype(pixel_values, kernel, bias, dtype=self.dtype)
-        batch = x.shape[0]
-        if self.channels_axis == 1:
-            rows, columns = calls.grid(x.shape[2:], self.config)
-            x = x[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
-            x = x.transpose(0, 2, 4, 3, 5, 1)  # (B, H / ph, W / pw, ph, pw, C)
-        else:
-            rows, columns = calls.grid(x.shape[1:3], self.config)
-            x = x[:, : rows * ph, : columns * pw].reshape(batch, rows, ph, columns, pw, channels)
-            x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, H / ph, W / pw, ph, pw, C)
+        x = patches(x, self.config, self.channels_axis)
+        batch, rows, columns = x.shape[:3]
         x = x.reshape(batch * rows * columns, ph * pw * channels) @ kernel.reshape(-1, width) + bias
         return x.reshape(batch, rows * columns, width)  # (B, N, D)
 
@@ -78,29 +71,42 @@ class ViTEmbeddings(ViTModule):
         interpolate_pos_encoding: bool = False,
         train: bool = False,
     ) -> Array:
-        size = self.size_of(pixel_values)
         x = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
             assert self.mask_token is not None
             x = jnp.where(bool_masked_pos[..., None] != 0, self.mask_token.astype(x.dtype), x)
         tokens = [expanded(getattr(self, name), x) for name in self.config.tokens]
         x = jnp.concatenate([*tokens, x], axis=1)  # (B, S, D)
-        positions = self.resized_positions(size) if interpolate_pos_encoding else self.position_embeddings
-        x = x + positions.astype(x.dtype)
+        table = self.position_embeddings
+        if interpolate_pos_encoding:
+            table = resized_positions(table, self.size_of(pixel_values), self.config)
+        x = x + table.astype(x.dtype)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = jnp.concatenate([x[:, :first], expanded(self.register_tokens, x), x[:, first:]], axis=1)
         return self.dropout(x, deterministic=not train)
 
-    def resized_positions(self, size: Sequence[int]) -> Array:
-        """The position embeddings for an image of `size`, height x width; rows before the patches' are untouched."""
-        table, source, first = self.position_embeddings, self.config.grid, self.config.position_prefix
-        target, kernel = calls.grid(size, self.config), self.config.position_kernel
-        wide = jnp.promote_types(table.dtype, jnp.float32)
-        rows, columns = (jnp.asarray(resize_matrix(s, t, kernel), wide) for s, t in zip(source, target, strict=True))
-        grid = (rows @ table[0, first:].astype(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
-        patches = (columns @ grid).reshape(1, -1, table.shape[2]).astype(table.dtype)
-        return jnp.concatenate([table[:, :first], patches], axis=1)
+
+def patches(pixel_values: Array, config: ViTConfig, channels_axis: int) -> Array:
+    """Pixels, in the model's layout, by their places: (B, H / ph, W / pw, ph, pw, C); what is left over is cut off."""
+    (ph, pw), channels, batch = pair(config.patch_size), config.num_channels, pixel_values.shape[0]
+    if channels_axis == 1:
+        rows, columns = calls.grid(pixel_values.shape[2:], config)
+        x = pixel_values[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
+        return x.transpose(0, 2, 4, 3, 5, 1)
+    rows, columns = calls.grid(pixel_values.shape[1:3], config)
+    x = pixel_values[:, : rows * ph, : columns * pw].reshape(batch, rows, ph, columns, pw, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5)
+
+
+def resized_positions(table: Array, size: Sequence[int], config: ViTConfig) -> Array:
+    """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
+    source, target, first = config.grid, calls.grid(size, config), config.position_prefix
+    wide, kernel = jnp.promote_types(table.dtype, jnp.float32), config.position_kernel
+    rows, columns = (jnp.asarray(resize_matrix(s, t, kernel), wide) for s, t in zip(source, target, strict=True))
+    grid = (rows @ table[0, first:].astype(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
+    resized = (columns @ grid).reshape(1, -1, table.shape[2]).astype(table.dtype)
+    return jnp.concatenate([table[:, :first], resized], axis=1)
 
 
 def expanded(tokens: Array, x: Array) -> Array:

@@ -173,10 +173,7 @@ class ViTEncoder(ViTModule):
     layer_class: type[nn.Module] = ViTLayer
 
     def setup(self) -> None:
-        block = self.layer_class
-        if self.remat:
-            block = nn.remat(block, prevent_cse=not self.scan_layers, static_argnums=(4, 5))
-        self.layer = block(**self.common) if self.scan_layers else ViTLayers(**self.common, block=block)
+        self.layer = layers_of(self.layer_class, **self.common)
 
     def __call__(
         self,
@@ -193,37 +190,57 @@ class ViTEncoder(ViTModule):
         rates = None
         if train and any(self.config.drop_path_rates):
             rates = jnp.asarray(self.config.drop_path_rates, jnp.promote_types(self.dtype, jnp.float32))
-        run = self.scanned if self.scan_layers else self.layer
-        x, (states, probs) = run(hidden_states, (head_mask, rates), bias, options, train)
+        x, (states, probs) = computed(self.layer, hidden_states, (head_mask, rates), bias, options, train)
         return BaseModelOutput(
             last_hidden_state=x,
             hidden_states=(hidden_states, *states) if options.output_hidden_states else None,
             attentions=tuple(probs) if options.output_attentions else None,
         )
 
-    def scanned(
-        self, x: Array, of_layers: OfLayers, bias: Array | None, options: calls.Options, train: bool
-    ) -> tuple[Array, tuple[Any, Any]]:
-        """As `ViTLayers`, by one layer whose parameters are stacked; none leaves tokens out."""
-        asked, depth = options.of_all_tokens, options.depth
 
-        def step(layer: Any, x: Array, of_layer: OfLayers) -> tuple[Array, tuple[Array, Array | None]]:
-            mask, rate = of_layer
-            x, probs = asked.parted(layer(x, mask, bias, asked, train, rate))
-            return x, (x, probs)
+def layers_of(block: type[nn.Module], **common: Any) -> nn.Module:
+    """L layers, rematerialised where the module they are for is; one that is scanned over where it says so."""
+    if common["remat"]:
+        block = nn.remat(block, prevent_cse=not common["scan_layers"], static_argnums=(4, 5))
+    return block(**common) if common["scan_layers"] else ViTLayers(**common, block=block)
 
-        def first(stacked: Any) -> Any:
-            return jax.tree.map(lambda leaf: leaf[:depth], stacked)
 
-        scan: Any = nn.scan(
-            step,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.config.num_hidden_layers if depth is None else depth,
-            check_constancy_invariants=False,  # there are none to check: it would trace the layer a second time
-        )
-        scan = scan if depth is None else nn.map_variables(scan, "params", first)
-        return scan(self.layer, x, first(of_layers))
+def computed(
+    layers: Any,
+    x: Array,
+    of_layers: OfLayers = (None, None),
+    bias: Array | None = None,
+    options: calls.Options = calls.DEFAULT,
+    train: bool = False,
+) -> tuple[Array, tuple[Any, Any]]:
+    """The tokens (B, S, D) after all layers, and the states and attentions of each."""
+    run = partial(scanned, layers) if layers.scan_layers else layers
+    return run(x, of_layers, bias, options, train)
+
+
+def scanned(
+    layer: Any, x: Array, of_layers: OfLayers, bias: Array | None, options: calls.Options, train: bool
+) -> tuple[Array, tuple[Any, Any]]:
+    """As `ViTLayers`, by one layer whose parameters are stacked; none leaves tokens out."""
+    asked, depth = options.of_all_tokens, options.depth
+
+    def step(layer: Any, x: Array, of_layer: OfLayers) -> tuple[Array, tuple[Array, Array | None]]:
+        mask, rate = of_layer
+        x, probs = asked.parted(layer(x, mask, bias, asked, train, rate))
+        return x, (x, probs)
+
+    def first(stacked: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf[:depth], stacked)
+
+    scan: Any = nn.scan(
+        step,
+        variable_axes={"params": 0, "intermediates": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=layer.config.num_hidden_layers if depth is None else depth,
+        check_constancy_invariants=False,  # there are none to check: it would trace the layer a second time
+    )
+    scan = scan if depth is None else nn.map_variables(scan, "params", first)
+    return scan(layer, x, first(of_layers))
 
 
 def layer_scale(module: ViTModule, name: str) -> Array | None:

@@ -60,6 +60,21 @@ def distillation_loss(
     return (1 - weight) * classification_loss(logits, labels, config) + weight * theirs
 
 
+def masked_patch_loss(target: Array, pred: Array, mask: Array, config: ViTConfig) -> Array:
+    """Mean squared error of the masked patches, of pixels (B, N, P Q C); mask (B, N), 1 where masked; 0 without any.
+
+    He et al. 2022, MAE, section 3; with `norm_pix_loss`, each patch of the target is normalised by its own mean and
+    unbiased variance, as in the authors' code.
+    """
+    wide = jnp.promote_types(pred.dtype, jnp.float32)
+    target, pred, mask = target.astype(wide), pred.astype(wide), mask.astype(wide)
+    if config.norm_pix_loss:
+        variance = target.var(-1, keepdims=True, ddof=1)
+        target = (target - target.mean(-1, keepdims=True)) / jnp.sqrt(variance + 1e-6)
+    error = jnp.square(pred - target).mean(-1)  # (B, N)
+    return (error * mask).sum() / jnp.maximum(mask.sum(), 1)
+
+
 def masked_reconstruction_loss(
     pixels: Array, reconstruction: Array, mask: Array, config: ViTConfig, channels_axis: int
 ) -> Array:

@@ -13,7 +13,8 @@ from jax import Array
 
 from vit_core.config import ViTConfig
 from vit_core.initialization import BOUND, constant
-from vit_core.params import spec_of
+from vit_core.params import Spec, spec_of
+from vit_core.position import sincos
 from vit_flax.layers import LayerNorm, product
 
 
@@ -29,6 +30,17 @@ def normal(std: float) -> Callable[..., Array]:
         if std * 6 > BOUND:
             return jax.random.truncated_normal(key, -BOUND / std, BOUND / std, shape, dtype) * std
         return jax.random.normal(key, shape, dtype) * std
+
+    return init
+
+
+@cache
+def sines(grid: tuple[int, int], first: int) -> Callable[..., Array]:
+    """Initialiser: position embeddings of sines, see `vit_core.position.sincos`. Compiled, as `normal` is."""
+
+    @partial(jax.jit, static_argnums=(1, 2))
+    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jnp.asarray(sincos(grid, shape[-1], first), dtype)
 
     return init
 
@@ -68,6 +80,13 @@ class ViTModule(nn.Module):
     def weight(self, name: str) -> Array:
         """A raw parameter, by its name in the table, of the shape and with the start that it gives there."""
         spec = spec_of(self.config, name.format(0))
-        value = constant(spec, self.config)
-        init = normal(self.config.initializer_range) if value is None else nn.initializers.constant(value)
-        return self.param(spec.row.module.rpartition(".")[2], init, spec.shape, self.param_dtype)
+        param = self.param(spec.row.module.rpartition(".")[2], start(spec, self.config), spec.shape, self.param_dtype)
+        return jax.lax.stop_gradient(param) if spec.row.fixed else param
+
+
+def start(spec: Spec, config: ViTConfig) -> Callable[..., Array]:
+    """The initialiser of a parameter, as its table says."""
+    if spec.init == "sincos":
+        return sines(config.grid, config.position_prefix)
+    value = constant(spec, config)
+    return normal(config.initializer_range) if value is None else nn.initializers.constant(value)
