@@ -356,8 +356,8 @@ def test_masks(tmp_path: Path) -> None:
 
 SMALL_MAE = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24,
-    "image_size": (16, 24), "patch_size": 4, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
-    "decoder_intermediate_size": 24,
+    "image_size": (16, 24), "patch_size": 4, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2, "decoder_intermediate_size": 24,
 }  # fmt: skip
 
 

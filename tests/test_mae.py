@@ -270,12 +270,16 @@ def test_names_of_transformers_5(spelling: str, backend: Any, tmp_path: Path) ->
 # ---- PyTorch ---------------------------------------------------------------------------------------------------------
 
 
+def on_device(model: Any, pixels: Any, noise: Any) -> dict[str, Any]:
+    return {"pixel_values": pixels.to(model.device), "noise": noise.to(model.device)}
+
+
 def test_torch_draws_noise_in_every_mode() -> None:
     torch = pytest.importorskip("torch")
     import vit_torch
 
     model = vit_torch.ViTMAEForPreTraining(config_for(WHOLE, **TINY), seed=0).double()
-    pixels = torch.from_numpy(PIXELS)
+    pixels = torch.from_numpy(PIXELS).to(model.device)
     for training in (True, False):
         model.train(training)
         torch.manual_seed(0)
@@ -290,7 +294,7 @@ def test_torch_recomputes_the_decoder_and_takes_its_attention() -> None:
     import vit_torch
 
     model = vit_torch.ViTMAEForPreTraining(config_for(WHOLE, **TINY), seed=0).double().train()
-    call = {"pixel_values": torch.from_numpy(PIXELS), "noise": torch.from_numpy(NOISE)}
+    call = on_device(model, torch.from_numpy(PIXELS), torch.from_numpy(NOISE))
     found = []
     for recompute, attention in ((False, "eager"), (True, "eager"), (False, "sdpa")):
         model.gradient_checkpointing_enable() if recompute else model.gradient_checkpointing_disable()
@@ -298,7 +302,7 @@ def test_torch_recomputes_the_decoder_and_takes_its_attention() -> None:
         assert model.decoder.of_layers.attn_implementation == attention
         model.zero_grad()
         model(**call).loss.backward()
-        found.append({n: p.grad.numpy().copy() for n, p in model.named_parameters() if p.grad is not None})
+        found.append({n: p.grad.cpu().numpy().copy() for n, p in model.named_parameters() if p.grad is not None})
     assert len(found[0]) == len(list(model.parameters())) - 2
     for other in found[1:]:
         assert_close(other, found[0], SAME)
@@ -310,7 +314,7 @@ def test_torch_has_the_loss_in_float32(dtype: str) -> None:
     import vit_torch
 
     model = vit_torch.ViTMAEForPreTraining(config_for(WHOLE, **TINY, norm_pix_loss=True), seed=0).eval()
-    call = {"pixel_values": torch.from_numpy(PIXELS).float(), "noise": torch.from_numpy(NOISE)}
+    call = on_device(model, torch.from_numpy(PIXELS).float(), torch.from_numpy(NOISE))
     expected = model(**call).loss.item()
     output = model.to(getattr(torch, dtype))(**call)
     assert output.loss.dtype == torch.float32

@@ -35,8 +35,8 @@ SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
     "2D": lambda config: 2 * config.hidden_size,
     "2F": lambda config: 2 * config.intermediate_size,
     "R": lambda config: pair(config.encoder_stride)[0] * pair(config.encoder_stride)[1] * config.num_channels,
-    "Dd": lambda config: config.decoder_hidden_size,
-    "Fd": lambda config: config.decoder_intermediate_size,
+    "Dd": lambda config: config.decoder.hidden_size,
+    "Fd": lambda config: config.decoder.intermediate_size,
     "PQC": lambda config: math.prod(pair(config.patch_size)) * config.num_channels,
 }
 
