@@ -9,7 +9,7 @@ import numpy as np
 
 from vit_core.channels import PROJECTION, STATISTICS, with_channels, with_statistics
 from vit_core.config import ViTConfig, pair
-from vit_core.family import HEADS, POSITIONS, family_of
+from vit_core.family import HEADS, POSITION_BIAS, POSITIONS, SHARED_POSITION_BIAS, family_of, parted
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint
@@ -18,7 +18,12 @@ from vit_core.initialization import draw
 from vit_core.loading import COMPUTE_DTYPES, is_absent_bias
 from vit_core.params import Spec, specs
 from vit_core.pictures.processing import AutoImageProcessor, for_size
-from vit_core.position import resize_matrix, resize_position_embeddings
+from vit_core.position import (
+    relative_positions,
+    resize_matrix,
+    resize_position_bias,
+    resize_position_embeddings,
+)
 from vit_core.validation import dtype_name, keeps
 
 
@@ -75,7 +80,7 @@ def plan(
         notes += [f"left out {name}, as asked" for name in gone]
         tensors = {name: tensor for name, tensor in tensors.items() if name not in gone}
     if image_size is not None:
-        config, tensors[POSITIONS] = _resized(tensors[POSITIONS], config, image_size, position_kernel, notes)
+        config = _resized(tensors, config, image_size, position_kernel, notes)
     if num_channels is not None and num_channels != config.num_channels:
         notes.append(
             f"the patch projection of {config.num_channels} channels is adapted to {num_channels}, as timm does"
@@ -88,22 +93,38 @@ def plan(
 
 
 def _resized(
-    positions: Tensor, config: ViTConfig, image_size: int | tuple[int, int], kernel: str | None, notes: list[str]
-) -> tuple[ViTConfig, Tensor]:
-    """Position embeddings for pictures of another size, in pixels."""
+    tensors: dict[str, Tensor],
+    config: ViTConfig,
+    image_size: int | tuple[int, int],
+    kernel: str | None,
+    notes: list[str],
+) -> ViTConfig:
+    """The configuration for pictures of another size, in pixels; what knows of positions is resized in `tensors`."""
     kernel = kernel or config.position_kernel
     source, resized = config.grid, config.copy(image_size=image_size)
     target = resized.grid
     if source == target:
-        return resized, positions
+        return resized
+    tables = [name for name in tensors if parted(name)[0] in (POSITION_BIAS, SHARED_POSITION_BIAS)]
+    for name in tables:
+        tensors[name] = tensors[name].changed(
+            ("resize", f"{source} to {target}, bilinear"),
+            lambda array: resize_position_bias(array, source, target),
+            shape=(relative_positions(*target), *tensors[name].shape[1:]),
+        )
+    if tables:
+        notes.append(f"{len(tables)} tables of relative positions are resized from {source} to {target} patches")
+    if POSITIONS not in tensors:
+        return resized
     resize_matrix(source[0], target[0], kernel)  # a kernel that is not there is refused before anything is written
     notes.append(f"position embeddings are resized from {source} to {target} patches (kernel {kernel!r})")
     first = config.position_prefix
-    shape = (1, first + resized.num_patches, positions.shape[2])
+    shape = (1, first + resized.num_patches, tensors[POSITIONS].shape[2])
     change = ("resize", f"{source} to {target}, {kernel}")
-    return resized, positions.changed(
+    tensors[POSITIONS] = tensors[POSITIONS].changed(
         change, lambda array: resize_position_embeddings(array, source, target, kernel, first), shape=shape
     )
+    return resized
 
 
 def _with_head(tensors: dict[str, Tensor], config: ViTConfig, num_labels: int, notes: list[str]) -> ViTConfig:
@@ -112,7 +133,7 @@ def _with_head(tensors: dict[str, Tensor], config: ViTConfig, num_labels: int, n
     if stored is not None and stored.shape[0] == num_labels:
         return config
     changed = config.copy(num_labels=num_labels)
-    like = tensors[POSITIONS].dtype
+    like = tensors[PROJECTION].dtype
     for name, spec in specs(changed, {"classifier"}).items():
         if spec.part == "classifier":
             tensors[name] = replace(Tensor.of(draw(spec, changed, seed=0)).astype(like), source="(drawn)")

@@ -14,11 +14,13 @@ from vit_core.family import ViTMAEConfig, has_head
 
 
 def objective(output: Any, total: Callable[[Any], Any]) -> Any:
-    """The loss of an output, or the total of a model's states or maps, each squared or cubed, where it has none."""
+    """The loss of an output; where it has none, the total of its states, maps or logits, squared or cubed."""
     if "loss" in output:
         return output.loss
     if "feature_maps" in output:
         return sum(total(each**2) for each in output.feature_maps)
+    if "logits" in output:
+        return total(output.logits**2)
     states = total(output.last_hidden_state**2)
     return states + total(output.pooler_output**3) if "pooler_output" in output else states
 

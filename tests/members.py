@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 from vit_core.config import ViTConfig
-from vit_core.family import ARCHITECTURES, Dinov2Config, ViTMAEConfig, has_head
+from vit_core.family import ARCHITECTURES, BeitConfig, Dinov2Config, ViTMAEConfig, has_head
 
 MODELS = tuple(ARCHITECTURES)  # every model class, by its PyTorch name
 MASKED = tuple(name for name in MODELS if name.endswith("ForMaskedImageModeling"))
+DECODERS = tuple(name for name in MASKED if "decoder" in ARCHITECTURES[name].models[name])  # of pixels
 CLASSIFIERS = tuple(name for name in MODELS if "ForImageClassification" in name)
 PRETRAINED = tuple(name for name in MODELS if issubclass(ARCHITECTURES[name].config, ViTMAEConfig))  # which mask
 BACKBONES = tuple(name for name in MODELS if name.endswith("Backbone"))
@@ -34,6 +35,10 @@ def of_member(made: type[ViTConfig], values: dict[str, Any]) -> ViTConfig:
             given["layerscale_value"] = given["layer_scale"]
     if issubclass(made, ViTMAEConfig):
         given = _of_mae(given)
+    if issubclass(made, BeitConfig):
+        flags = ("use_mask_token", "use_relative_position_bias", "use_shared_relative_position_bias")
+        given = {**dict.fromkeys(flags, True), "layer_scale_init_value": given.get("layer_scale", 0.1), **given}
+        given.setdefault("use_mean_pooling", given.get("pool", "mean") == "mean")
     known = {*made.fields(), *made.defaults}
     return made(**{name: value for name, value in given.items() if name in known or name not in _OF_VIT})
 
@@ -56,4 +61,4 @@ def field_of(architecture: str) -> str:
         return "feature_maps"
     if architecture in BARE:
         return "last_hidden_state"
-    return "reconstruction" if architecture in MASKED else "logits"
+    return "reconstruction" if architecture in DECODERS else "logits"

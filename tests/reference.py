@@ -1,9 +1,9 @@
 """ViT a fourth time, from the paper (Dosovitskiy et al. 2021), in NumPy and float64: plain loops, no backend's code.
 
 The members of its family too: DeiT (Touvron et al. 2021, section 4), the scales of layers (CaiT, Touvron et al. 2021,
-section 2), DINOv2 (Oquab et al. 2023), its registers (Darcet et al. 2023) and its gate (Shazeer 2020), MAE (He et al.
-2022, section 3). Arrays go by their names in Hugging Face's PyTorch ViT, blocks by those of the member, without the
-prefix of the trunk.
+section 2), BEiT (Bao et al. 2022), DINOv2 (Oquab et al. 2023), its registers (Darcet et al. 2023) and its gate
+(Shazeer 2020), MAE (He et al. 2022, section 3). Arrays go by their names in Hugging Face's PyTorch ViT, blocks by those
+of the member, without the prefix of the trunk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from vit_core.config import ViTConfig, pair
-from vit_core.family import Dinov2Config
+from vit_core.family import BeitConfig, Dinov2Config
 
 Arrays = dict[str, np.ndarray]
 erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -32,9 +32,13 @@ def layer_norm(x: np.ndarray, p: Arrays, name: str, eps: float) -> np.ndarray:
 
 
 def attention(x: np.ndarray, p: Arrays, mask: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Appendix A: context (B, S, D), probabilities (B, h, S, S); `mask` is a factor per head, `bias` adds to scores."""
+    """Appendix A: context (B, S, D), probabilities (B, h, S, S); `mask` is a factor per head, `bias` adds to scores.
+
+    The bias is (B or 1, h or 1, S or 1, S).
+    """
+    biases = np.broadcast_to(bias, (len(bias), len(mask), *bias.shape[2:])).transpose(1, 0, 2, 3)
     q, k, v = (np.split(linear(x, p, f"attention.attention.{n}"), len(mask), axis=2) for n in ("query", "key", "value"))
-    scores = [qi @ ki.transpose(0, 2, 1) / math.sqrt(qi.shape[2]) + bias for qi, ki in zip(q, k, strict=True)]
+    scores = [qi @ ki.transpose(0, 2, 1) / math.sqrt(qi.shape[2]) + b for qi, ki, b in zip(q, k, biases, strict=True)]
     weights = [np.exp(s - s.max(-1, keepdims=True)) for s in scores]
     probs = [factor * w / w.sum(-1, keepdims=True) for factor, w in zip(mask, weights, strict=True)]
     return np.concatenate([a @ vi for a, vi in zip(probs, v, strict=True)], axis=2), np.stack(probs, axis=1)
@@ -121,6 +125,33 @@ def loss_of_removed(
     return np.array(sum(errors) / max(len(errors), 1))
 
 
+def beit_layer(x: np.ndarray, p: Arrays, eps: float, mask: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    """As `layer`, of BEiT, whose modules end before the scales of their branches."""
+    out = {"layernorm_before": layer_norm(x, p, "layernorm_before", eps)}
+    context, out["probabilities"] = attention(out["layernorm_before"], p, mask, bias)
+    out["attention.attention"], out["attention.output"] = context, linear(context, p, "attention.output.dense")
+    x = x + out["attention.output"] * p.get("attention.output.scale", 1.0)
+    out["layernorm_after"] = layer_norm(x, p, "layernorm_after", eps)
+    out["intermediate"] = gelu(linear(out["layernorm_after"], p, "intermediate.dense"))
+    out["output"] = linear(out["intermediate"], p, "output.dense")
+    return x + out["output"] * p.get("output.scale", 1.0), out
+
+
+def position_bias(table: np.ndarray | None, rows: int, columns: int) -> np.ndarray | float:
+    """BEiT's bias (1, h, S, S) of a table (T, h), for the CLS token and a grid of rows x columns; 0 of no table."""
+    if table is None:
+        return 0.0
+    tokens = rows * columns + 1
+    bias = np.zeros((1, table.shape[1], tokens, tokens))
+    for i in range(tokens):
+        for j in range(tokens):
+            (ri, ci), (rj, cj) = divmod(i - 1, columns), divmod(j - 1, columns)
+            entry = (ri - rj + rows - 1) * (2 * columns - 1) + ci - cj + columns - 1
+            entry = {(True, True): -1, (True, False): -3, (False, True): -2}.get((i == 0, j == 0), entry)
+            bias[0, :, i, j] = table[entry]
+    return bias
+
+
 def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarray) -> dict[str, np.ndarray]:
     """Every block's output of pixels (B, C, H, W); masks as the models take them, heads as far as `p` has them."""
     ph, pw = pair(config.patch_size)
@@ -132,7 +163,7 @@ def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarra
         x = np.where(masks["bool_masked_pos"][..., None], p["embeddings.mask_token"], x)
     tokens = [p[f"embeddings.{name}"] for name in ("cls_token", "distillation_token") if f"embeddings.{name}" in p]
     x = np.concatenate([*(np.repeat(token, len(x), axis=0) for token in tokens), x], axis=1)
-    x = x + p["embeddings.position_embeddings"]  # equation 1
+    x = x + p.get("embeddings.position_embeddings", 0.0)  # equation 1
     if "embeddings.register_tokens" in p:
         registers = np.repeat(p["embeddings.register_tokens"], len(x), axis=0)
         x = np.concatenate([x[:, : len(tokens)], registers, x[:, len(tokens) :]], axis=1)
@@ -140,13 +171,17 @@ def forward(p: Arrays, config: ViTConfig, pixels: np.ndarray, **masks: np.ndarra
     order = [sorted(range(len(row)), key=list(row).__getitem__) for row in masks.get("noise", ())]
     if order:
         out["kept"] = x = kept(x, order, int(len(order[0]) * (1 - config.mask_ratio)))
-    bias = np.where(masks.get("attention_mask", np.ones(x.shape[:2])), 0.0, -np.inf)[:, None]
+    bias = np.where(masks.get("attention_mask", np.ones(x.shape[:2])), 0.0, -np.inf)[:, None, None]
+    table = "relative_position_bias.relative_position_bias_table"
+    bias = bias + position_bias(p.get(f"encoder.{table}"), len(rows), len(columns))
     head_masks = masks.get("head_mask", np.ones(config.num_attention_heads))
     for i, mask in enumerate(np.broadcast_to(head_masks, (config.num_hidden_layers, config.num_attention_heads))):
         name = f"encoder.layer.{i}"
         own = {key.removeprefix(f"{name}."): array for key, array in p.items() if key.startswith(f"{name}.")}
-        compute = dinov2_layer if isinstance(config, Dinov2Config) else layer
-        x, blocks = compute(x, own, config.layer_norm_eps, mask, bias)
+        own_bias = bias + position_bias(own.get(f"attention.attention.{table}"), len(rows), len(columns))
+        compute = {Dinov2Config: dinov2_layer, BeitConfig: beit_layer}
+        compute_layer = next((compute[kind] for kind in compute if isinstance(config, kind)), layer)
+        x, blocks = compute_layer(x, own, config.layer_norm_eps, mask, own_bias)
         out |= {f"{name}.{key}": array for key, array in blocks.items()} | {name: x}
     if "layernorm.weight" in p:
         x = layer_norm(x, p, "layernorm", config.layer_norm_eps)  # equation 4 is its first token
@@ -165,6 +200,9 @@ def heads(
     out = {}
     if "pooler.dense.weight" in p:
         out["pooler"] = np.tanh(linear(x[:, 0], p, "pooler.dense"))
+    if isinstance(config, BeitConfig):
+        mean, norm = patches.mean(1), "pooler.layernorm"
+        out["pooler"] = layer_norm(mean, p, norm, config.layer_norm_eps) if f"{norm}.weight" in p else x[:, 0]
     for i, name in enumerate(("cls_classifier", "distillation_classifier")):
         if f"{name}.weight" in p:
             out[name] = linear(x[:, i], p, name)
@@ -172,11 +210,15 @@ def heads(
         y = patches.mean(1) if config.pool == "mean" else x[:, 0]
         if isinstance(config, Dinov2Config):
             y = np.concatenate([y, patches.mean(1)], axis=1)
+        if isinstance(config, BeitConfig):
+            y = out["pooler"]
         if "fc_norm.weight" in p:
             y = layer_norm(y, p, "fc_norm", config.layer_norm_eps)
         out["logits"] = linear(y, p, "classifier")
     elif "cls_classifier" in out:
         out["logits"] = (out["cls_classifier"] + out["distillation_classifier"]) / 2
+    if "lm_head.weight" in p:
+        out["logits"] = linear(layer_norm(patches, p, "lm_head.layernorm", config.layer_norm_eps), p, "lm_head")
     if "decoder.0.weight" in p:
         y = linear(patches, p, "decoder.0").reshape(-1, *grid, config.num_channels, *pair(config.encoder_stride))
         out["reconstruction"] = np.block([[y[:, i, j] for j in range(grid[1])] for i in range(grid[0])])

@@ -12,7 +12,7 @@ import tolerances
 from adapters import BACKENDS
 from closeness import assert_close
 from hypothesis import Phase, given, settings
-from members import BACKBONES, CLASSIFIERS, MASKED, MODELS, config_for
+from members import BACKBONES, CLASSIFIERS, DECODERS, MASKED, MODELS, config_for
 
 from vit_core.config import ViTConfig
 from vit_core.family import PARTS
@@ -76,7 +76,9 @@ def calls(draw: st.DrawFn, config: ViTConfig, cls: str) -> dict[str, Any]:
             config.distillation = draw(st.sampled_from(["hard", "soft"]))
             config.distillation_weight, config.distillation_temperature = 0.3, 2.5
     if cls in MASKED:
-        call["bool_masked_pos"] = rng.random((2, patches)) < 0.5
+        call["bool_masked_pos"] = mask = rng.random((2, patches)) < 0.5
+        if cls not in DECODERS and mask.any():
+            call["labels"] = rng.integers(0, config.vocab_size, mask.sum())
     return call
 
 

@@ -92,7 +92,8 @@ def test_unused_overrides(tmp_path: Path) -> None:
         ("deit", "ViTConfig is of model_type 'vit', got 'deit': that is of DeiTConfig."),
         (
             "clip",
-            "model_type is 'clip', expected one of deit, dinov2, dinov2_with_registers, ijepa, vit, vit_mae, vit_msn.",
+            "model_type is 'clip', expected one of beit, data2vec-vision, deit, dinov2, dinov2_with_registers, ijepa, "
+            "vit, vit_mae, vit_msn.",
         ),
         (5, "model_type is 5, expected one of"),
         (["vit"], "model_type is ['vit'], expected one of"),

@@ -35,11 +35,12 @@ ROOT = Path(__file__).parent.parent
 CONFIG = ViTConfig(**TINY)
 MODELS = ("ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling")
 TEACHER = "DeiTForImageClassificationWithTeacher"
+TOKENS = "BeitForMaskedImageModeling"
 REGISTERS = "Dinov2WithRegistersForImageClassification"
 MAE = "ViTMAEForPreTraining"
 FAMILY = (
     *MODELS, "DeiTModel", TEACHER, "DeiTForMaskedImageModeling", "Dinov2Model", "Dinov2Backbone", REGISTERS,
-    "IJepaForImageClassification", "ViTMSNModel", MAE,
+    "IJepaForImageClassification", "ViTMSNModel", "BeitForImageClassification", TOKENS, "BeitBackbone", MAE,
 )  # fmt: skip
 SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
 VALUES_ONLY = ("label range", "negative label")  # bad calls that only values show, not shapes
@@ -54,8 +55,8 @@ def compiled_quickly() -> Any:
 
 
 def config_of(cls: str, **changes: Any) -> ViTConfig:
-    """That of a member; the one with registers has the gated MLP, MAE a decoder of two layers."""
-    own = {REGISTERS: {"use_swiglu_ffn": True}, MAE: {"decoder_num_hidden_layers": 2}}
+    """That of a member; with registers it has the gated MLP, of visual tokens five, MAE a decoder of two layers."""
+    own = {REGISTERS: {"use_swiglu_ffn": True}, TOKENS: {"vocab_size": 5}, MAE: {"decoder_num_hidden_layers": 2}}
     return config_for(cls, **{**TINY, **own.get(cls, {}), **changes})
 
 
@@ -80,6 +81,8 @@ def call_of(cls: str, batch: int = 2) -> dict[str, Any]:
         call["bool_masked_pos"] = (np.arange(batch * 16).reshape(batch, 16) % 3) == 0
     if cls == MAE:
         call["noise"] = np.random.default_rng(1).random((batch, 16))
+    if cls == TOKENS:
+        call["labels"] = np.arange(call["bool_masked_pos"].sum()) % 5
     return call
 
 
@@ -249,6 +252,7 @@ for scan in (False, True):
     compare("ViTForImageClassification", "layer.intermediate.dense", 24, scan)
     compare("Dinov2WithRegistersForImageClassification", "layer.mlp.weights_in", 2 * 16, scan, use_swiglu_ffn=True)
     compare("ViTMAEForPreTraining", "decoder_layers.intermediate.dense", 24, scan)
+    compare("BeitForImageClassification", "layer.intermediate.dense", 24, scan)
 """
     )
 
@@ -991,6 +995,52 @@ def test_a_teacher_that_does_not_fit(changes: dict[str, Any], words: str) -> Non
         model(**{**call, "teacher_logits": [[0.0] * 3] * 2})
 
 
+# ---- visual tokens -----------------------------------------------------------------------------------------------
+
+
+def test_visual_tokens_under_jit() -> None:
+    """One program for all masks of so many patches; a number that does not fit them shows in the loss alone."""
+    model = build(TOKENS)
+    mask, labels = call_of(TOKENS)["bool_masked_pos"], np.arange(11, dtype=np.uint8) % 5
+
+    @jax.jit
+    def loss(mask: Any, labels: Any) -> Any:
+        return model.module.apply({"params": model.params}, pixels(), mask, labels=labels).loss
+
+    for moved in (mask, mask[::-1], np.roll(mask, 3, axis=1)):
+        output = model(pixels(), moved, labels=labels)
+        likely = nn.log_softmax(output.logits)[moved]
+        assert_same(output.loss, -likely[np.arange(11), labels].mean())
+        assert_same(loss(moved, labels), output.loss)
+    assert loss._cache_size() == 1
+    for misfit in (labels[1:], np.append(labels, 0), labels + 3, labels[:0]):
+        assert np.isnan(loss(mask, misfit))
+    assert np.isnan(loss(~mask & mask, labels[:0]))  # the mean of nothing
+
+
+def test_visual_tokens_that_do_not_fit() -> None:
+    model, call = build(TOKENS), call_of(TOKENS)
+    labels = np.arange(11) % 5
+    for misfit in (labels[1:], np.append(labels, 0), labels * 1.0):
+        with pytest.raises(ValueError, match=re.escape("labels must be integers from 0 to 4 of shape (11,)")):
+            model(**{**call, "labels": misfit})
+    with pytest.raises(ValueError, match=re.escape("labels must be from 0 to 4 (num_labels=5)")):
+        model(**{**call, "labels": labels + 3})
+    with pytest.raises(ValueError, match="pass bool_masked_pos with them"):
+        model(pixels(), labels=labels)
+
+
+def test_the_second_argument_of_beit_is_the_mask() -> None:
+    """As in transformers; of the other members it is the parameters."""
+    model, call = build(TOKENS), call_of(TOKENS)
+    other = jax.tree.map(lambda leaf: leaf + 0.1, model.params)
+    mask = call["bool_masked_pos"]
+    assert_same(model(pixels(), mask, other).logits, model(pixels(), bool_masked_pos=mask, params=other).logits)
+    assert not np.allclose(model(pixels(), mask).logits, model(pixels()).logits)
+    with pytest.raises(TypeError, match="bool_masked_pos must be a tensor"):
+        model(pixels(), other)
+
+
 # ---- sharding ----------------------------------------------------------------------------------------------------
 
 
@@ -1026,7 +1076,8 @@ def test_partition_specs(cls: str, scan_layers: bool) -> None:
         found += bool(expected)
         stacked = scan_layers and ("/layer/" in name or "/decoder_layers/" in name)
         assert tuple(spec) == ((None, *expected) if stacked else expected), name
-    assert found == (10 if scan_layers else 20) * (2 if cls == MAE else 1)
+    of_layer = {MAE: 20}.get(cls, 9 if cls.startswith("Beit") else 10)  # BEiT's keys have no bias
+    assert found == (of_layer if scan_layers else 2 * of_layer)
 
 
 # ---- MAE ---------------------------------------------------------------------------------------------------------

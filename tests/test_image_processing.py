@@ -23,6 +23,8 @@ from vit_core.pictures.images import FORMATS
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     BatchFeature,
+    BeitImageProcessor,
+    BeitImageProcessorFast,
     BitImageProcessor,
     DeiTFeatureExtractor,
     DeiTImageProcessor,
@@ -643,8 +645,8 @@ def test_a_processor_that_crops_is_written_for_the_class_that_crops(tmp_path: Pa
 
 
 def test_a_file_of_another_processor_warns() -> None:
-    with pytest.warns(UserWarning, match="A BeitImageProcessor may prepare images in another way"):
-        ViTImageProcessor.from_dict({"image_processor_type": "BeitImageProcessor"})
+    with pytest.warns(UserWarning, match="A ConvNextImageProcessor may prepare images in another way"):
+        ViTImageProcessor.from_dict({"image_processor_type": "ConvNextImageProcessor"})
 
 
 def test_bad_config_files(tmp_path: Path) -> None:
@@ -721,6 +723,12 @@ def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
     assert AutoImageProcessor.from_pretrained(tmp_path / "old.json") == DeiTImageProcessor()
     (tmp_path / "vit.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessorFast"}))
     assert type(AutoImageProcessor.from_pretrained(tmp_path / "vit.json")) is ViTImageProcessor
+    for name, made in (("BeitImageProcessor", BeitImageProcessor), ("BeitImageProcessorFast", BeitImageProcessorFast)):
+        (tmp_path / "beit.json").write_text(json.dumps({"image_processor_type": name}))
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "beit.json")
+        assert (type(processor), processor) == (made, made())
+        assert AutoImageProcessor.from_dict(processor.to_dict()).to_dict() == processor.to_dict()
+    assert BeitImageProcessorFast().size == {"height": 224, "width": 224}
     uncropped = DeiTImageProcessor(do_center_crop=False)
     uncropped.save_pretrained(tmp_path)
     assert AutoImageProcessor.from_pretrained(tmp_path) == uncropped

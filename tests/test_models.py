@@ -16,7 +16,8 @@ from PIL import Image
 
 from vit_core.calls import num_kept
 from vit_core.config import ViTConfig, pair
-from vit_core.params import TORCH, parse_name
+from vit_core.family import PARTS
+from vit_core.params import TORCH, parse_name, specs
 
 OUTPUTS = np.load(GOLDEN / "outputs.npz")
 TINY = {
@@ -175,6 +176,30 @@ def test_interpolation_of_any_grid(backend: Any, cls: str, image: Any, patch: An
     expected = backend.call(resized, pixel_values=x).logits
     actual = backend.call(model, pixel_values=x, interpolate_pos_encoding=True).logits
     assert_close(actual, expected, SAME)
+
+
+@pytest.mark.parametrize(
+    ("image", "patch", "target"), [(16, 4, (24, 12)), ((8, 24), 4, (8, 24)), ((8, 24), (4, 2), (18, 11))]
+)
+def test_relative_positions_of_any_grid(backend: Any, image: Any, patch: Any, target: tuple[int, int]) -> None:
+    """Equal to the same model whose tables the core has resized, along their own axes."""
+    from vit_core.files.tensor import Tensor
+    from vit_core.position import resize_position_bias
+
+    config = config_for("BeitModel", **{**TINY, "image_size": image, "patch_size": patch}, dtype="float64")
+    resized_config, rng = config.copy(image_size=target), np.random.default_rng(1)
+    made = getattr(backend.package, f"{backend.prefix}BeitModel")
+    arrays = {name: rng.standard_normal(spec.shape) for name, spec in specs(config, PARTS["BeitModel"]).items()}
+    resized = {
+        name: resize_position_bias(a, config.grid, resized_config.grid) if name.endswith("bias_table") else a
+        for name, a in arrays.items()
+    }
+    x = pixels(config, target, "float64")
+    actual, expected = (
+        backend.call(made.from_tensors(c, {n: Tensor.of(a) for n, a in held.items()}, seed=None), pixel_values=x)
+        for c, held in ((config, arrays), (resized_config, resized))
+    )
+    assert_close(actual.last_hidden_state, expected.last_hidden_state, SAME)
 
 
 @pytest.mark.parametrize(
@@ -340,9 +365,11 @@ def test_a_classifier_is_the_same_with_its_states(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 3, 99])
-def test_the_first_tokens_are_those_of_all(backend: Any, tokens: int) -> None:
-    config = ViTConfig(**TINY)
-    model = backend.build("ViTModel", config, dtype="float64", seed=0)
+@pytest.mark.parametrize("cls", ["ViTModel", "BeitModel"])
+def test_the_first_tokens_are_those_of_all(backend: Any, cls: str, tokens: int) -> None:
+    """Also where the pooler reads the others."""
+    config = config_for(cls, **TINY)
+    model = backend.build(cls, config, dtype="float64", seed=0)
     x = pixels(config, dtype="float64")
     whole = backend.call(model, pixel_values=x, output_hidden_states=True)
     for states in (False, True):
@@ -449,6 +476,19 @@ def test_losses(backend: Any, num_labels: int, problem: str | None, labels: np.n
     assert config.problem_type == problem
 
 
+def test_the_loss_of_visual_tokens(backend: Any) -> None:
+    """Cross entropy of the masked patches alone, in the order of the pictures."""
+    cls, rng = "BeitForMaskedImageModeling", np.random.default_rng(0)
+    config = config_for(cls, **TINY, vocab_size=7)
+    mask = rng.random((2, config.num_patches)) < 0.4
+    labels = rng.integers(0, 7, mask.sum())
+    model = backend.build(cls, config, dtype="float64", seed=0)
+    output = backend.call(model, pixel_values=pixels(config, dtype="float64"), bool_masked_pos=mask, labels=labels)
+    assert output.logits.shape == (2, config.num_patches, 7)
+    expected = reference_loss(output.logits[mask], labels, "single_label_classification")
+    assert_close(float(output.loss), expected, SAME)
+
+
 # ---- dtypes ------------------------------------------------------------------------------------------------------
 
 
@@ -524,20 +564,36 @@ BAD_CALLS = {
     "negative label": ("ViTForImageClassification", {"labels": np.array([-1, 0])}, "got values from -1 to 0"),
     "label shape": ("ViTForImageClassification", {"labels": np.zeros((2, 3), np.int64)}, "integers of shape (2, 3)"),
     "label count": ("ViTForImageClassification", {"labels": np.zeros(5, np.int64)}, "got integers of shape (5,)"),
+    "tokens without a mask": (
+        "BeitForMaskedImageModeling",
+        {"labels": np.zeros(3, np.int64)},
+        "labels are the visual tokens of masked patches: pass bool_masked_pos with them.",
+    ),
+    "tokens of other patches": (
+        "BeitForMaskedImageModeling",
+        {"labels": np.zeros(3, np.int64), "bool_masked_pos": np.eye(2, 16) > 0},
+        "of shape (2,), the visual tokens of the masked patches of all pictures in order: got integers of shape (3,).",
+    ),
+    "token range": (
+        "BeitForMaskedImageModeling",
+        {"labels": np.array([0, 8192]), "bool_masked_pos": np.eye(2, 16) > 0},
+        "labels must be from 0 to 8191 (vocab_size=8192), or -100 to be ignored: got values from 0 to 8192",
+    ),
     "label kind": ("ViTForImageClassification", {"labels": np.zeros(2, np.float32)}, "got floats of shape (2,)"),
 }
 
 
+OUT_OF_RANGE = ("label range", "negative label", "token range")
 ASSERTED = pytest.mark.processor("ends PyTorch's work on the card by an assertion", backend="torch")
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=ASSERTED) if name in ("label range", "negative label") else name for name in BAD_CALLS],
+    [pytest.param(name, marks=ASSERTED) if name in OUT_OF_RANGE else name for name in BAD_CALLS],
 )
 def test_bad_calls(backend: Any, name: str) -> None:
     cls, call, words = BAD_CALLS[name]
-    config = ViTConfig(**TINY)
+    config = config_for(cls, **TINY)
     with pytest.raises(ValueError, match=re.escape(words)):
         backend.call(backend.build(cls, config), **{"pixel_values": pixels(config), **call})
 

@@ -180,8 +180,9 @@ def test_names_of_pytorch() -> None:
     torch, vit_torch = pytest.importorskip("torch"), pytest.importorskip("vit_torch")
     model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
     held = {type(module).__name__ for module in model.modules()}
-    for cls in ("Dinov2Model", "ViTMAEForPreTraining"):
-        held |= {type(module).__name__ for module in getattr(vit_torch, cls)(config_for(cls, **SMALL)).modules()}
+    for name in ("Dinov2Model", "BeitModel", "ViTMAEForPreTraining"):
+        other = getattr(vit_torch, name)(config_for(name, **SMALL))
+        held |= {type(module).__name__ for module in other.modules()}
     assert set(model._no_split_modules) <= held
     assert model.get_memory_footprint() == 4 * model.num_parameters()
     assert not model.can_generate() and model.get_output_embeddings() is None

@@ -7,8 +7,16 @@ import pytest
 import tolerances
 from closeness import assert_close
 from conftest import GOLDEN
+from reference import position_bias
 
-from vit_core.position import KERNELS, resize_matrix, resize_position_embeddings
+from vit_core.position import (
+    KERNELS,
+    relative_position_index,
+    relative_positions,
+    resize_matrix,
+    resize_position_bias,
+    resize_position_embeddings,
+)
 
 SIZES = [(n, m) for n in (1, 2, 3, 4, 7, 14) for m in (1, 2, 3, 5, 8, 14, 24, 37)]
 
@@ -82,3 +90,26 @@ def test_bad_arguments() -> None:
         resize_matrix(4, 6, "cubic")
     with pytest.raises(ValueError, match="at least 1: got 4 to resize to 0"):
         resize_matrix(4, 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 5), (4, 3)])
+def test_the_index_of_relative_positions(height: int, width: int) -> None:
+    """As the NumPy reading counts them, token by token."""
+    count = relative_positions(height, width)
+    index = relative_position_index(np.arange(height), np.arange(width), height, width)
+    np.testing.assert_array_equal(index, position_bias(np.arange(count)[:, None], height, width)[0, 0])
+    assert set(index.ravel()) == set(range(count))
+
+
+@pytest.mark.parametrize(("source", "target"), [((4, 4), (6, 3)), ((2, 5), (2, 5)), ((3, 4), (1, 8))])
+def test_tables_of_relative_positions_are_resized_linearly(source: tuple[int, int], target: tuple[int, int]) -> None:
+    """As PyTorch does without aligned corners, the rows with a CLS token left alone."""
+    torch = pytest.importorskip("torch")
+    table = np.random.default_rng(0).standard_normal((relative_positions(*source), 2))
+    height, width = (2 * n - 1 for n in source)
+    grid = torch.from_numpy(table[:-3].reshape(1, height, width, 2)).permute(0, 3, 1, 2)
+    size = tuple(2 * n - 1 for n in target)
+    wanted = torch.nn.functional.interpolate(grid, size=size, mode="bilinear").permute(0, 2, 3, 1).reshape(-1, 2)
+    found = resize_position_bias(table, source, target)
+    assert_close(found[:-3], wanted.numpy(), tolerances.SAME_FUNCTION_FLOAT64)
+    np.testing.assert_array_equal(found[-3:], table[-3:])

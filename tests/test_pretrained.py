@@ -16,13 +16,15 @@ from closeness import assert_close
 from conftest import CHECKPOINTS
 from hub_server import HubServer, Repo, client_environment
 from hypothesis import HealthCheck, given, settings
+from safetensors.numpy import save_file
 from test_config import configs
 from test_models import TINY, pixels
 from tolerances import UNIT_ROUNDOFF
 
 from vit_core.config import ViTConfig
+from vit_core.files.safetensors import read_safetensors
 from vit_core.params import count
-from vit_core.position import KERNELS, resize_position_embeddings
+from vit_core.position import KERNELS, resize_position_bias, resize_position_embeddings
 
 CLS = CHECKPOINTS / "cls" / "pt_safetensors"
 BASE = CHECKPOINTS / "base" / "pt_safetensors"
@@ -414,3 +416,20 @@ def test_all_parts_have_a_model() -> None:
     for family in FAMILIES.values():
         optional = {"mask_token", *({"pooler"} if family.title == "I-JEPA" else set())}  # of arguments alone
         assert frozenset().union(*family.models.values()) | (optional & family.all_parts) == family.all_parts
+
+
+def test_tables_of_relative_positions_for_another_size(backend: Any, tmp_path: Path) -> None:
+    """And the index that older files hold beside them is left out."""
+    folder = Path(shutil.copytree(CHECKPOINTS / "beit" / "pt_safetensors", tmp_path / "beit"))
+    model, report = getattr(backend.package, f"{backend.prefix}BeitModel").from_pretrained(
+        folder, image_size=(40, 56), output_loading_info=True
+    )
+    assert [each[1:] for each in report.resized] == [((4, 4), (5, 7), "bilinear")] * 2
+    tensors, _ = read_safetensors(folder / "model.safetensors")
+    name = "encoder.layer.0.attention.attention.relative_position_bias.relative_position_"
+    expected = resize_position_bias(tensors[f"{name}bias_table"].read(), (4, 4), (5, 7))
+    np.testing.assert_array_equal(backend.parameters(model)[f"{name}bias_table"], expected)
+    arrays = {n: t.read() for n, t in tensors.items()} | {f"{name}index": np.zeros((17, 17), np.int64)}
+    save_file(arrays, folder / "model.safetensors", {"format": "pt"})
+    _, report = getattr(backend.package, f"{backend.prefix}BeitModel").from_pretrained(folder, output_loading_info=True)
+    assert not (report.unexpected_keys or report.missing_keys)

@@ -274,6 +274,50 @@ def test_masked_image_modelling_is_fitted_and_predicted(return_dict: bool) -> No
         fit(model, dataset(inputs, np.zeros(6), np.ones(6)))
 
 
+TOKENS = "BeitForMaskedImageModeling"
+
+
+def tokens_call(batch: int = 4) -> dict[str, Any]:
+    """A call of BEiT with its loss: as many labels as masked patches."""
+    mask = patch_mask(batch)
+    return {"pixel_values": pixels(batch), "bool_masked_pos": mask, "labels": np.arange(mask.sum()) % 7}
+
+
+@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}])
+def test_visual_tokens_are_learnt(options: dict[str, Any]) -> None:
+    """Labels, one for each masked patch, come in the dict or as targets."""
+    model, call = build(TOKENS, vocab_size=7, drop_path_rate=0.0), tokens_call()
+    logits = model(**call).logits.numpy()
+    expected = np.mean(cross_entropies(logits[call["bool_masked_pos"]], call["labels"]))
+    assert_close(float(model(**call).loss), expected, SAME)
+    model.compile(keras.optimizers.SGD(0.1), **options)
+    given = tf.data.Dataset.from_tensors(call)
+    targets = given.map(lambda x: ({name: x[name] for name in ("pixel_values", "bool_masked_pos")}, x["labels"]))
+    for batches in (given, targets):
+        assert_close(model.evaluate(batches, verbose=0), expected, SAME)
+    assert_same(model.predict(given, verbose=0).logits, logits)
+    fit(model, given, epochs=3)
+    assert float(model(**call).loss) < expected
+
+
+def test_wrong_visual_tokens() -> None:
+    """An error where values are visible, NaN in a graph."""
+    model, call = build(TOKENS, vocab_size=7), tokens_call()
+    labels, count = call["labels"], len(call["labels"])
+    loss = tf.function(lambda labels: model(**{**call, "labels": labels}).loss, reduce_retracing=True)
+    assert_same(loss(labels), model(**call).loss)
+    for wrong, words in (
+        (labels[1:], f"of shape ({count},), the visual tokens of the masked patches of all pictures in order: got"),
+        (np.append(labels, 0), f"got integers of shape ({count + 1},)"),
+        (labels + 5, "labels must be from 0 to 6 (num_labels=7), or -100 to be ignored: got values from 5 to 11."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(words)):
+            model(**{**call, "labels": wrong})
+        assert np.isnan(loss(wrong))
+    with pytest.raises(ValueError, match="labels are the visual tokens of masked patches: pass bool_masked_pos"):
+        model(pixels(4), labels=labels)
+
+
 def test_no_loss_is_an_error() -> None:
     for cls in MODELS:
         model = build(cls)
@@ -589,6 +633,18 @@ def test_dynamic_sizes(cls: str) -> None:
         assert_same(function(x), model(x, interpolate_pos_encoding=True))
 
 
+@pytest.mark.parametrize("cls", ["BeitModel", "BeitBackbone"])
+@pytest.mark.parametrize("own", [True, False])
+def test_dynamic_sizes_of_relative_positions(cls: str, own: bool) -> None:
+    """Of a table that starts with zeros, which any index would do for."""
+    model = build(cls, use_relative_position_bias=own, use_shared_relative_position_bias=not own)
+    for i, variable in enumerate(model.weights):
+        variable.assign(np.random.default_rng(i).standard_normal(variable.shape) / 4)
+    function = tf.function(lambda x: model(x), input_signature=[tf.TensorSpec([None] * 4, tf.float64)])
+    for size in ((16, 16), (24, 20)):
+        assert_same(function(pixels(size=size)), model(pixels(size=size)))
+
+
 def test_dynamic_sizes_of_masked_image_modelling() -> None:
     model = build("ViTForMaskedImageModeling")
     signature = [tf.TensorSpec([None, 3, None, None], tf.float64), tf.TensorSpec([None, None], tf.bool)]
@@ -771,7 +827,8 @@ def twins(cls: str, **changes: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(
     ("cls", "kind"),
-    [*((cls, "eager") for cls in (*MODELS, "Dinov2Model")), (MODELS[1], "graph"), ("Dinov2Model", "graph"),
+    [*((cls, "eager") for cls in (*MODELS, "Dinov2Model", "BeitModel")), (MODELS[1], "graph"), ("Dinov2Model", "graph"),
+     ("BeitModel", "graph"),
      pytest.param(MODELS[0], "XLA", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_gradient_checkpointing_has_the_same_loss_and_gradients(cls: str, kind: str) -> None:

@@ -89,6 +89,12 @@ def interpolates(config: ViTConfig, asked: bool | None) -> bool:
     return config.always_interpolates if asked is None else bool(asked)
 
 
+def resizes_bias(config: ViTConfig, size: Sequence[Any], interpolate: bool) -> bool:
+    """Whether tables of relative positions are resized to a picture of `size`, height x width: not at its own."""
+    own = all(map(_known, size)) and grid(size, config) == config.grid
+    return interpolate and not own
+
+
 def depths(config: ViTConfig, layers: int | Sequence[int]) -> tuple[int, ...]:
     """After how many layers the hidden states are asked for: 0 is the embeddings, -1 the last layer.
 
@@ -126,6 +132,8 @@ def features_options(config: ViTConfig, depths: Sequence[int], pool: str) -> Opt
 
 def backbone_options(config: ViTConfig, options: Options) -> Options:
     """The options of an encoder's call that computes a backbone's maps, and what else a call asks for."""
+    if getattr(config, "add_fpn", False):
+        raise ValueError("add_fpn=True asks for maps of four sizes, which this backbone has not: pass add_fpn=False.")
     whole = options.output_hidden_states or options.output_attentions
     return replace(options, output_hidden_states=True, depth=None if whole else max(config.stages))
 
@@ -297,6 +305,21 @@ def check_reconstruction(config: ViTConfig) -> None:
         )
 
 
+def check_visual_tokens(shape: Shape, integers: bool, masked: Any, config: ViTConfig) -> None:
+    """Raises ValueError unless labels of this shape and kind are the visual tokens of so many `masked` patches.
+
+    None is no mask at all.
+    """
+    if masked is None:
+        raise ValueError("labels are the visual tokens of masked patches: pass bool_masked_pos with them.")
+    if not integers or not _same(shape, (masked,)):
+        what, count = "integers" if integers else "floats", masked if _known(masked) else "one for each"
+        raise ValueError(
+            f"labels must be integers from 0 to {config.vocab_size - 1} of shape ({count},), the visual tokens of the "
+            f"masked patches of all pictures in order: got {what} of shape {tuple(shape)}."
+        )
+
+
 def problem_type(config: ViTConfig, labels_are_integers: bool) -> str:
     """The configuration's problem type, or the one that the number of labels and their dtype imply.
 
@@ -368,9 +391,9 @@ def check_label_values(values: npt.NDArray[Any], config: ViTConfig) -> None:
             raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.num_labels))
 
 
-def label_out_of_range(lowest: int, highest: int, count: int) -> str:
-    """The words for class labels that the model has no class for."""
+def label_out_of_range(lowest: int, highest: int, count: int, field: str = "num_labels") -> str:
+    """The words for class labels that the model has no class for; `field` is of the configuration, their `count`."""
     return (
-        f"labels must be from 0 to {count - 1} (num_labels={count}), or -100 to be ignored: got values from {lowest} "
+        f"labels must be from 0 to {count - 1} ({field}={count}), or -100 to be ignored: got values from {lowest} "
         f"to {highest}."
     )

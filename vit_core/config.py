@@ -288,6 +288,11 @@ class ViTConfig:
         return len(self.tokens) + self.num_register_tokens
 
     @property
+    def key_bias(self) -> bool:
+        """Whether keys have a bias, as queries and values do."""
+        return self.qkv_bias
+
+    @property
     def final_norm(self) -> bool:
         """Whether the sequence is normalised at the end."""
         return not self.fc_norm

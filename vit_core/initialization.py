@@ -16,13 +16,14 @@ from vit_core.params import Spec
 from vit_core.position import sincos
 
 BOUND = 2.0  # where the normal distribution is cut
+DRAWN = {"normal": BOUND, "untruncated": float("inf")}  # where that of each initialiser is
 
 
 def constant(spec: Spec, config: ViTConfig) -> float | None:
     """The one value that a parameter starts at; None for one that is drawn, or of sines."""
-    if spec.init == "sincos" or (spec.init == "normal" and config.initializer_range):
+    if spec.init == "sincos" or (spec.init in DRAWN and config.initializer_range):
         return None
-    values = {"normal": 0.0, "zeros": 0.0, "norm": 1.0}
+    values = {**dict.fromkeys(DRAWN, 0.0), "zeros": 0.0, "norm": 1.0}
     return float(values[spec.init] if spec.init in values else getattr(config, spec.init))
 
 
@@ -38,7 +39,7 @@ def draw(spec: Spec, config: ViTConfig, seed: int) -> npt.NDArray[np.float32]:
     stream = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
     values = generator.standard_normal(spec.shape, np.float32) * np.float32(config.initializer_range)
-    while (outside := np.abs(values) > BOUND).any():
+    while (outside := np.abs(values) > DRAWN[spec.init]).any():
         again = generator.standard_normal(int(outside.sum()), np.float32)
         values[outside] = again * np.float32(config.initializer_range)
     return values

@@ -8,11 +8,11 @@ from typing import Any
 
 from vit_core.channels import PROJECTION, with_channels
 from vit_core.config import ViTConfig
-from vit_core.family import has_head
+from vit_core.family import POSITION_BIAS, SHARED_POSITION_BIAS, has_head
 from vit_core.files.tensor import Array, Tensor, raw_bytes
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.params import TORCH, Spec, native_name, specs
-from vit_core.position import resize_position_embeddings
+from vit_core.position import relative_positions, resize_position_bias, resize_position_embeddings
 from vit_core.validation import dtype_name
 
 COMPUTE_DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -115,6 +115,8 @@ def fit(
             continue
         if "S" in spec.row.shape and tensor.shape[2:] == spec.shape[2:]:
             tensor = _resized(tensor, stored_grid, config, kernel, shown, report)
+        if spec.row.name in (POSITION_BIAS, SHARED_POSITION_BIAS) and stored_grid not in (None, config.grid):
+            tensor = _resized_bias(tensor, stored_grid, config, shown, report)
         if name == PROJECTION and tensor.shape[1] == stored_channels != config.num_channels:
             report.adapted.append((shown, tensor.shape[1], config.num_channels))
             tensor = with_channels(tensor, config.num_channels)
@@ -182,6 +184,15 @@ def _resized(
         return resize_position_embeddings(tensor.read(), source, grid, kernel, first)
 
     return Tensor((1, first + config.num_patches, tensor.shape[2]), tensor.dtype, resize, tensor.source)
+
+
+def _resized_bias(tensor: Tensor, stored: tuple[int, int], config: ViTConfig, shown: str, report: LoadReport) -> Tensor:
+    """A table of relative positions for the model's grid; unchanged when the stored grid is not that of the tensor."""
+    if tensor.shape[0] != relative_positions(*stored):
+        return tensor
+    report.resized.append((shown, stored, config.grid, "bilinear"))
+    shape = (relative_positions(*config.grid), *tensor.shape[1:])
+    return Tensor(shape, tensor.dtype, lambda: resize_position_bias(tensor.read(), stored, config.grid), tensor.source)
 
 
 def resolve_dtype(asked: Any, checkpoint: Checkpoint) -> str:

@@ -148,6 +148,21 @@ class ViTMAEForPreTrainingOutput(ModelOutput):
 
 
 @dataclass
+class BeitModelOutputWithPooling(BaseModelOutputWithPooling):
+    """Of BeitModel: the pooled output (B, D) is the normalised mean of the patches, or the CLS token."""
+
+
+@dataclass
+class MaskedLMOutput(ModelOutput):
+    """Of BeitForMaskedImageModeling."""
+
+    loss: Any = None  # scalar
+    logits: Any = None  # (B, N, vocab_size)
+    hidden_states: tuple[Any, ...] | None = None
+    attentions: tuple[Any, ...] | None = None
+
+
+@dataclass
 class BackboneOutput(ModelOutput):
     """Of ViTBackbone."""
 
@@ -164,13 +179,15 @@ OUTPUTS: tuple[type[ModelOutput], ...] = (
     DeiTForImageClassificationWithTeacherOutput,
     ViTMAEModelOutput,
     ViTMAEForPreTrainingOutput,
+    BeitModelOutputWithPooling,
+    MaskedLMOutput,
     BackboneOutput,
 )
 
 __all__ = [
-    "OUTPUTS", "BackboneOutput", "BaseModelOutput", "BaseModelOutputWithPooling",
-    "DeiTForImageClassificationWithTeacherOutput", "ImageClassifierOutput", "MaskedImageModelingOutput", "ModelOutput",
-    "ViTMAEForPreTrainingOutput", "ViTMAEModelOutput",
+    "OUTPUTS", "BackboneOutput", "BaseModelOutput", "BaseModelOutputWithPooling", "BeitModelOutputWithPooling",
+    "DeiTForImageClassificationWithTeacherOutput", "ImageClassifierOutput", "MaskedImageModelingOutput",
+    "MaskedLMOutput", "ModelOutput", "ViTMAEForPreTrainingOutput", "ViTMAEModelOutput",
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -181,9 +181,9 @@ def rank_of(name: str) -> int:
 
 @cache
 def _patterns(dialect: Dialect, family: Family) -> tuple[tuple[re.Pattern[str], Row, str, tuple[int, int]], ...]:
-    found = []
+    found, trunks = [], "|".join(family.trunks)
     for row in family.table:
-        prefix = "" if row.head else f"(?:{family.trunk}{re.escape(dialect.separator)})?"
+        prefix = "" if row.head else f"(?:(?:{trunks}){re.escape(dialect.separator)})?"
         for leaf in row.leaves:
             names = dialect.templates(row, leaf, family)
             spelled = [(name, (i, len(names))) for i, name in enumerate(names)]
@@ -203,6 +203,22 @@ class Parsed:
     rank: int  # the number of axes, the same in every layout
     file: str  # its name in files, and in a model, without the prefix of the trunk
     piece: tuple[int, int] = (0, 1)  # which of how many, one below the other, the array is
+
+
+def parse_names(natives: Iterable[str], family: Family, *dialects: Dialect) -> dict[str, Parsed]:
+    """What the native names of one model stand for, those that stand for anything.
+
+    A name without a prefix that a row of a head and one of the trunk have is the head's, where the model has that head.
+    """
+    found = {name: known for name in natives if (known := parse_name(name, family, *dialects))}
+    renamed = [row for row in family.table if row.head and row.file]
+    parts = family.parts_in(known.name for known in found.values()) if renamed else ()
+    for row in (row for row in renamed if row.part in parts):
+        for dialect, leaf in ((dialect, leaf) for dialect in dialects for leaf in row.leaves):
+            (native,) = dialect.templates(row, leaf, family)
+            if native in found:
+                found[native] = replace(found[native], name=f"{row.name}.{leaf}")
+    return found
 
 
 def parse_name(native: str, family: Family, *dialects: Dialect) -> Parsed | None:

@@ -62,6 +62,35 @@ def antialiased_matrix(rows: Any, columns: Any, scale: Any, xp: Any = np) -> Any
     return weights / xp.sum(weights, 1)[:, None]
 
 
+def bilinear_matrix(rows: Any, columns: Any, scale: Any, xp: Any = np) -> Any:
+    """Linear weights between half-pixel centres, edges clamped; arguments as those of `bicubic_matrix`."""
+    centres = xp.clip((rows + 0.5) * scale - 0.5, 0, columns.shape[0] - 1)
+    return xp.clip(1 - abs(centres[:, None] - columns[None, :]), 0, 1)
+
+
+def relative_positions(height: int, width: int) -> int:
+    """How many relative positions a grid of height x width patches with a CLS token has: T rows of a table.
+
+    Those of two patches come first, by rows and then by columns of the grid; then from CLS to a patch, from a patch to
+    CLS, and from CLS to itself.
+    """
+    return (2 * height - 1) * (2 * width - 1) + 3
+
+
+def relative_position_index(rows: Any, columns: Any, height: Any, width: Any, xp: Any = np) -> Any:
+    """The relative position (S, S) from each token of a grid to each other, the CLS token first, then row by row.
+
+    BEiT's (Bao et al. 2022), which are those of Swin (Liu et al. 2021, section 3.2). `rows` and `columns` are
+    0..height-1 and 0..width-1 as integer arrays of `xp`, a namespace as NumPy's.
+    """
+    across = 2 * width - 1
+    patches = xp.reshape(rows[:, None] * across + columns[None, :], (-1,))
+    between = patches[:, None] - patches[None, :] + (height - 1) * across + width - 1
+    first = (2 * height - 1) * across + 0 * between[:1]
+    to_cls = first[0][:, None] + 1
+    return xp.concatenate([xp.concatenate([first[:, :1] + 2, first], 1), xp.concatenate([to_cls, between], 1)], 0)
+
+
 def kernel_matrix(kernel: str, rows: Any, columns: Any, size: Any, xp: Any = np) -> Any:
     """Weights (m, n) of one of `CALL_KERNELS`; `rows`, `columns` and `xp` as in `bicubic_matrix`, `size` is m."""
     source = columns.shape[0]
@@ -137,3 +166,20 @@ def resize_position_embeddings(
     resized = np.einsum("ah,hwd,bw->abd", rows, grid, columns, optimize=True)
     patches = resized.reshape(1, target[0] * target[1], -1).astype(table.dtype)
     return np.concatenate([table[:, :first], patches], axis=1)
+
+
+def resize_position_bias(table: npt.NDArray[Any], source: tuple[int, int], target: tuple[int, int]) -> npt.NDArray[Any]:
+    """A table (T, h) of biases of relative positions for another grid (height, width), by `bilinear_matrix`.
+
+    The last three rows, with the CLS token, are untouched. Computed in float64, returned in the table's dtype.
+    """
+    if source == target:
+        return table
+    before, after = ([2 * n - 1 for n in grid] for grid in (source, target))
+    rows, columns = (
+        bilinear_matrix(np.arange(t, dtype=np.float64), np.arange(s, dtype=np.float64), s / t)
+        for s, t in zip(before, after, strict=True)
+    )
+    grid = table[:-3].reshape(*before, -1).astype(np.float64)
+    resized = np.einsum("ah,hwd,bw->abd", rows, grid, columns, optimize=True)
+    return np.concatenate([resized.reshape(-1, table.shape[1]).astype(table.dtype), table[-3:]])

@@ -264,7 +264,8 @@ class PretrainedModel(ABC):
             )
         pooled = any(name.startswith("pooler.") for name in checkpoint.tensors)
         asked = "add_pooling_layer" in model_kwargs or "add_pooling_layer" not in known
-        unpooled = "pooler" in PARTS.get(cls.architecture, ()) and not asked and not pooled
+        own = specs(used, {"pooler"} & PARTS.get(cls.architecture, frozenset())).values()
+        unpooled = not asked and not pooled and any(spec.part == "pooler" for spec in own)
         if unpooled:
             model_kwargs["add_pooling_layer"] = False
         tensors, report = fit(

@@ -81,10 +81,16 @@ def _stages(name: str, value: Any) -> list[Any] | None:
     return None if value is None else list(value)
 
 
+def _as_given(name: str, value: Any) -> float:
+    """A whole one as an int, where it came as one: so it is written back."""
+    number = _number(name, value)
+    return number if isinstance(value, np.number) else value
+
+
 def _positive(name: str, value: Any) -> float:
     if not _number(name, value):
         raise ValueError(f"{name} must be above 0, got {value!r}.")
-    return float(value) if isinstance(value, np.number) else value
+    return _as_given(name, value)
 
 
 def _ratio(name: str, value: Any) -> float:
@@ -147,6 +153,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "num_attention_heads",
             "intermediate_size",
             "num_channels",
+            "vocab_size",
             "decoder_hidden_size",
             "decoder_num_hidden_layers",
             "decoder_num_attention_heads",
@@ -167,6 +174,11 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "fc_norm",
             "use_swiglu_ffn",
             "use_mask_token",
+            "use_absolute_position_embeddings",
+            "use_relative_position_bias",
+            "use_shared_relative_position_bias",
+            "use_mean_pooling",
+            "add_fpn",
             "apply_layernorm",
             "reshape_hidden_states",
             "norm_pix_loss",
@@ -177,6 +189,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "position_kernel": _one_of(*CALL_KERNELS),
     "pool": _one_of("cls", "mean"),
     "mlp_ratio": _ratio,
+    "layer_scale_init_value": _as_given,
     "num_register_tokens": partial(check_integer, minimum=0),
     **dict.fromkeys(("out_features", "out_indices"), _stages),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),

@@ -5,9 +5,20 @@ from functools import partial
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMAEConfig, ViTMSNConfig
+from vit_core.family import (
+    BeitConfig,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    IJepaConfig,
+    ViTMAEConfig,
+    ViTMSNConfig,
+)
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BeitFeatureExtractor,
+    BeitImageProcessor,
+    BeitImageProcessorFast,
     BitImageProcessor,
     BitImageProcessorFast,
     DeiTFeatureExtractor,
@@ -19,6 +30,17 @@ from vit_core.pictures.processing import (
 )
 from vit_flax.backbone import FlaxViTBackbone, FlaxViTBackboneModule
 from vit_flax.base import FlaxViTPreTrainedModel
+from vit_flax.beit import (
+    FlaxBeitBackbone,
+    FlaxBeitBackboneModule,
+    FlaxBeitForImageClassification,
+    FlaxBeitForImageClassificationModule,
+    FlaxBeitForMaskedImageModeling,
+    FlaxBeitForMaskedImageModelingModule,
+    FlaxBeitModel,
+    FlaxBeitModule,
+    FlaxBeitPreTrainedModel,
+)
 from vit_flax.deit import (
     FlaxDeiTForImageClassification,
     FlaxDeiTForImageClassificationModule,
@@ -80,9 +102,11 @@ from vit_flax.outputs import (
     BackboneOutput,
     BaseModelOutput,
     BaseModelOutputWithPooling,
+    BeitModelOutputWithPooling,
     DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    MaskedLMOutput,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
 )
@@ -93,6 +117,11 @@ ViTForImageClassification = FlaxViTForImageClassification
 ViTForMaskedImageModeling = FlaxViTForMaskedImageModeling
 ViTBackbone = FlaxViTBackbone
 ViTPreTrainedModel = FlaxViTPreTrainedModel
+BeitModel = FlaxBeitModel
+BeitForImageClassification = FlaxBeitForImageClassification
+BeitForMaskedImageModeling = FlaxBeitForMaskedImageModeling
+BeitBackbone = FlaxBeitBackbone
+BeitPreTrainedModel = FlaxBeitPreTrainedModel
 DeiTModel = FlaxDeiTModel
 DeiTForImageClassification = FlaxDeiTForImageClassification
 DeiTForImageClassificationWithTeacher = FlaxDeiTForImageClassificationWithTeacher
@@ -135,6 +164,16 @@ __all__ = [
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BeitBackbone",
+    "BeitConfig",
+    "BeitFeatureExtractor",
+    "BeitForImageClassification",
+    "BeitForMaskedImageModeling",
+    "BeitImageProcessor",
+    "BeitImageProcessorFast",
+    "BeitModel",
+    "BeitModelOutputWithPooling",
+    "BeitPreTrainedModel",
     "BitImageProcessor",
     "BitImageProcessorFast",
     "DeiTConfig",
@@ -162,6 +201,15 @@ __all__ = [
     "FlaxAutoModelForImageClassification",
     "FlaxAutoModelForMaskedImageModeling",
     "FlaxAutoModelForPreTraining",
+    "FlaxBeitBackbone",
+    "FlaxBeitBackboneModule",
+    "FlaxBeitForImageClassification",
+    "FlaxBeitForImageClassificationModule",
+    "FlaxBeitForMaskedImageModeling",
+    "FlaxBeitForMaskedImageModelingModule",
+    "FlaxBeitModel",
+    "FlaxBeitModule",
+    "FlaxBeitPreTrainedModel",
     "FlaxDeiTForImageClassification",
     "FlaxDeiTForImageClassificationModule",
     "FlaxDeiTForImageClassificationWithTeacher",
@@ -215,6 +263,7 @@ __all__ = [
     "IJepaPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
+    "MaskedLMOutput",
     "ViTBackbone",
     "ViTConfig",
     "ViTFeatureExtractor",

@@ -1,8 +1,8 @@
 """Scaled dot-product attention two ways, and which of them a call runs (ViT paper, appendix A; Vaswani et al. 2017).
 
-It takes queries, keys and values (B, h, S, d), a bias (B, 1, 1 or S, S) that is added to the scores or None, and
-returns the context (B, h, S, d) with the probabilities (B, h, S, S), or None where they are never normalised. Both are
-batched products of matrices (S, d): on CPUs XLA runs these at the speed of its matmul, einsums over (S, h, d) not.
+It takes queries, keys and values (B, h, S, d), a bias (B or 1, h or 1, S or 1, S) that is added to the scores or None,
+and returns the context (B, h, S, d) with the probabilities (B, h, S, S), or None where they are never normalised. Both
+are batched products of matrices (S, d): on CPUs XLA runs these at the speed of its matmul, einsums over (S, h, d) not.
 """
 
 from __future__ import annotations

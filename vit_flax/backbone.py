@@ -38,7 +38,8 @@ class FlaxViTBackboneModule(FlaxViTModule):
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False, channels_axis=axis)
 
         x = self.embeddings(pixel_values, None, interpolate, train)
-        encoded = self.encoder(x, options=calls.backbone_options(self.config, options), train=train)
+        bias = self.encoder.score_bias(None, x.dtype, self.size_of(pixel_values), interpolate)
+        encoded = self.encoder(x, None, bias, calls.backbone_options(self.config, options), train)
         assert encoded.hidden_states is not None
         pool = "patches" if self.config.reshape_hidden_states else "tokens"
         maps = tuple(

@@ -123,9 +123,8 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         options = calls.resolve_options(config, output_attentions, output_hidden_states, return_dict)
         shapes(pixel_values, *map(inputs.get, calls.TENSORS[1:]))  # before jit, whose errors show the whole module
         rngs = self.rngs(inputs, dropout_rng, train)
-        labels = inputs.get("labels")
-        if labels is not None and not isinstance(labels, jax.core.Tracer):  # values are visible
-            calls.check_label_values(np.asarray(labels), config)
+        if inputs.get("labels") is not None:
+            self.check_labels(inputs)
         tokens = {"tokens": inputs.pop("tokens")} if "tokens" in inputs else {}  # no array: a program for each number
         output = self._run(
             params,
@@ -179,6 +178,12 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         if train and dropout_rng is None and any(drawn):
             raise ValueError("train=True draws dropout: pass a key for it, such as dropout_rng=jax.random.key(0).")
         return {} if dropout_rng is None else {"dropout": dropout_rng}
+
+    def check_labels(self, inputs: Mapping[str, Any]) -> None:
+        """Raise ValueError for labels of a call's inputs that are out of range, where their values are visible."""
+        labels = inputs["labels"]
+        if not isinstance(labels, jax.core.Tracer):
+            calls.check_label_values(np.asarray(labels), self.config)
 
     def _run(self, params: Params | None, inputs: dict[str, Any], rngs: dict[str, Any], **options: Any) -> Any:
         apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted

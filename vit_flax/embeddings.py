@@ -14,9 +14,9 @@ from jax import Array
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
-from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token
+from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token, has_positions
 from vit_core.position import resize_matrix
-from vit_flax.module import ViTModule, normal
+from vit_flax.module import ViTModule
 
 
 class ViTPatchProjection(ViTModule):
@@ -25,8 +25,7 @@ class ViTPatchProjection(ViTModule):
     @nn.compact
     def __call__(self, pixel_values: Array) -> Array:
         (ph, pw), channels, width = pair(self.config.patch_size), self.config.num_channels, self.config.hidden_size
-        init = normal(self.config.initializer_range)
-        kernel = self.param("kernel", init, (ph, pw, channels, width), self.param_dtype)
+        kernel = self.param("kernel", self.kernel_init, (ph, pw, channels, width), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
         x, kernel, bias = promote_dtype(pixel_values, kernel, bias, dtype=self.dtype)
         x = patches(x, self.config, self.channels_axis)
@@ -60,7 +59,7 @@ class ViTEmbeddings(ViTModule):
         self.mask_token = self.weight(MASK_TOKEN) if has_mask_token(self.config, self.use_mask_token) else None
         registers = self.config.num_register_tokens
         self.register_tokens = self.weight("embeddings.register_tokens") if registers else None
-        self.position_embeddings = self.weight(POSITIONS)
+        self.position_embeddings = self.weight(POSITIONS) if has_positions(self.config) else None
         self.patch_embeddings = ViTPatchEmbeddings(**self.common)
         self.dropout = nn.Dropout(self.config.embeddings_dropout_prob)
 
@@ -77,10 +76,10 @@ class ViTEmbeddings(ViTModule):
             x = jnp.where(bool_masked_pos[..., None] != 0, self.mask_token.astype(x.dtype), x)
         tokens = [expanded(getattr(self, name), x) for name in self.config.tokens]
         x = jnp.concatenate([*tokens, x], axis=1)  # (B, S, D)
-        table = self.position_embeddings
-        if interpolate_pos_encoding:
-            table = resized_positions(table, self.size_of(pixel_values), self.config)
-        x = x + table.astype(x.dtype)
+        if (table := self.position_embeddings) is not None:
+            if interpolate_pos_encoding:
+                table = resized_positions(table, self.size_of(pixel_values), self.config)
+            x = x + table.astype(x.dtype)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = jnp.concatenate([x[:, :first], expanded(self.register_tokens, x), x[:, first:]], axis=1)

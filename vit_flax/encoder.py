@@ -6,9 +6,10 @@ those of `modeling_vit` of transformers 4.57.6.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax import Array
 from vit_core import calls
 from vit_core.family import ATTENTION_SCALE, MLP_SCALE
 from vit_flax.activations import activation
-from vit_flax.attention import choose
+from vit_flax.attention import additive_bias, choose
 from vit_flax.module import ViTModule
 from vit_flax.outputs import BaseModelOutput
 
@@ -30,7 +31,7 @@ class ViTSelfAttention(ViTModule):
 
     def setup(self) -> None:
         self.query = self.linear(self.config.hidden_size, self.config.qkv_bias)
-        self.key = self.linear(self.config.hidden_size, self.config.qkv_bias)
+        self.key = self.linear(self.config.hidden_size, self.config.key_bias)
         self.value = self.linear(self.config.hidden_size, self.config.qkv_bias)
         self.dropout = nn.Dropout(self.config.attention_probs_dropout_prob)
 
@@ -42,6 +43,13 @@ class ViTSelfAttention(ViTModule):
         options: calls.Options = calls.DEFAULT,
         train: bool = False,
     ) -> tuple[Array, Array | None]:
+        return self.attended(hidden_states, head_mask, bias, options, train)
+
+    @nn.nowrap  # no call of its own: of a member's attention, interceptors and captures see one
+    def attended(
+        self, hidden_states: Array, head_mask: Array | None, bias: Array | None, options: calls.Options, train: bool
+    ) -> tuple[Array, Array | None]:
+        """The context (B, S, D), with the probabilities (B, h, S, S) where they are asked for."""
         x, (batch, tokens, width) = hidden_states, hidden_states.shape
         heads = (batch, tokens, self.config.num_attention_heads, width // self.config.num_attention_heads)
         q, k, v = (f(x).reshape(heads).swapaxes(1, 2) for f in (self.query, self.key, self.value))  # (B, h, S, d)
@@ -66,8 +74,10 @@ class ViTSelfOutput(ViTModule):
 class ViTAttention(ViTModule):
     """Self-attention and its output projection."""
 
+    attention_class: ClassVar[type[nn.Module]] = ViTSelfAttention
+
     def setup(self) -> None:
-        self.attention = ViTSelfAttention(**self.common)
+        self.attention = self.attention_class(**self.common)
         self.output = ViTSelfOutput(**self.common)
 
     def __call__(
@@ -174,6 +184,10 @@ class ViTEncoder(ViTModule):
 
     def setup(self) -> None:
         self.layer = layers_of(self.layer_class, **self.common)
+
+    def score_bias(self, attention_mask: Array | None, dtype: Any, size: Sequence[int], interpolate: bool) -> Any:
+        """What the layers add to their scores, for a mask and pictures of a `size`, height x width."""
+        return additive_bias(attention_mask, dtype)
 
     def __call__(
         self,

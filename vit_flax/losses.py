@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from vit_core.calls import check_distillation, check_labels, check_reconstruction, problem_type
+from vit_core.calls import (
+    check_distillation,
+    check_labels,
+    check_reconstruction,
+    check_visual_tokens,
+    label_out_of_range,
+    problem_type,
+)
 from vit_core.config import ViTConfig, pair
 
 
@@ -21,15 +31,49 @@ def classification_loss(logits: Array, labels: Array, config: ViTConfig) -> Arra
     check_labels(labels.shape, logits.shape, problem, integers)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if problem == "single_label_classification":
-        labels = labels.reshape(-1)
-        kept = labels != -100
-        known = (labels >= 0) & (labels < logits.shape[1])
-        picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[:, None], axis=1)[:, 0]
-        each = jnp.where(known, -picked, jnp.where(kept, jnp.nan, 0.0))
-        return each.sum() / kept.sum()
+        return _cross_entropy(logits, labels.reshape(-1))
     if problem == "multi_label_classification":
         return (jax.nn.softplus(logits) - labels.astype(logits.dtype) * logits).mean()
     return jnp.square(logits - labels.astype(logits.dtype).reshape(logits.shape)).mean()
+
+
+def _cross_entropy(logits: Array, labels: Array) -> Array:
+    kept = labels != -100
+    known = (labels >= 0) & (labels < logits.shape[1])
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[:, None], axis=1)[:, 0]
+    each = jnp.where(known, -picked, jnp.where(kept, jnp.nan, 0.0))
+    return each.sum() / kept.sum()
+
+
+def visual_token_loss(logits: Array, mask: Array | None, labels: Array, config: ViTConfig) -> Array:
+    """Cross entropy of the masked patches' visual tokens (Bao et al. 2022, BEiT, equation 2).
+
+    Logits (B, N, V); mask (B, N), 1 where masked; labels (n_masked,). Raises ValueError for labels that do not fit: for
+    their number and values where they are visible; in traced code the loss is NaN.
+    """
+    check_visual_token_labels(mask, labels, config)
+    assert mask is not None
+    masked = mask.reshape(-1) != 0
+    place = jnp.where(masked, jnp.cumsum(masked) - 1, labels.shape[0])  # of a patch's label: the last is for the others
+    targets = jnp.append(labels.astype(jnp.int32), -100)[place]
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    loss = _cross_entropy(logits.reshape(-1, logits.shape[2]), targets)
+    return jnp.where(masked.sum() == labels.shape[0], loss, jnp.nan)
+
+
+def check_visual_token_labels(mask: Any, labels: Any, config: ViTConfig) -> None:
+    """Raises ValueError for labels (n_masked,) that do not fit a mask (B, N), as far as the values of both are visible.
+
+    Ignored are labels of -100.
+    """
+    count = None if mask is None else (mask != 0).sum()
+    count = count if count is None or isinstance(count, jax.core.Tracer) else int(count)
+    check_visual_tokens(labels.shape, not jnp.issubdtype(labels.dtype, jnp.floating), count, config)
+    if isinstance(labels, jax.core.Tracer):
+        return
+    kept = np.asarray(labels)[np.asarray(labels) != -100]
+    if kept.size and not 0 <= kept.min() <= kept.max() < config.vocab_size:
+        raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.vocab_size))
 
 
 def teacher_loss(distilled: Array, teacher_logits: Array, config: ViTConfig) -> Array:

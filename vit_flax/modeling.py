@@ -20,12 +20,11 @@ from vit_core import calls
 from vit_core.config import pair
 from vit_core.family import family_of
 from vit_flax.activations import activation
-from vit_flax.attention import additive_bias
 from vit_flax.base import FlaxViTPreTrainedModel, intercepted, shapes
 from vit_flax.embeddings import ViTEmbeddings
 from vit_flax.encoder import ViTEncoder, ViTLayer
 from vit_flax.losses import classification_loss, masked_reconstruction_loss
-from vit_flax.module import ViTModule, normal
+from vit_flax.module import ViTModule
 from vit_flax.outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
@@ -48,15 +47,18 @@ class FlaxViTModule(ViTModule):
     """The bare Vision Transformer as a Linen module; see `FlaxViTModel`."""
 
     layer_class: ClassVar[type[nn.Module]] = ViTLayer
+    encoder_class: ClassVar[type[ViTEncoder]] = ViTEncoder
+    pooler_class: ClassVar[type[nn.Module]] = ViTPooler
+    output_class: ClassVar[type[ModelOutput]] = BaseModelOutputWithPooling
     add_pooling_layer: bool = True
     use_mask_token: bool = False
 
     def setup(self) -> None:
         self.embeddings = ViTEmbeddings(**self.common, use_mask_token=self.use_mask_token)
-        self.encoder = ViTEncoder(**self.common, layer_class=self.layer_class)
+        self.encoder = self.encoder_class(**self.common, layer_class=self.layer_class)
         self.layernorm = self.layer_norm() if self.config.final_norm else lambda x: x
         if self.add_pooling_layer:
-            self.pooler = ViTPooler(**self.common)
+            self.pooler = self.pooler_class(**self.common)
 
     def watched(self) -> bool:
         """Whether a caller may see that the last layer leaves tokens out: what it records, or intercepts."""
@@ -89,11 +91,11 @@ class FlaxViTModule(ViTModule):
         assert pixel_values is not None
 
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate, train)
-        bias = additive_bias(attention_mask, x.dtype)
+        bias = self.encoder.score_bias(attention_mask, x.dtype, self.size_of(pixel_values), interpolate)
         encoded = self.encoder(x, head_mask, bias, options, train)
-        x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=x,
+        x = self.layernorm(encoded.last_hidden_state)
+        output = self.output_class(
+            last_hidden_state=x[:, :tokens],
             pooler_output=self.pool(x),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -121,7 +123,8 @@ class FlaxViTModule(ViTModule):
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False, channels_axis=axis)
 
         x = self.embeddings(pixel_values, None, interpolate)
-        states = self.encoder(x, options=calls.features_options(self.config, depths, pool)).hidden_states
+        bias = self.encoder.score_bias(None, x.dtype, self.size_of(pixel_values), interpolate)
+        states = self.encoder(x, None, bias, calls.features_options(self.config, depths, pool)).hidden_states
         assert states is not None
         size = self.size_of(pixel_values) if reshape else None
         found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
@@ -197,6 +200,7 @@ class FlaxViTForImageClassificationModule(ViTWithHead):
 
     output_class: ClassVar[type[ModelOutput]] = ImageClassifierOutput
     tokens: ClassVar[int | None] = 1
+    reads: ClassVar[str] = "last_hidden_state"  # of the trunk's output
 
     def build_head(self) -> None:
         self.classifier = self.build_classifier()
@@ -207,7 +211,7 @@ class FlaxViTForImageClassificationModule(ViTWithHead):
         return self.linear(self.config.num_labels) if self.config.num_labels else lambda x: x
 
     def logits(self, x: Array) -> dict[str, Array]:
-        """What the head makes of the trunk's tokens (B, S, D), by its names in the output."""
+        """What the head makes of what it `reads`, tokens (B, S, D), by its names in the output."""
         mean = self.config.pool == "mean"
         x = x[:, self.config.num_prefix_tokens :].mean(1) if mean else x[:, 0]
         return {"logits": self.classifier(self.fc_norm(x))}
@@ -236,7 +240,7 @@ class FlaxViTForImageClassificationModule(ViTWithHead):
             return_dict=return_dict,
             train=train,
         )
-        found = self.logits(trunk.last_hidden_state)
+        found = self.logits(trunk[self.reads])
         loss = classification_loss(found["logits"], labels, self.config) if labels is not None else None
         return self.answer(options, trunk, loss=loss, **found)
 
@@ -259,7 +263,7 @@ class ViTDecoder(ViTModule):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         rh, rw = pair(self.config.encoder_stride)
-        init, features = normal(self.config.initializer_range), rh * rw * self.config.num_channels
+        init, features = self.kernel_init, rh * rw * self.config.num_channels
         conv = nn.Conv(features, (1, 1), dtype=self.dtype, param_dtype=self.param_dtype, kernel_init=init, name="0")
         return ViTPixelShuffle(**self.common, name="1")(conv(x))
 

@@ -12,23 +12,24 @@ from flax import linen as nn
 from jax import Array
 
 from vit_core.config import ViTConfig
-from vit_core.initialization import BOUND, constant
+from vit_core.family import family_of
+from vit_core.initialization import BOUND, DRAWN, constant
 from vit_core.params import Spec, spec_of
 from vit_core.position import sincos
 from vit_flax.layers import LayerNorm, product
 
 
 @cache
-def normal(std: float) -> Callable[..., Array]:
-    """Initialiser: a normal distribution cut at -2 and 2, absolute.
+def normal(std: float, bound: float = BOUND) -> Callable[..., Array]:
+    """Initialiser: a normal distribution cut at -bound and bound, absolute.
 
     Compiled, as Linen traces the initialiser of each parameter in every call, to see its shape.
     """
 
     @partial(jax.jit, static_argnums=(1, 2))
     def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        if std * 6 > BOUND:
-            return jax.random.truncated_normal(key, -BOUND / std, BOUND / std, shape, dtype) * std
+        if std * 6 > bound:
+            return jax.random.truncated_normal(key, -bound / std, bound / std, shape, dtype) * std
         return jax.random.normal(key, shape, dtype) * std
 
     return init
@@ -68,9 +69,15 @@ class ViTModule(nn.Module):
         """(height, width) of pixels."""
         return pixel_values.shape[2:] if self.channels_axis == 1 else pixel_values.shape[1:3]
 
+    @property
+    def kernel_init(self) -> Callable[..., Array]:
+        """The initialiser of every matrix: a member's table has one for all, that of the patches' projection."""
+        init = family_of(self.config).rows["embeddings.patch_embeddings.projection"].init
+        return normal(self.config.initializer_range, DRAWN[init])
+
     def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
         """A linear layer."""
-        init = normal(self.config.initializer_range)
+        init = self.kernel_init
         return nn.Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init, dot_general=product)
 
     def layer_norm(self) -> LayerNorm:
@@ -89,4 +96,6 @@ def start(spec: Spec, config: ViTConfig) -> Callable[..., Array]:
     if spec.init == "sincos":
         return sines(config.grid, config.position_prefix)
     value = constant(spec, config)
-    return normal(config.initializer_range) if value is None else nn.initializers.constant(value)
+    if value is None:
+        return normal(config.initializer_range, DRAWN[spec.init])
+    return nn.initializers.constant(value)

@@ -13,9 +13,20 @@ if keras.config.backend() != "tensorflow":
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMAEConfig, ViTMSNConfig
+from vit_core.family import (
+    BeitConfig,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    IJepaConfig,
+    ViTMAEConfig,
+    ViTMSNConfig,
+)
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BeitFeatureExtractor,
+    BeitImageProcessor,
+    BeitImageProcessorFast,
     BitImageProcessor,
     BitImageProcessorFast,
     DeiTFeatureExtractor,
@@ -27,6 +38,13 @@ from vit_core.pictures.processing import (
 )
 from vit_tf.backbone import TFViTBackbone
 from vit_tf.base import TFViTPreTrainedModel
+from vit_tf.beit import (
+    TFBeitBackbone,
+    TFBeitForImageClassification,
+    TFBeitForMaskedImageModeling,
+    TFBeitModel,
+    TFBeitPreTrainedModel,
+)
 from vit_tf.deit import (
     TFDeiTForImageClassification,
     TFDeiTForImageClassificationWithTeacher,
@@ -53,9 +71,11 @@ from vit_tf.outputs import (
     BackboneOutput,
     BaseModelOutput,
     BaseModelOutputWithPooling,
+    BeitModelOutputWithPooling,
     DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    MaskedLMOutput,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
 )
@@ -66,6 +86,11 @@ ViTForImageClassification = TFViTForImageClassification
 ViTForMaskedImageModeling = TFViTForMaskedImageModeling
 ViTBackbone = TFViTBackbone
 ViTPreTrainedModel = TFViTPreTrainedModel
+BeitBackbone = TFBeitBackbone
+BeitForImageClassification = TFBeitForImageClassification
+BeitForMaskedImageModeling = TFBeitForMaskedImageModeling
+BeitModel = TFBeitModel
+BeitPreTrainedModel = TFBeitPreTrainedModel
 DeiTModel = TFDeiTModel
 DeiTForImageClassification = TFDeiTForImageClassification
 DeiTForImageClassificationWithTeacher = TFDeiTForImageClassificationWithTeacher
@@ -108,6 +133,16 @@ __all__ = [
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BeitBackbone",
+    "BeitConfig",
+    "BeitFeatureExtractor",
+    "BeitForImageClassification",
+    "BeitForMaskedImageModeling",
+    "BeitImageProcessor",
+    "BeitImageProcessorFast",
+    "BeitModel",
+    "BeitModelOutputWithPooling",
+    "BeitPreTrainedModel",
     "BitImageProcessor",
     "BitImageProcessorFast",
     "DeiTConfig",
@@ -136,11 +171,17 @@ __all__ = [
     "IJepaPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
+    "MaskedLMOutput",
     "TFAutoBackbone",
     "TFAutoModel",
     "TFAutoModelForImageClassification",
     "TFAutoModelForMaskedImageModeling",
     "TFAutoModelForPreTraining",
+    "TFBeitBackbone",
+    "TFBeitForImageClassification",
+    "TFBeitForMaskedImageModeling",
+    "TFBeitModel",
+    "TFBeitPreTrainedModel",
     "TFDeiTForImageClassification",
     "TFDeiTForImageClassificationWithTeacher",
     "TFDeiTForMaskedImageModeling",

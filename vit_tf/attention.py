@@ -1,7 +1,7 @@
 """Scaled dot-product attention, and the names it goes by (ViT paper, appendix A; Vaswani et al. 2017).
 
-It takes queries, keys and values (B, h, S, d), a bias (B, 1, 1 or S, S) that is added to the scores or None, and
-returns the context (B, h, S, d) with the probabilities (B, h, S, S).
+It takes queries, keys and values (B, h, S, d), a bias (B or 1, h or 1, S or 1, S) that is added to the scores or
+None, and returns the context (B, h, S, d) with the probabilities (B, h, S, S).
 """
 
 from __future__ import annotations

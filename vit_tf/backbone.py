@@ -49,7 +49,8 @@ class TFViTBackbone(TFViTModel, Backbone):
         options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
         interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
         x = self.embeddings(pixel_values, None, interpolate_pos_encoding=interpolate, training=training)
-        encoded = self.encoder(x, options=calls.backbone_options(self.config, options), training=training)
+        bias = self.encoder.score_bias(None, x.dtype, pixel_values, interpolate)
+        encoded = self.encoder(x, None, bias, options=calls.backbone_options(self.config, options), training=training)
         assert encoded.hidden_states is not None
         pool = "patches" if self.config.reshape_hidden_states else "tokens"
         size, normalize = self.size_of(pixel_values), self.config.apply_layernorm

@@ -18,7 +18,7 @@ from vit_core.family import has_head, has_mask_token
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.files.tensor import own
 from vit_core.formats.reading import read
-from vit_core.initialization import constant, draw
+from vit_core.initialization import DRAWN, constant, draw
 from vit_core.params import TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_tf.attention import choose
@@ -40,7 +40,7 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(call)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        stored = isinstance(self._trunk().embeddings.position_embeddings.value, tf.Variable)
+        stored = isinstance(self.get_input_embeddings().projection.bias.value, tf.Variable)
         states = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         if states or not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
             return call(self, *args, **kwargs)
@@ -142,18 +142,29 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         )
         if "decoder" in self.parts and masked is not None:
             calls.check_reconstruction(self.config)
-        self._check_targets(inputs.get("labels"), inputs.get("teacher_logits"), inputs["pixel_values"].shape[0])
+        if "lm_head" in self.parts:
+            self._check_visual_tokens(inputs.get("labels"), masked)
+        else:
+            self._check_targets(inputs.get("labels"), inputs.get("teacher_logits"), inputs["pixel_values"].shape[0])
+
+    def _check_visual_tokens(self, labels: Any, masked: Any) -> None:
+        if labels is None:
+            return
+        count = int(np.count_nonzero(masked.numpy())) if _visible(masked) else masked
+        calls.check_visual_tokens(tuple(labels.shape), _integers(labels), count, self.config)
+        kept = labels.numpy()[labels.numpy() != -100] if _visible(labels) else np.empty(0)
+        if kept.size and not 0 <= kept.min() <= kept.max() < self.config.vocab_size:
+            raise ValueError(calls.label_out_of_range(int(kept.min()), int(kept.max()), self.config.vocab_size))
 
     def _check_targets(self, labels: Any, teacher_logits: Any, batch: int | None) -> None:
         logits, problem = (batch, self.config.num_labels), None
         if labels is not None:
-            integers = not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
-            problem = calls.problem_type(self.config, integers)
+            problem = calls.problem_type(self.config, _integers(labels))
         if teacher_logits is not None:
             calls.check_distillation(problem, tuple(teacher_logits.shape), logits, self.config)
         if problem is not None:
-            calls.check_labels(tuple(labels.shape), logits, problem, integers)
-            if tf.is_tensor(labels) and not tf.is_symbolic_tensor(labels):
+            calls.check_labels(tuple(labels.shape), logits, problem, _integers(labels))
+            if _visible(labels):
                 calls.check_label_values(labels.numpy(), self.config)
 
     # ---- parameters ------------------------------------------------------------------------------------------
@@ -301,7 +312,7 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:
     """The initial array of a parameter, in Keras's layout: the core's for this seed, or drawn by TensorFlow."""
     if seed is None and constant(spec, config) is None and not spec.row.fixed:
         axes = TF.permutation(spec.kind, spec.leaf) or range(len(spec.shape))
-        return Normal(config.initializer_range)([spec.shape[i] for i in axes], tf.float32)
+        return Normal(config.initializer_range, DRAWN[spec.init])([spec.shape[i] for i in axes], tf.float32)
     return to_native(draw(spec, config, seed or 0), spec, TF)
 
 
@@ -313,6 +324,15 @@ def _merged(layer: Any) -> np.ndarray[Any, Any]:
 def shape(tensor: Any) -> tuple[int | None, ...] | None:
     """The shape of a tensor, None where a dimension is unknown while tracing; None of None."""
     return None if tensor is None else tuple(tensor.shape)
+
+
+def _integers(labels: Any) -> bool:
+    return not keras.backend.is_float_dtype(keras.backend.standardize_dtype(labels.dtype))
+
+
+def _visible(tensor: Any) -> bool:
+    """Whether it is a tensor whose values are known, that is not while tracing."""
+    return tf.is_tensor(tensor) and not tf.is_symbolic_tensor(tensor)
 
 
 def _as_tensor(value: Any) -> Any:

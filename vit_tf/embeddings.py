@@ -14,7 +14,7 @@ from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
-from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token
+from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token, has_positions
 from vit_core.position import kernel_matrix
 from vit_tf.losses import wide
 from vit_tf.module import ViTModule
@@ -51,7 +51,7 @@ class ViTEmbeddings(ViTModule):
         self.mask_token = self.weight(MASK_TOKEN) if has_mask_token(self.config, self.use_mask_token) else None
         registers = self.config.num_register_tokens
         self.register_tokens = self.weight("embeddings.register_tokens") if registers else None
-        self.position_embeddings = self.weight(POSITIONS, autocast=False)
+        self.position_embeddings = self.weight(POSITIONS, autocast=False) if has_positions(self.config) else None
         self.patch_embeddings = self.child(ViTPatchEmbeddings, "patch_embeddings")
         self.dropout = self.dropout_layer(self.config.embeddings_dropout_prob)
 
@@ -71,8 +71,9 @@ class ViTEmbeddings(ViTModule):
         batch = ops.shape(x)[0]
         tokens = [repeated(getattr(self, name), batch, x.dtype) for name in self.config.tokens]
         x = tf.concat([*tokens, x], axis=1)  # (B, S, D)
-        table = self.position_embeddings.value
-        x = x + tf.cast(resized_positions(table, size, self.config) if interpolate_pos_encoding else table, x.dtype)
+        if self.position_embeddings is not None:
+            table = self.position_embeddings.value
+            x = x + tf.cast(resized_positions(table, size, self.config) if interpolate_pos_encoding else table, x.dtype)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = tf.concat([x[:, :first], repeated(self.register_tokens, batch, x.dtype), x[:, first:]], axis=1)

@@ -16,7 +16,7 @@ from tensorflow import Tensor
 from vit_core import calls
 from vit_core.family import LAYER
 from vit_tf.activations import activation
-from vit_tf.attention import choose
+from vit_tf.attention import additive_bias, choose
 from vit_tf.module import ViTModule
 from vit_tf.outputs import BaseModelOutput
 from vit_tf.remat import rematerialized
@@ -26,10 +26,10 @@ class ViTSelfAttention(ViTModule):
     """Multi-head self-attention before its output projection (appendix A, equations 5 to 7)."""
 
     def build(self, input_shape: Any = None) -> None:
-        width, use_bias = self.config.hidden_size, self.config.qkv_bias
-        self.query = self.linear(width, width, "query", use_bias)
-        self.key = self.linear(width, width, "key", use_bias)
-        self.value = self.linear(width, width, "value", use_bias)
+        width = self.config.hidden_size
+        self.query = self.linear(width, width, "query", self.config.qkv_bias)
+        self.key = self.linear(width, width, "key", self.config.key_bias)
+        self.value = self.linear(width, width, "value", self.config.qkv_bias)
         self.dropout = self.dropout_layer(self.config.attention_probs_dropout_prob)
 
     def call(
@@ -65,8 +65,10 @@ class ViTSelfOutput(ViTModule):
 class ViTAttention(ViTModule):
     """Self-attention and its output projection."""
 
+    attention_class: type[ViTModule] = ViTSelfAttention
+
     def build(self, input_shape: Any = None) -> None:
-        self.attention = self.child(ViTSelfAttention, "attention")
+        self.attention = self.child(self.attention_class, "attention")
         self.output_ = self.child(ViTSelfOutput, "output")
 
     def call(
@@ -159,6 +161,12 @@ class ViTEncoder(ViTModule):
     def build(self, input_shape: Any = None) -> None:
         rates = enumerate(self.config.drop_path_rates)
         self.layer = [self.child(self.layer_class, f"layer_._{i}", drop_path=rate) for i, rate in rates]
+
+    def score_bias(
+        self, attention_mask: Tensor | None, dtype: tf.DType, pixel_values: Tensor, interpolate: bool
+    ) -> Any:
+        """What the layers add to their scores, for a mask and pictures."""
+        return additive_bias(attention_mask, dtype)
 
     def call(
         self,

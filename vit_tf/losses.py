@@ -5,7 +5,13 @@ from __future__ import annotations
 import tensorflow as tf
 from tensorflow import Tensor
 
-from vit_core.calls import check_distillation, check_labels, check_reconstruction, problem_type
+from vit_core.calls import (
+    check_distillation,
+    check_labels,
+    check_reconstruction,
+    check_visual_tokens,
+    problem_type,
+)
 from vit_core.config import ViTConfig, pair
 
 
@@ -29,12 +35,7 @@ def classification_loss(
     logits = tf.cast(logits, wide(logits.dtype))
     divisor = tf.cast(tf.shape(logits)[0], logits.dtype)
     if problem == "single_label_classification":
-        labels = tf.cast(tf.reshape(labels, [-1]), tf.int64)
-        kept = labels != -100
-        known = (labels >= 0) & (labels < logits.shape[1])
-        each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(known, labels, 0), logits)
-        each = tf.where(known, each, tf.where(kept, tf.cast(float("nan"), each.dtype), 0.0))
-        divisor = tf.reduce_sum(tf.cast(kept, logits.dtype))
+        each, divisor = _cross_entropies(logits, tf.reshape(labels, [-1]))
     elif problem == "multi_label_classification":
         each = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(labels, logits.dtype), logits)
     else:
@@ -44,6 +45,34 @@ def classification_loss(
     if sample_weight is not None:
         each = each * tf.cast(tf.reshape(sample_weight, [-1]), each.dtype)
     return tf.reduce_sum(each) / divisor
+
+
+def _cross_entropies(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross entropy of each row, 0 where it is ignored and NaN where there is no such class; how many are not."""
+    labels = tf.cast(labels, tf.int64)
+    kept = labels != -100
+    known = (labels >= 0) & (labels < logits.shape[1])
+    each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(known, labels, 0), logits)
+    each = tf.where(known, each, tf.where(kept, tf.cast(float("nan"), each.dtype), 0.0))
+    return each, tf.reduce_sum(tf.cast(kept, logits.dtype))
+
+
+def visual_token_loss(logits: Tensor, mask: Tensor | None, labels: Tensor, config: ViTConfig) -> Tensor:
+    """Cross entropy of the masked patches' visual tokens (Bao et al. 2022, BEiT, equation 2).
+
+    Logits (B, N, V); mask (B, N), 1 where masked; labels (n_masked,). Raises ValueError for labels that do not fit.
+    Their number and range are found where values are visible, that is in eager calls; in a graph the loss is NaN.
+    """
+    masked = None if mask is None else tf.cast(tf.reshape(tf.cast(mask, bool), [-1]), tf.int32)
+    count = None if masked is None else tf.reduce_sum(masked)
+    check_visual_tokens(tuple(labels.shape), not labels.dtype.is_floating, count, config)
+    assert masked is not None
+    given = tf.shape(labels)[0]
+    nth = tf.minimum(tf.cumsum(masked), given) * masked  # of the masked patches, from 1; 0 for the others
+    targets = tf.gather(tf.concat([[-100], tf.cast(labels, tf.int64)], axis=0), nth)
+    logits = tf.reshape(tf.cast(logits, wide(logits.dtype)), (-1, logits.shape[2]))
+    each, divisor = _cross_entropies(logits, targets)
+    return tf.where(count == given, tf.reduce_sum(each) / divisor, float("nan"))
 
 
 def teacher_loss(distilled: Tensor, teacher_logits: Tensor, config: ViTConfig) -> Tensor:

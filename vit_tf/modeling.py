@@ -22,7 +22,6 @@ from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.params import spec_of
 from vit_tf.activations import activation
-from vit_tf.attention import additive_bias
 from vit_tf.base import TFViTPreTrainedModel, compiled
 from vit_tf.embeddings import ViTEmbeddings
 from vit_tf.encoder import ViTEncoder, ViTLayer
@@ -57,6 +56,8 @@ class TFViTModel(TFViTPreTrainedModel):
 
     architecture = "ViTModel"
     layer_class: type[ViTModule] = ViTLayer
+    encoder_class: type[ViTEncoder] = ViTEncoder
+    pooler_class: type[ViTModule] = ViTPooler
     output_class: type[ModelOutput] = BaseModelOutputWithPooling
 
     def __init__(
@@ -69,10 +70,14 @@ class TFViTModel(TFViTPreTrainedModel):
 
     def build_parts(self) -> None:
         self.embeddings = self.child(ViTEmbeddings, "embeddings", use_mask_token="mask_token" in self.parts)
-        self.encoder = self.child(ViTEncoder, "encoder", layer_class=self.layer_class)
+        self.encoder = self.child(self.encoder_class, "encoder", layer_class=self.layer_class)
         self.layernorm = self.layer_norm("layernorm") if self.config.final_norm else self.identity("layernorm")
         if "pooler" in self.parts:
-            self.pooler = self.child(ViTPooler, "pooler")
+            self.pooler = self.child(self.pooler_class, "pooler")
+
+    def watched(self) -> bool:
+        """Whether more tokens are read than a call asks for."""
+        return False
 
     @compiled
     def call(
@@ -94,18 +99,15 @@ class TFViTModel(TFViTPreTrainedModel):
         configuration's. `tokens` asks for the first so many tokens alone, which is faster: 1 is the CLS token, that the
         pooler reads. Raises ValueError for what does not fit, TypeError for what is no tensor of floats.
         """
-        options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict, tokens)
-        x = self.embeddings(
-            pixel_values,
-            bool_masked_pos,
-            interpolate_pos_encoding=calls.interpolates(self.config, interpolate_pos_encoding),
-            training=training,
-        )
-        bias = additive_bias(attention_mask, x.dtype)
+        asked = (output_attentions, output_hidden_states, return_dict, tokens)
+        options = calls.resolve_options(self.config, *asked, self.watched())
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding=interpolate, training=training)
+        bias = self.encoder.score_bias(attention_mask, x.dtype, pixel_values, interpolate)
         encoded = self.encoder(x, head_mask, bias, options=options, training=training)
-        x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=x,
+        x = self.layernorm(encoded.last_hidden_state)
+        output = self.output_class(
+            last_hidden_state=x[:, :tokens],
             pooler_output=self.pool(x),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -145,7 +147,9 @@ class TFViTModel(TFViTPreTrainedModel):
         self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
     ) -> tuple[Tensor, ...]:
         x = self.embeddings(pixels, None, interpolate_pos_encoding=interpolate)
-        states = self.encoder(x, options=calls.features_options(self.config, depths, pool)).hidden_states
+        bias = self.encoder.score_bias(None, x.dtype, pixels, interpolate)
+        options = calls.features_options(self.config, depths, pool)
+        states = self.encoder(x, None, bias, options=options).hidden_states
         size = self.size_of(pixels) if reshape else None
         return tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
 
@@ -217,6 +221,7 @@ class TFViTForImageClassification(TFViTWithHead):
     architecture = "ViTForImageClassification"
     output_class: type[ModelOutput] = ImageClassifierOutput
     tokens: int | None = 1
+    reads = "last_hidden_state"  # of the trunk's output
 
     def build_head(self) -> None:
         self.classifier = self.build_classifier("classifier")
@@ -230,7 +235,7 @@ class TFViTForImageClassification(TFViTWithHead):
         return self.linear(inputs, outputs, name)
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
-        """What the head makes of the trunk's tokens (B, S, D), by its names in the output."""
+        """What the head makes of what it `reads`, tokens (B, S, D), by its names in the output."""
         mean = self.config.pool == "mean"
         x = tf.reduce_mean(x[:, self.config.num_prefix_tokens :], axis=1) if mean else x[:, 0]
         return {"logits": self.classifier(self.fc_norm(x))}
@@ -260,7 +265,7 @@ class TFViTForImageClassification(TFViTWithHead):
             return_dict=return_dict,
             training=training,
         )
-        found = self.logits(trunk.last_hidden_state)
+        found = self.logits(trunk[self.reads])
         loss = classification_loss(found["logits"], labels, self.config) if labels is not None else None
         return self.answer(options, trunk, loss=loss, **found)
 

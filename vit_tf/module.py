@@ -12,7 +12,7 @@ from keras import layers, ops
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig
-from vit_core.initialization import BOUND, constant, draw
+from vit_core.initialization import DRAWN, constant, draw
 from vit_core.params import spec_of
 from vit_tf.layers import Dense, LayerNorm
 
@@ -20,17 +20,17 @@ loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether what
 
 
 class Normal(keras.initializers.Initializer):
-    """A normal distribution of standard deviation `std`, cut at -2 and 2, absolute; zeros while a model is loaded."""
+    """A normal distribution of standard deviation `std`, cut at -`bound` and `bound`; zeros while a model is loaded."""
 
-    def __init__(self, std: float) -> None:
-        self.std = std
+    def __init__(self, std: float, bound: float) -> None:
+        self.std, self.bound = std, bound
 
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
         if loading.get() or not self.std:
             return tf.zeros(shape, dtype)
         seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
-        if self.std * 6 > BOUND:
-            limits = {"minvals": -BOUND, "maxvals": BOUND}
+        if self.std * 6 > self.bound:
+            limits = {"minvals": -self.bound, "maxvals": self.bound}
             values = tf.random.stateless_parameterized_truncated_normal(shape, seed, 0.0, self.std, **limits)
         else:
             values = tf.random.stateless_normal(shape, seed, stddev=self.std)
@@ -38,7 +38,7 @@ class Normal(keras.initializers.Initializer):
 
     def get_config(self) -> dict[str, Any]:
         """For Keras: the arguments."""
-        return {"std": self.std}
+        return {"std": self.std, "bound": self.bound}
 
 
 class Builder:
@@ -56,8 +56,9 @@ class Builder:
         return layer
 
     def normal(self) -> Normal:
-        """The configuration's initialiser."""
-        return Normal(self.config.initializer_range)
+        """The initialiser of what the configuration draws."""
+        kernel = spec_of(self.config, "embeddings.patch_embeddings.projection.weight")
+        return Normal(self.config.initializer_range, DRAWN[kernel.init])
 
     def linear(self, inputs: int, outputs: int, name: str, use_bias: bool = True, act: Any = None) -> Dense:
         """A linear layer, and an activation function."""

@@ -21,18 +21,19 @@ def rematerialized(layer: keras.layers.Layer) -> Callable[..., Any]:
     weights = {id(v) for v in layer.weights}
     seeds = [v for v in layer.variables if id(v) not in weights]  # the state of its random numbers is no weight
 
-    def call(*tensors: Tensor | None, options: calls.Options, training: bool) -> Any:
-        given = [i for i, tensor in enumerate(tensors) if tensor is not None]
+    def call(*inputs: Any, options: calls.Options, training: bool) -> Any:
+        flat = tf.nest.flatten(inputs)  # inputs are tensors, None, or tuples of them
+        given = [i for i, tensor in enumerate(flat) if tensor is not None and tensor.dtype.is_floating]
         states = [(seed, tf.identity(seed.value)) for seed in seeds]
 
         def run(*present: Tensor) -> Any:
-            inputs: list[Tensor | None] = [None] * len(tensors)
+            tensors: list[Tensor | None] = list(flat)
             for i, tensor in zip(given, present, strict=True):
-                inputs[i] = tensor
+                tensors[i] = tensor
             with keras.StatelessScope(state_mapping=states):
-                return layer(*inputs, options=options, training=training)
+                return layer(*tf.nest.pack_sequence_as(inputs, tensors), options=options, training=training)
 
-        result = keras.remat(run)(*(tensors[i] for i in given))
+        result = keras.remat(run)(*(flat[i] for i in given))
         for seed in seeds:
             seed.assign_add([0, 1])
         return result

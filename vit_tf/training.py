@@ -16,7 +16,7 @@ from tensorflow import Tensor
 
 from vit_core.config import ViTConfig, pair
 from vit_core.outputs import ModelOutput
-from vit_tf.losses import classification_loss, distillation_loss
+from vit_tf.losses import classification_loss, distillation_loss, visual_token_loss
 
 TARGETS = ("labels", "teacher_logits")  # what a call may be given for its loss alone
 targets_follow: ContextVar[bool] = ContextVar("targets_follow", default=False)  # whether labels may come after a call
@@ -45,6 +45,7 @@ class Training(keras.Model):
     """
 
     config: ViTConfig
+    parts: frozenset[str]
     output_class: type[ModelOutput]
     data_format: str
 
@@ -90,12 +91,15 @@ class Training(keras.Model):
         labels, output = _labels(x, y), self.main_output(y_pred)
         if self.loss is not None:
             return super().compute_loss(x, labels, output, sample_weight, training)
-        teacher = x.get("teacher_logits") if isinstance(x, Mapping) else None
+        inputs = x if isinstance(x, Mapping) else {}
+        teacher, mask = inputs.get("teacher_logits"), inputs.get("bool_masked_pos")
         labels = None if labels is None else tf.convert_to_tensor(labels)
         loss = _loss_of(y_pred)
         if teacher is not None:
             _, ours, theirs, *_ = _but_loss(y_pred)
             loss = distillation_loss(ours, theirs, labels, tf.convert_to_tensor(teacher), self.config)
+        elif labels is not None and "lm_head" in self.parts:
+            loss = visual_token_loss(output, mask, labels, self.config)
         elif labels is not None and "labels" in inspect.signature(self.call).parameters:
             loss, sample_weight = classification_loss(output, labels, self.config, sample_weight), None
         if loss is None:

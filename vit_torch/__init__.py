@@ -5,9 +5,20 @@ from functools import partial
 from vit_core.app.auto import auto
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import DeiTConfig, Dinov2Config, Dinov2WithRegistersConfig, IJepaConfig, ViTMAEConfig, ViTMSNConfig
+from vit_core.family import (
+    BeitConfig,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    IJepaConfig,
+    ViTMAEConfig,
+    ViTMSNConfig,
+)
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BeitFeatureExtractor,
+    BeitImageProcessor,
+    BeitImageProcessorFast,
     BitImageProcessor,
     BitImageProcessorFast,
     DeiTFeatureExtractor,
@@ -19,6 +30,13 @@ from vit_core.pictures.processing import (
 )
 from vit_torch.backbone import ViTBackbone
 from vit_torch.base import ViTPreTrainedModel
+from vit_torch.beit import (
+    BeitBackbone,
+    BeitForImageClassification,
+    BeitForMaskedImageModeling,
+    BeitModel,
+    BeitPreTrainedModel,
+)
 from vit_torch.deit import (
     DeiTForImageClassification,
     DeiTForImageClassificationWithTeacher,
@@ -45,9 +63,11 @@ from vit_torch.outputs import (
     BackboneOutput,
     BaseModelOutput,
     BaseModelOutputWithPooling,
+    BeitModelOutputWithPooling,
     DeiTForImageClassificationWithTeacherOutput,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
+    MaskedLMOutput,
     ViTMAEForPreTrainingOutput,
     ViTMAEModelOutput,
 )
@@ -73,6 +93,16 @@ __all__ = [
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BeitBackbone",
+    "BeitConfig",
+    "BeitFeatureExtractor",
+    "BeitForImageClassification",
+    "BeitForMaskedImageModeling",
+    "BeitImageProcessor",
+    "BeitImageProcessorFast",
+    "BeitModel",
+    "BeitModelOutputWithPooling",
+    "BeitPreTrainedModel",
     "BitImageProcessor",
     "BitImageProcessorFast",
     "DeiTConfig",
@@ -101,6 +131,7 @@ __all__ = [
     "IJepaPreTrainedModel",
     "ImageClassifierOutput",
     "MaskedImageModelingOutput",
+    "MaskedLMOutput",
     "ViTBackbone",
     "ViTConfig",
     "ViTFeatureExtractor",

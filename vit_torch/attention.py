@@ -1,7 +1,8 @@
 """Scaled dot-product attention three ways, and which of them a call runs (ViT paper, appendix A; Vaswani et al. 2017).
 
-Each takes queries, keys and values (B, h, S, d), a bias (B, 1, 1 or S, S) that is added to the scores or None, and
-returns the context (B, h, S, d) with the probabilities (B, h, S, S), or None where they are never materialised.
+Each takes queries, keys and values (B, h, S, d), a bias (B or 1, h or 1, S or 1, S) that is added to the scores or
+None, and returns the context (B, h, S, d) with the probabilities (B, h, S, S), or None where they are never
+materialised.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ def flex(
             f"attn_implementation='flex' has no attention dropout, got attention_probs_dropout_prob={dropout}: use "
             "'sdpa' or 'eager' for training."
         )
-    rows = 0 if bias is None else bias.shape[2]
+    batch, heads, rows = (False,) * 3 if bias is None else (size > 1 for size in bias.shape[:3])
 
     def add_bias(score: Tensor, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
         assert bias is not None
-        return score + bias[b, 0, row if rows > 1 else 0, column]
+        return score + bias[b if batch else 0, h if heads else 0, row if rows else 0, column]
 
     attend = _flex_attention()
     context = attend(q, k, v, score_mod=None if bias is None else add_bias)

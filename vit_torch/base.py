@@ -17,7 +17,7 @@ from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.formats.reading import read
-from vit_core.initialization import BOUND, constant, draw
+from vit_core.initialization import BOUND, DRAWN, constant, draw
 from vit_core.loading import LoadReport
 from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
@@ -53,12 +53,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = (
-        "ViTEmbeddings",
-        "ViTLayer",
-        "Dinov2Layer",
-        "ViTMAEDecoder",
-    )  # for accelerate's maps of devices
+    # For accelerate's maps of devices.
+    _no_split_modules = ("ViTEmbeddings", "ViTLayer", "Dinov2Layer", "BeitLayer", "ViTMAEDecoder")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -309,7 +305,10 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
         return torch.from_numpy(draw(spec, config, seed or 0))
     if (value := constant(spec, config)) is not None:
         return torch.full(spec.shape, value)
-    return nn.init.trunc_normal_(torch.empty(spec.shape), std=config.initializer_range, a=-BOUND, b=BOUND)
+    bound, std = DRAWN[spec.init], config.initializer_range
+    if bound == float("inf"):
+        return nn.init.normal_(torch.empty(spec.shape), std=std)
+    return nn.init.trunc_normal_(torch.empty(spec.shape), std=std, a=-bound, b=bound)
 
 
 def shapes(*inputs: Tensor | None, **others: Tensor | None) -> dict[str, tuple[int, ...] | None]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
-from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token
+from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token, has_positions
 from vit_core.params import spec_of
 from vit_core.position import kernel_matrix
 
@@ -44,7 +44,7 @@ class ViTEmbeddings(nn.Module):
         self.mask_token = weight(config, MASK_TOKEN) if has_mask_token(config, use_mask_token) else None
         registers = config.num_register_tokens
         self.register_tokens = weight(config, "embeddings.register_tokens") if registers else None
-        self.position_embeddings = weight(config, POSITIONS)
+        self.position_embeddings = weight(config, POSITIONS) if has_positions(config) else None
         self.patch_embeddings = ViTPatchEmbeddings(config)
         self.dropout = nn.Dropout(config.embeddings_dropout_prob)
 
@@ -57,8 +57,9 @@ class ViTEmbeddings(nn.Module):
             x = torch.where(bool_masked_pos[..., None] != 0, self.mask_token, x)
         tokens = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.config.tokens]
         x = torch.cat([*tokens, x], dim=1)  # (B, S, D)
-        table = self.position_embeddings
-        x = x + (resized_positions(table, pixel_values.shape[2:], self.config) if interpolate_pos_encoding else table)
+        if (table := self.position_embeddings) is not None:
+            size = pixel_values.shape[2:]
+            x = x + (resized_positions(table, size, self.config) if interpolate_pos_encoding else table)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = torch.cat([x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]], dim=1)

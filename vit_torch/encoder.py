@@ -6,6 +6,7 @@ those of `modeling_vit` of transformers 4.57.6.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_torch.activations import ViTActivation
-from vit_torch.attention import choose
+from vit_torch.attention import additive_bias, choose
 from vit_torch.outputs import BaseModelOutput
 
 
@@ -26,7 +27,7 @@ class ViTSelfAttention(nn.Module):
         super().__init__()
         self.config = config
         self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
 
     def forward(
@@ -61,9 +62,11 @@ class ViTSelfOutput(nn.Module):
 class ViTAttention(nn.Module):
     """Self-attention and its output projection."""
 
+    attention_class: type[nn.Module] = ViTSelfAttention
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.attention = ViTSelfAttention(config)
+        self.attention = self.attention_class(config)
         self.output = ViTSelfOutput(config)
 
     def forward(
@@ -154,6 +157,12 @@ class ViTEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(layer_class(config, rate) for rate in config.drop_path_rates)
         self.checkpointing: dict[str, Any] | None = None
+
+    def score_bias(
+        self, attention_mask: Tensor | None, dtype: torch.dtype, size: Sequence[int], interpolate: bool
+    ) -> Any:
+        """What the layers add to their scores, for a mask and pictures of a `size`, height x width."""
+        return additive_bias(attention_mask, dtype)
 
     def forward(
         self,

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vit_core.calls import check_distillation, check_labels, check_reconstruction, label_out_of_range, problem_type
+from vit_core.calls import (
+    check_distillation,
+    check_labels,
+    check_reconstruction,
+    check_visual_tokens,
+    label_out_of_range,
+    problem_type,
+)
 from vit_core.config import ViTConfig, pair
 
 
@@ -21,14 +30,35 @@ def classification_loss(logits: Tensor, labels: Tensor, config: ViTConfig) -> Te
     check_labels(tuple(labels.shape), tuple(logits.shape), problem, integers)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if problem == "single_label_classification":
-        try:
-            return F.cross_entropy(logits, labels.reshape(-1).long())
-        except IndexError as error:
-            kept = labels[labels != -100]
-            raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), logits.shape[1])) from error
+        return _cross_entropy(logits, labels.reshape(-1))
     if problem == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, field: str = "num_labels") -> Tensor:
+    try:
+        return F.cross_entropy(logits, labels.long())
+    except IndexError as error:
+        kept = labels[labels != -100]
+        raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), logits.shape[1], field)) from error
+
+
+def visual_token_loss(logits: Tensor, mask: Tensor | None, labels: Tensor, config: ViTConfig) -> Tensor:
+    """Cross entropy of the masked patches' visual tokens (Bao et al. 2022, BEiT, equation 2).
+
+    Logits (B, N, V); mask (B, N), 1 where masked; labels (n_masked,). Raises ValueError for labels that do not fit: for
+    their number where it is known, not in compiled code.
+    """
+    masked = mask.flatten() != 0 if mask is not None else None
+    count: Any = None if masked is None else masked.sum()
+    count = count if count is None or torch.compiler.is_compiling() else int(count)
+    check_visual_tokens(tuple(labels.shape), not labels.is_floating_point(), count, config)
+    assert masked is not None
+    nth = masked.long().cumsum(0) - 1  # of the masked patches
+    targets = torch.where(masked, labels.long()[nth.clamp(min=0)], -100)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return _cross_entropy(logits.flatten(0, 1), targets, "vocab_size")
 
 
 def teacher_loss(distilled: Tensor, teacher_logits: Tensor, config: ViTConfig) -> Tensor:

@@ -20,7 +20,6 @@ from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS
 from vit_core.params import spec_of
 from vit_torch.activations import ViTActivation
-from vit_torch.attention import additive_bias
 from vit_torch.base import ViTPreTrainedModel, hooked, shapes
 from vit_torch.embeddings import ViTEmbeddings
 from vit_torch.encoder import ViTEncoder, ViTLayer, layer_norm, packed
@@ -54,6 +53,9 @@ class ViTModel(ViTPreTrainedModel):
 
     architecture = "ViTModel"
     layer_class: type[nn.Module] = ViTLayer
+    encoder_class: type[ViTEncoder] = ViTEncoder
+    pooler_class: type[nn.Module] = ViTPooler
+    output_class: type[ModelOutput] = BaseModelOutputWithPooling
 
     def __init__(
         self,
@@ -65,9 +67,9 @@ class ViTModel(ViTPreTrainedModel):
     ) -> None:
         super().__init__(config, self.parts_of(config, add_pooling_layer, use_mask_token))
         self.embeddings = ViTEmbeddings(config, "mask_token" in self.parts)
-        self.encoder = ViTEncoder(config, self.layer_class)
+        self.encoder = self.encoder_class(config, self.layer_class)
         self.layernorm = layer_norm(config) if config.final_norm else nn.Identity()
-        self.pooler = ViTPooler(config) if "pooler" in self.parts else None
+        self.pooler = self.pooler_class(config) if "pooler" in self.parts else None
         self.init_weights(seed)
 
     def watched(self) -> bool:
@@ -103,11 +105,12 @@ class ViTModel(ViTPreTrainedModel):
         )
 
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate)
-        bias = additive_bias(attention_mask, x.dtype)
+        assert pixel_values is not None
+        bias = self.encoder.score_bias(attention_mask, x.dtype, pixel_values.shape[2:], interpolate)
         encoded = self.encoder(x, head_mask, bias, options)
-        x = self.layernorm(encoded.last_hidden_state)[:, :tokens]
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=x,
+        x = self.layernorm(encoded.last_hidden_state)
+        output = self.output_class(
+            last_hidden_state=x[:, :tokens],
             pooler_output=self.pool(x),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,
@@ -140,7 +143,8 @@ class ViTModel(ViTPreTrainedModel):
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
 
         x = self.embeddings(pixel_values, None, interpolate)
-        states = self.encoder(x, options=calls.features_options(self.config, depths, pool)).hidden_states
+        bias = self.encoder.score_bias(None, x.dtype, pixel_values.shape[2:], interpolate)
+        states = self.encoder(x, None, bias, calls.features_options(self.config, depths, pool)).hidden_states
         size = pixel_values.shape[2:] if reshape else None
         found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
         return found[0] if isinstance(layers, int) else found
@@ -210,6 +214,7 @@ class ViTForImageClassification(ViTWithHead):
     architecture = "ViTForImageClassification"
     output_class: type[ModelOutput] = ImageClassifierOutput
     tokens: int | None = 1
+    reads = "last_hidden_state"  # of the trunk's output
 
     def build_head(self) -> None:
         self.classifier = self.build_classifier("classifier")
@@ -223,7 +228,7 @@ class ViTForImageClassification(ViTWithHead):
         return nn.Linear(inputs, outputs)
 
     def logits(self, x: Tensor) -> dict[str, Tensor]:
-        """What the head makes of the trunk's tokens (B, S, D), by its names in the output."""
+        """What the head makes of what it `reads`, tokens (B, S, D), by its names in the output."""
         mean = self.config.pool == "mean"
         x = x[:, self.config.num_prefix_tokens :].mean(1) if mean else x[:, 0]
         return {"logits": self.classifier(self.fc_norm(x))}
@@ -250,7 +255,7 @@ class ViTForImageClassification(ViTWithHead):
             output_hidden_states=output_hidden_states,
             return_dict=return_dict,
         )
-        found = self.logits(trunk.last_hidden_state)
+        found = self.logits(trunk[self.reads])
         loss = classification_loss(found["logits"], labels, self.config) if labels is not None else None
         return self.answer(options, trunk, loss=loss, **found)
 

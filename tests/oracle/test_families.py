@@ -171,6 +171,11 @@ MEMBERS: dict[str, tuple[str, dict[str, Any]]] = {
     "no mask token": ("Dinov2Model", {"mlp_ratio": 2, "use_swiglu_ffn": True, "use_mask_token": False}),
     "I-JEPA": ("IJepaForImageClassification", {"intermediate_size": 20}),
     "MSN": ("ViTMSNForImageClassification", {"intermediate_size": 20}),
+    "BEiT": ("BeitForImageClassification", {"intermediate_size": 20, "use_relative_position_bias": True}),
+    "BEiT, CLS token": (
+        "BeitForImageClassification",
+        {"intermediate_size": 20, "use_shared_relative_position_bias": True, "use_mean_pooling": False},
+    ),
     "mean": ("ViTForImageClassification", {"intermediate_size": 20, "pool": "mean"}),
     "norm of the mean": ("ViTForImageClassification", {"intermediate_size": 20, "pool": "mean", "fc_norm": True}),
 }
@@ -194,7 +199,7 @@ def test_members_in_timms_format(tmp_path: Path, library: Callable[..., None], n
     model.save_pretrained(tmp_path / "ours")
     if name in ("mean", "norm of the mean"):  # a folder for this package, which vit-convert reads as well
         assert conversion.read(tmp_path / "ours").config.pool == "mean"
-    conversion.convert(tmp_path / "ours", tmp_path / "timm", to="timm")
+    conversion.convert(tmp_path / "ours", tmp_path / "timm", to="timm-beit" if cls.startswith("Beit") else "timm")
     library("run", "timm", tmp_path / "timm", {}, tmp_path / "x.npy", tmp_path / "y.npz")
     field = "logits" if cls.endswith("ForImageClassification") else "last_hidden_state"
     with torch.no_grad(), np.load(tmp_path / "y.npz") as outputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vit_core.config import ViTConfig
+from vit_core.family.beit import BEIT, POSITION_BIAS, SHARED_POSITION_BIAS, BeitConfig
 from vit_core.family.deit import DEIT, DeiTConfig
 from vit_core.family.dinov2 import (
     DINOV2,
@@ -21,13 +22,15 @@ from vit_core.family.table import DECODER_LAYER, LAYER, MASK_TOKEN, NUMBER, POSI
 from vit_core.family.vit import ATTENTION_SCALE, MLP_SCALE, VIT
 
 __all__ = [
-    "ARCHITECTURES", "ATTENTION_SCALE", "DECODER_LAYER", "DEIT", "DINOV2", "DINOV2_WITH_REGISTERS", "FAMILIES", "GATE",
-    "GATED", "HEADS", "IJEPA", "LAYER", "MAE", "MASK_TOKEN", "MLP_SCALE", "MSN", "NUMBER", "PARTS", "POSITIONS", "VIT",
-    "DeiTConfig", "Dinov2Config", "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMAEConfig",
-    "ViTMSNConfig", "family_of", "has_head", "has_mask_token", "member_of", "parted",
+    "ARCHITECTURES", "ATTENTION_SCALE", "BEIT", "DECODER_LAYER", "DEIT", "DINOV2", "DINOV2_WITH_REGISTERS", "FAMILIES",
+    "GATE", "GATED", "HEADS", "IJEPA", "LAYER", "MAE", "MASK_TOKEN", "MLP_SCALE", "MSN", "NUMBER", "PARTS", "POSITIONS",
+    "POSITION_BIAS", "SHARED_POSITION_BIAS", "VIT", "BeitConfig", "DeiTConfig", "Dinov2Config",
+    "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMAEConfig", "ViTMSNConfig", "family_of",
+    "has_head", "has_mask_token", "has_positions", "member_of", "parted",
 ]  # fmt: skip
 
-FAMILIES = {family.model_type: family for family in (VIT, DEIT, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN, MAE)}
+_MEMBERS = (VIT, DEIT, BEIT, MAE, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN)
+FAMILIES = {family.model_type: family for family in _MEMBERS}
 ARCHITECTURES = {name: family for family in FAMILIES.values() for name in family.models}  # by PyTorch's name of a class
 PARTS = {name: parts for family in FAMILIES.values() for name, parts in family.models.items()}
 HEADS = frozenset(row.part for family in FAMILIES.values() for row in family.table if row.head)
@@ -60,6 +63,12 @@ def has_mask_token(config: ViTConfig, asked: bool) -> bool:
     if row is None:
         return False
     return asked if row.part else not row.when or bool(getattr(config, row.when))
+
+
+def has_positions(config: ViTConfig) -> bool:
+    """Whether the embeddings have positions."""
+    row = family_of(config).rows[POSITIONS]
+    return not row.when or bool(getattr(config, row.when))
 
 
 def has_head(parts: Iterable[str]) -> bool:

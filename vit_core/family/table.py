@@ -3,7 +3,8 @@
 Canonical names are those Hugging Face's PyTorch ViT has on disk, without the prefix of the trunk, for every member;
 what a member's own files call them stands in its rows. Symbols of shapes: D hidden_size, F intermediate_size, C
 num_channels, P Q of a patch (height, width), S rows of the position embeddings, G registers, O pooler width, K labels,
-R decoder channels, Dd decoder_hidden_size, Fd decoder_intermediate_size, PQC numbers of a patch.
+R decoder channels, Dd decoder_hidden_size, Fd decoder_intermediate_size, PQC numbers of a patch, T rows and H columns
+(heads) of a table of relative positions, V visual tokens.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from vit_core.config import ViTConfig, pair
+from vit_core.position import relative_positions
 
 LAYER, DECODER_LAYER = "encoder.layer.{}.", "decoder.decoder_layers.{}."
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
@@ -30,6 +32,9 @@ SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
     "Q": lambda config: pair(config.patch_size)[1],
     "S": lambda config: config.num_patches + config.position_prefix,
     "G": lambda config: config.num_register_tokens,
+    "T": lambda config: relative_positions(*config.grid),
+    "H": lambda config: config.num_attention_heads,
+    "V": lambda config: config.vocab_size,
     "O": lambda config: config.pooler_size,
     "K": lambda config: config.num_labels,
     "2D": lambda config: 2 * config.hidden_size,
@@ -55,7 +60,8 @@ class Row:
     kind: str  # linear, conv, norm or raw
     shape: tuple[str | int, ...]  # of its weight, in PyTorch's order
     bias: bool | str = True  # True, False, or the field of the configuration that says so
-    # normal: truncated normal of std initializer_range; zeros; norm: ones; sincos: sines of MAE; or a field's value
+    # normal: truncated normal of std initializer_range; untruncated: that normal; zeros; norm: ones; sincos: sines of
+    # MAE; or a field's value
     init: str = "normal"
     part: str = ""  # the optional part of a model it belongs to; "" for the trunk that every model has
     head: bool = False  # whether it stands outside the trunk, without its prefix
@@ -90,6 +96,7 @@ class Family:
     table: tuple[Row, ...]
     in_memory: Mapping[str, str | tuple[str, ...]]  # what transformers >= 5.9 calls rows; several: one below the other
     trunk_name: str = ""  # where it is not the model_type
+    also_read: tuple[str, ...] = ()  # what classes of the same models by other names call the trunk
     of_shapes: Callable[[Mapping[str, tuple[int, ...]]], dict[str, Any]] = lambda shapes: {}  # fields they speak of
 
     @property
@@ -101,6 +108,11 @@ class Family:
     def trunk(self) -> str:
         """What stands before the names of the trunk in models with a head."""
         return self.trunk_name or self.model_type
+
+    @property
+    def trunks(self) -> tuple[str, ...]:
+        """Every name of the trunk that is read."""
+        return (self.trunk, *self.also_read)
 
     @property
     def bare(self) -> str:

@@ -17,7 +17,7 @@ TRUNK = (
     Row(POSITIONS, "raw", (1, "S", "D"), bias=False),
     Row("embeddings.patch_embeddings.projection", "conv", ("D", "C", "P", "Q")),
     Row(LAYER + "attention.attention.query", "linear", ("D", "D"), bias="qkv_bias"),
-    Row(LAYER + "attention.attention.key", "linear", ("D", "D"), bias="qkv_bias"),
+    Row(LAYER + "attention.attention.key", "linear", ("D", "D"), bias="key_bias"),
     Row(LAYER + "attention.attention.value", "linear", ("D", "D"), bias="qkv_bias"),
     Row(LAYER + "attention.output.dense", "linear", ("D", "D")),
     Row(ATTENTION_SCALE, "raw", ("D",), bias=False, init="layer_scale", when="layer_scale"),

@@ -24,7 +24,7 @@ from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.saving import beside, find
 from vit_core.files.tensor import Tensor
 from vit_core.formats.rules import below_each_other
-from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name
+from vit_core.params import DIALECTS, TORCH_V5, Parsed, Spec, native_name, parse_name, parse_names
 
 _FEW_LAYERS = 100  # that a configuration may ask for whatever its weights hold
 
@@ -297,7 +297,7 @@ def recognise(
     for family in [stated] if stated else sorted(FAMILIES.values(), key=lambda family: family is not asked):
         for fmt in sorted(DIALECTS, key=lambda fmt: fmt != claimed):
             dialects = (DIALECTS[fmt], TORCH_V5) if fmt == "pt" else (DIALECTS[fmt],)
-            parsed = {name: known for name in native_names if (known := parse_name(name, family, *dialects))}
+            parsed = parse_names(native_names, family, *dialects)
             if best is None or len(parsed) > len(best[2]):
                 best = family, fmt, parsed
             if len(parsed) == len(native_names):

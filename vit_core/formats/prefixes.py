@@ -20,7 +20,7 @@ COPIES = (
 )  # fmt: skip
 _WRAPPERS = "_orig_mod|module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 _WITHIN = re.compile(rf"(?<=[./])(?:{_WRAPPERS})\.")  # before all of a name they are a prefix as any other
-_TRUNK = re.compile(rf"(^|[./])({'|'.join(family.trunk for family in FAMILIES.values())})[./]$")
+_TRUNK = re.compile(rf"(^|[./])({'|'.join(trunk for family in FAMILIES.values() for trunk in family.trunks)})[./]$")
 _MOST = 4  # prefixes that are tried
 
 

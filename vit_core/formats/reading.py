@@ -61,6 +61,7 @@ _BOOKKEEPING = (
     (r"(^|\.)n_averaged$", "how many models were averaged"),
     (r"^(opt_state|optimizer)[./]", "the optimizer's state"),
     (r"(^|[./])step$", "the number of a step"),
+    (r"(^|[./])relative_position_index$", "which row of a table each pair of tokens has, which the grid says"),
     (r"(^|[./])(\w*_)?rng(_key)?$", "the state of random numbers"),
 )
 # What no tensors of a whole model are called, and what to do about it.

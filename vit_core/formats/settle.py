@@ -16,7 +16,9 @@ from vit_core.family import (
     LAYER,
     MASK_TOKEN,
     MLP_SCALE,
+    POSITION_BIAS,
     POSITIONS,
+    SHARED_POSITION_BIAS,
     has_mask_token,
     parted,
 )
@@ -25,7 +27,8 @@ from vit_core.files.tensor import Array, Tensor, in_turn
 from vit_core.formats.format import Format, Side
 from vit_core.formats.huggingface import Checkpoint, check_layers
 from vit_core.formats.rules import POOLED_NORM, QUERY
-from vit_core.params import specs
+from vit_core.params import spec_of, specs
+from vit_core.position import relative_positions
 
 _PROJECTION = "embeddings.patch_embeddings.projection"
 _ATTENTION, _FIRST, _SECOND = (
@@ -57,14 +60,16 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
             f"{opened.path} has a head on top of a pooler (pre_logits), which no ViT class has: pass head='drop' for "
             "the model below it."
         )
-    if POSITIONS not in tensors or f"{_PROJECTION}.weight" not in tensors:
+    positioned = POSITIONS in tensors or opened.family.rows[POSITIONS].when
+    if not positioned or f"{_PROJECTION}.weight" not in tensors:
         raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {fmt.title} has.")
     config = opened.config or _config(opened, fmt, side, tensors, heads, notes)
     check_layers(opened.path, config, tensors)
     if "layer_scale" in config.defaults and ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
         config = config.copy(layer_scale=_FIRST_SCALE)
     _add_mask_token(config, tensors, notes)
-    tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config, notes)
+    if POSITIONS in tensors:
+        tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config, notes)
     _add_zero_biases(tensors, config, notes)
     parts = opened.family.parts_in(tensors)
     missing = sorted(set(specs(config, parts)) - set(tensors))
@@ -161,8 +166,8 @@ def _with_class_row(positions: Tensor, config: ViTConfig, notes: list[str]) -> T
 def _add_mask_token(config: ViTConfig, tensors: dict[str, Tensor], notes: list[str]) -> None:
     """The mask token that every model of a member has, as zeros: formats of trained models leave it out."""
     if has_mask_token(config, asked=False) and MASK_TOKEN not in tensors:
-        dtype = tensors[POSITIONS].dtype
-        zeros = Tensor.of(np.zeros((1, config.hidden_size), dtype))
+        dtype = tensors[f"{_PROJECTION}.weight"].dtype
+        zeros = Tensor.of(np.zeros(spec_of(config, MASK_TOKEN).shape, dtype))
         tensors[MASK_TOKEN] = replace(zeros, source="(zeros)", changes=(("zeros", config.hidden_size),))
         notes.append("zeros stand for the mask token, which the file has not")
 
@@ -208,7 +213,7 @@ def _config(
     if (first := tensors.get(f"{_FIRST.format(0)}.weight")) is not None:
         values["intermediate_size"] = first.shape[0]
     if values.get("image_size") is None:
-        values["image_size"] = _image_size(opened, tensors[POSITIONS].shape[1], patch)
+        values["image_size"] = _image_size(opened, tensors, patch)
     values["num_attention_heads"] = heads or values.get("num_attention_heads") or _guessed_heads(opened, width, notes)
     head = tensors.get("classifier.weight", tensors.get("cls_classifier.weight"))
     if head is not None and len(values.get("id2label", ())) != head.shape[0]:
@@ -234,10 +239,19 @@ def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
     return sizes[0] if sizes[0] == sizes[1] else (sizes[0], sizes[1])
 
 
-def _image_size(opened: Checkpoint, rows: int, patch: list[int]) -> int | tuple[int, int]:
+def _image_size(opened: Checkpoint, tensors: Mapping[str, Tensor], patch: list[int]) -> int | tuple[int, int]:
     """The size of the pictures, where the patches are a square: with rows of the tokens before them or without."""
     before = len(opened.family.config.tokens)  # those that have positions
-    side = next((isqrt(n) for n in (rows - before, rows) if n > 0 and isqrt(n) ** 2 == n), None)
+    tables = (tensors.get(name) for name in (POSITION_BIAS.format(0), SHARED_POSITION_BIAS))
+    if POSITIONS in tensors:
+        rows = tensors[POSITIONS].shape[1]
+        side = next((isqrt(n) for n in (rows - before, rows) if n > 0 and isqrt(n) ** 2 == n), None)
+    elif (table := next((table for table in tables if table is not None), None)) is not None:
+        rows = table.shape[0]
+        side = (isqrt(max(rows - 3, 0)) + 1) // 2
+        side = side if relative_positions(side, side) == rows else None
+    else:
+        rows, side = 0, None
     if side is None:
         raise ValueError(
             f"{opened.path} has {rows} position embeddings, no square of patches, and does not say what size its "

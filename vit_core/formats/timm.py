@@ -140,7 +140,8 @@ def _finish(native: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     return {_replaced(name, back): tensor for name, tensor in native.items()}
 
 
-def _read_side(path: Path) -> Side:
+def read_side(path: Path) -> Side:
+    """What timm's config.json beside the weights says."""
     stored = json_beside(path, CONFIG_NAME)
     if "architecture" not in stored:
         return Side(notes=["no timm config.json beside the weights: the preprocessing of the pictures is not known"])
@@ -188,41 +189,47 @@ def _of_architecture(name: str) -> dict[str, Any]:
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
     """timm's config.json: the base architecture with every argument that makes it this model."""
-    family = family_of(config)
-    headed, distilled = has_head(PARTS[architecture]), family is DEIT
+    headed = has_head(PARTS[architecture])
     if headed and isinstance(config, Dinov2Config):
         raise ValueError(
             "timm's DINOv2 has no head on the CLS token and the mean of the patches: pass head='drop' for the model "
             "below it."
         )
+    heads = (["head", "head_dist"] if family_of(config) is DEIT else ["head"]) if headed else []
+    arguments = {"qkv_bias": config.qkv_bias, **_of_member(config)}
+    return {CONFIG_NAME: described(config, _architecture(config), arguments, processor, heads)}
+
+
+def described(
+    config: ViTConfig, architecture: str, own: dict[str, Any], processor: dict[str, Any] | None, heads: list[str]
+) -> dict[str, Any]:
+    """What timm's config.json says of a model with these `heads`; `own` are arguments that not every model has."""
     activation = next((theirs for theirs, ours in _ACTIVATIONS.items() if ours == one_name(config.hidden_act)), None)
     if activation is None:
         raise ValueError(f"timm's configuration can't name hidden_act={config.hidden_act!r}: pass another hidden_act.")
     arguments: dict[str, Any] = {
         "img_size": config.image_size, "patch_size": config.patch_size, "in_chans": config.num_channels,
         "embed_dim": config.hidden_size, "depth": config.num_hidden_layers, "num_heads": config.num_attention_heads,
-        "mlp_ratio": _ratio(config.intermediate_size, config.hidden_size), "qkv_bias": config.qkv_bias,
+        "mlp_ratio": _ratio(config.intermediate_size, config.hidden_size), **own,
     }  # fmt: skip
-    arguments |= _of_member(config)
     if activation != "gelu":
         arguments["act_layer"] = activation
     mean, std, interpolation = statistics(processor, config.num_channels)
     height, width = pair(config.image_size)
+    labels = config.num_labels if heads else 0
     return {
-        CONFIG_NAME: {
-            "architecture": _architecture(config),
-            "num_classes": config.num_labels if headed else 0,
-            "num_features": config.hidden_size,
-            "global_pool": "avg" if config.pool == "mean" else "token",
-            "model_args": arguments,
-            **({"label_names": [config.id2label[i] for i in range(config.num_labels)]} if headed else {}),
-            "pretrained_cfg": {
-                "input_size": [config.num_channels, height, width], "fixed_input_size": True,
-                "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
-                "num_classes": config.num_labels if headed else 0, "pool_size": None,
-                "first_conv": "patch_embed.proj", "classifier": ["head", "head_dist"] if distilled else "head",
-            },
-        }
+        "architecture": architecture,
+        "num_classes": labels,
+        "num_features": config.hidden_size,
+        "global_pool": "avg" if config.pool == "mean" else "token",
+        "model_args": arguments,
+        **({"label_names": [config.id2label[i] for i in range(labels)]} if heads else {}),
+        "pretrained_cfg": {
+            "input_size": [config.num_channels, height, width], "fixed_input_size": True,
+            "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
+            "num_classes": labels, "pool_size": None,
+            "first_conv": "patch_embed.proj", "classifier": heads if len(heads) > 1 else "head",
+        },
     }  # fmt: skip
 
 
@@ -277,6 +284,6 @@ TIMM = Format(
     },
     speaks_of=_speaks_of,
     prepare=_prepare,
-    read_side=_read_side,
+    read_side=read_side,
     write_side=_write_side,
 )

@@ -1,8 +1,8 @@
 """Image processors: pictures in, `pixel_values` out, with NumPy and Pillow only.
 
-Agree bit for bit with the slow `ViTImageProcessor`, `DeiTImageProcessor` and `BitImageProcessor` of transformers
-4.57.6. `vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic. The file format is
-that of `preprocessor_config.json` in Hugging Face repositories.
+Agree bit for bit with the slow `ViTImageProcessor`, `DeiTImageProcessor`, `BeitImageProcessor` and `BitImageProcessor`
+of transformers 4.57.6. `vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic.
+The file format is that of `preprocessor_config.json` in Hugging Face repositories.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from vit_core.pictures.steps import Steps, size_dict
 __all__ = [
     "AutoImageProcessor",
     "BatchFeature",
+    "BeitFeatureExtractor",
+    "BeitImageProcessor",
+    "BeitImageProcessorFast",
     "BitImageProcessor",
     "BitImageProcessorFast",
     "DeiTFeatureExtractor",
@@ -245,7 +248,7 @@ class ViTImageProcessor:
         """The processor with these arguments, as `to_dict` or a file gives them. Warns if they are another kind's."""
         kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), "ViT")
         made = cls._class_for(str(kind))
-        if not str(kind).startswith(("ViT", "DeiT", "Bit")):
+        if not str(kind).startswith(("ViT", "DeiT", "Beit", "Bit")):
             warnings.warn(
                 f"A {kind} may prepare images in another way than {made.__name__} does: check that its "
                 "steps are these.",
@@ -266,7 +269,9 @@ class ViTImageProcessor:
         """
         keeps = "shortest_edge" in (self.size or {}) or isinstance(self, BitImageProcessor)
         crops = self.do_center_crop or isinstance(self, DeiTImageProcessor)
-        kind = "BitImageProcessor" if keeps else "DeiTImageProcessor" if crops else "ViTImageProcessor"
+        kind = "DeiTImageProcessor" if crops else "ViTImageProcessor"
+        kind = "BeitImageProcessor" if isinstance(self, BeitImageProcessor) else kind
+        kind = "BitImageProcessor" if keeps else kind
         return {**copy.deepcopy(vars(self)), "image_processor_type": kind}
 
     def to_json_string(self) -> str:
@@ -331,6 +336,26 @@ class DeiTImageProcessor(ViTImageProcessor):
         super().__init__(do_resize, size, resample, do_center_crop=do_center_crop, crop_size=crop_size, **kwargs)
 
 
+class BeitImageProcessor(DeiTImageProcessor):
+    """The processor of BEiT, which has the defaults of DeiT's. Pictures alone: it takes no segmentation maps."""
+
+
+class BeitImageProcessorFast(BeitImageProcessor):
+    """`BeitImageProcessor` with the defaults that this name has in transformers: bicubic to 224 pixels, no crop."""
+
+    def __init__(
+        self,
+        /,
+        do_resize: bool = True,
+        size: Any = None,
+        resample: int = Image.Resampling.BICUBIC,
+        do_center_crop: bool = False,
+        crop_size: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(do_resize, 224 if size is None else size, resample, do_center_crop, crop_size, **kwargs)
+
+
 class BitImageProcessor(ViTImageProcessor):
     """`ViTImageProcessor` with the defaults of BiT, which DINOv2 has: 224 pixels in the middle, CLIP's statistics.
 
@@ -379,12 +404,18 @@ class AutoImageProcessor(ViTImageProcessor):
 
     @classmethod
     def _class_for(cls, kind: str) -> Any:
-        named = {"DeiT": DeiTImageProcessor, "Bit": BitImageProcessor}
+        named = {
+            "DeiT": DeiTImageProcessor,
+            "BeitImageProcessorFast": BeitImageProcessorFast,
+            "Beit": BeitImageProcessor,
+            "Bit": BitImageProcessor,
+        }
         return next((made for name, made in named.items() if kind.startswith(name)), ViTImageProcessor)
 
 
 ViTImageProcessorFast = ViTFeatureExtractor = ViTImageProcessor
 DeiTImageProcessorFast = DeiTFeatureExtractor = DeiTImageProcessor
+BeitFeatureExtractor = BeitImageProcessor
 BitImageProcessorFast = BitImageProcessor
 
 
