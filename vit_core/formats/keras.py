@@ -12,6 +12,7 @@ from pathlib import Path
 from vit_core.config import ViTConfig
 from vit_core.family import (
     ATTENTION_SCALE,
+    BEIT,
     DINOV2,
     FAMILIES,
     GATE,
@@ -22,8 +23,11 @@ from vit_core.family import (
     MASK_TOKEN,
     MLP_SCALE,
     MSN,
+    POSITION_BIAS,
     POSITIONS,
+    SHARED_POSITION_BIAS,
     VIT,
+    BeitConfig,
     Dinov2Config,
     Family,
     family_of,
@@ -62,7 +66,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) 
 
 KERAS_H5 = Container("model", KERAS_WEIGHTS, "keras", _read, _write)
 
-_BLOCK, _OF_DINOV2 = "encoder/layer/vi_t_layer{_}/", "encoder/layer/dinov2_layer{_}/"
+_BLOCK, _OF_BEIT, _OF_DINOV2 = (f"encoder/layer/{name}_layer{{_}}/" for name in ("vi_t", "beit", "dinov2"))
 _EMBEDDINGS = "embeddings/vars/"
 _MASK_TOKEN = _EMBEDDINGS + "mask_token_of_dinov2"  # what that is called here: it has an axis less than the others
 # Where models that have a head keep their trunk: Keras takes attributes by the alphabet, `layers` before `vit`.
@@ -73,7 +77,8 @@ _IN_LAYERS = {
 }
 _TRUNKS = {name: f"{family.trunk}/" for name, family in FAMILIES.items()}
 _TRUNK = re.compile(f"^({'|'.join((*_IN_LAYERS.values(), *_TRUNKS.values()))})")
-_HEADS = tuple(f"{name}/" for name in (*HEADS, POOLED_NORM))
+_LM_HEAD = "layers/dense"  # whose norm is called `layernorm`, as a trunk's is: here with lm_head/ before it
+_HEADS = tuple(f"{name}/" for name in (*HEADS, POOLED_NORM, _LM_HEAD))
 
 
 def _variables(native: str, canonical: str, *weight: Step, also: tuple[str, ...] = ()) -> tuple[Rule, ...]:
@@ -90,14 +95,20 @@ def _attention(block: str) -> tuple[Rule, ...]:
     )
 
 
+def _layer(block: str) -> tuple[Rule, ...]:
+    return table(
+        _attention(block),
+        _variables(block + "intermediate/dense", LAYER + "intermediate.dense", LINEAR),
+        _variables(block + "output_/dense", LAYER + "output.dense", LINEAR),
+        _variables(block + "layernorm_before", LAYER + "layernorm_before"),
+        _variables(block + "layernorm_after", LAYER + "layernorm_after"),
+    )
+
+
 _BLOCKS = table(
-    _attention(_BLOCK),
+    _layer(_BLOCK),
     raw(_BLOCK + "attention/output_/vars/scale", ATTENTION_SCALE),
-    _variables(_BLOCK + "intermediate/dense", LAYER + "intermediate.dense", LINEAR),
-    _variables(_BLOCK + "output_/dense", LAYER + "output.dense", LINEAR),
     raw(_BLOCK + "output_/vars/scale", MLP_SCALE),
-    _variables(_BLOCK + "layernorm_before", LAYER + "layernorm_before"),
-    _variables(_BLOCK + "layernorm_after", LAYER + "layernorm_after"),
 )
 _RULES = table(
     raw(_EMBEDDINGS + "cls_token", "embeddings.cls_token"),
@@ -108,6 +119,11 @@ _RULES = table(
     raw(_EMBEDDINGS + "position_embeddings", POSITIONS),
     _variables("embeddings/patch_embeddings/projection", "embeddings.patch_embeddings.projection", CONV),
     _BLOCKS,
+    _layer(_OF_BEIT),
+    raw(_OF_BEIT + "attention/attention/relative_position_bias/vars/relative_position_bias_table", POSITION_BIAS),
+    raw(_OF_BEIT + "vars/lambda_1", ATTENTION_SCALE),
+    raw(_OF_BEIT + "vars/lambda_2", MLP_SCALE),
+    raw("encoder/relative_position_bias/vars/relative_position_bias_table", SHARED_POSITION_BIAS),
     _attention(_OF_DINOV2),
     raw(_OF_DINOV2 + "layer_scale1/vars/lambda1", ATTENTION_SCALE),
     _variables(_OF_DINOV2 + "mlp/fc1", LAYER + "intermediate.dense", LINEAR),
@@ -120,6 +136,9 @@ _RULES = table(
     _variables("layernorm", "layernorm"),
     _variables(POOLED_NORM, POOLED_NORM),
     _variables("layers/vi_t_pooler/dense", "pooler.dense", LINEAR, also=("layers/vi_t_dense/dense",)),
+    _variables("layers/beit_pooler/layernorm", "pooler.layernorm"),
+    _variables("lm_head/layernorm", "lm_head.layernorm"),
+    _variables(_LM_HEAD, "lm_head", LINEAR),
     _variables("classifier", "classifier", LINEAR),
     _variables("cls_classifier", "cls_classifier", LINEAR),
     _variables("distillation_classifier", "distillation_classifier", LINEAR),
@@ -135,34 +154,35 @@ _RULES = table(
 
 def _prepare(tensors: Tensors) -> Tensors:
     """Names without the trunk's own, and the arrays of the embeddings by name where a file has them by number."""
+    if f"{_LM_HEAD}/vars/0" in tensors:
+        tensors = {f"lm_head/{name}" if name.startswith("layernorm/") else name: t for name, t in tensors.items()}
     found = {_TRUNK.sub("", name): tensor for name, tensor in tensors.items()}
     numbered = sorted(name for name in found if name.startswith(_EMBEDDINGS) and name[-1].isdecimal())
     names = ("cls_token", *["mask_token"] * (len(numbered) == 3), "position_embeddings")
     renamed = dict(zip(numbered, (_EMBEDDINGS + name for name in names), strict=False))
-    if _is_dinov2(found):
+    if _speaks_of(found) is DINOV2:
         renamed[_EMBEDDINGS + "mask_token"] = _MASK_TOKEN
     return {renamed.get(name, name): tensor for name, tensor in found.items()}
 
 
-def _is_dinov2(tensors: Iterable[str]) -> bool:
-    return any("/dinov2_layer" in name for name in tensors)
-
-
-def _speaks_of(tensors: Tensors) -> Family | None:
-    """DINOv2 where there are its layers; the other members have ViT's."""
-    return DINOV2 if _is_dinov2(tensors) else None
+def _speaks_of(tensors: Iterable[str]) -> Family | None:
+    """DINOv2, or BEiT, where there are its layers; the other members have ViT's."""
+    layers = {DINOV2: "/dinov2_layer", BEIT: "/beit_layer"}
+    return next((family for family, layer in layers.items() if any(layer in name for name in tensors)), None)
 
 
 def _finish(native: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
     """Names of the member alone, with the trunk's own before them, in models that have a head."""
-    others = _BLOCK if isinstance(config, Dinov2Config) else _OF_DINOV2
-    foreign = (others.partition("{")[0], _MASK_TOKEN)
+    kinds = {Dinov2Config: _OF_DINOV2, BeitConfig: _OF_BEIT, ViTConfig: _BLOCK}
+    own = next(block for kind, block in kinds.items() if isinstance(config, kind))
+    foreign = (*(block.partition("{")[0] for block in kinds.values() if block != own), _MASK_TOKEN)
     native = {name: tensor for name, tensor in native.items() if not name.startswith(foreign)}
     if not any(name.startswith(_HEADS) for name in native):
         return native
     member = family_of(config).model_type
     trunk = _IN_LAYERS.get(member, _TRUNKS[member])
-    return {name if name.startswith(_HEADS) else trunk + name: tensor for name, tensor in native.items()}
+    headed = {name if name.startswith(_HEADS) else trunk + name: tensor for name, tensor in native.items()}
+    return {name.removeprefix("lm_head/"): tensor for name, tensor in headed.items()}
 
 
 KERAS = Format(
