@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from vit_core.calls import num_kept
 from vit_core.config import ViTConfig, pair
+from vit_core.family import ViTMAEConfig
 
 OURS, THEIRS, HUB, TIMM = "vit_trio", "transformers", "keras-hub", "timm"
 Seconds = dict[str, np.ndarray]
@@ -66,15 +69,31 @@ def forward_flops(config: ViTConfig, batch: int, last_tokens: int = 1) -> int:
 
     `last_tokens`: how many tokens the last layer computes after its attention; in this package the CLS token alone.
     """
-    tokens, width, mlp = config.num_patches + 1, config.hidden_size, config.intermediate_size
+    tokens, layer = config.num_patches + 1, partial(_of_layer, config)
+    layers = (config.num_hidden_layers - 1) * layer(tokens, tokens) + layer(tokens, last_tokens)
+    return 2 * batch * (_of_patches(config, config.hidden_size) + layers + config.hidden_size * config.num_labels)
 
-    def layer(computed: int) -> int:
-        attention = tokens * (3 * width * width + 2 * tokens * width)
-        return attention + computed * (width * width + 2 * width * mlp)
 
-    patches = config.num_patches * math.prod(pair(config.patch_size)) * config.num_channels * width
-    layers = (config.num_hidden_layers - 1) * layer(tokens) + layer(last_tokens)
-    return 2 * batch * (patches + layers + width * config.num_labels)
+def mae_flops(config: ViTMAEConfig, batch: int) -> int:
+    """Of the forward pass of an MAE, as `forward_flops`."""
+    seen, tokens, decoder = num_kept(config.num_patches, config) + 1, config.num_patches + 1, config.decoder
+    encoder = config.num_hidden_layers * _of_layer(config, seen, seen)
+    others = decoder.num_hidden_layers * _of_layer(decoder, tokens, tokens)
+    between = seen * config.hidden_size * decoder.hidden_size
+    ends = _of_patches(config, config.hidden_size) + _of_patches(config, decoder.hidden_size)
+    return 2 * batch * (ends + encoder + between + others)
+
+
+def _of_layer(config: ViTConfig, tokens: int, computed: int) -> int:
+    """Multiplications of a layer that computes so many of its tokens after its attention."""
+    width = config.hidden_size
+    attention = tokens * (3 * width * width + 2 * tokens * width)
+    return attention + computed * (width * width + 2 * width * config.intermediate_size)
+
+
+def _of_patches(config: ViTConfig, width: int) -> int:
+    """Multiplications of a layer from, or to, the pixels of all patches."""
+    return config.num_patches * math.prod(pair(config.patch_size)) * config.num_channels * width
 
 
 def timm_of(folder: Path, **options: Any) -> Any:
