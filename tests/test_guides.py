@@ -69,6 +69,14 @@ def test_the_code_of_the_fine_tuning_guide(tmp_path: Path, monkeypatch: Any, cap
     ]
 
 
+def test_the_page_of_the_family_is_what_the_package_says() -> None:
+    for name in ("torch", "tensorflow", "jax"):
+        pytest.importorskip(name)
+    from family_page import PAGE, page
+
+    assert PAGE.read_text() == page(), "write it again: python tests/family_page.py"
+
+
 def test_the_guide_names_every_flag() -> None:
     need("torch")
     from finetuning import FineTuning

@@ -56,7 +56,7 @@ def visual_token_loss(logits: Tensor, mask: Tensor | None, labels: Tensor, confi
     check_visual_tokens(tuple(labels.shape), not labels.is_floating_point(), count, config)
     assert masked is not None
     nth = masked.long().cumsum(0) - 1  # of the masked patches
-    targets = torch.where(masked, labels.long()[nth.clamp(min=0)], -100)
+    targets = F.pad(labels.long(), (0, 1), value=-100)[torch.where(masked, nth, -1)]  # the last is that of the others
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return _cross_entropy(logits.flatten(0, 1), targets, "vocab_size")
 
