@@ -73,7 +73,7 @@ def check_visual_token_labels(mask: Any, labels: Any, config: ViTConfig) -> None
         return
     kept = np.asarray(labels)[np.asarray(labels) != -100]
     if kept.size and not 0 <= kept.min() <= kept.max() < config.vocab_size:
-        raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.vocab_size))
+        raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.vocab_size, "vocab_size"))
 
 
 def teacher_loss(distilled: Array, teacher_logits: Array, config: ViTConfig) -> Array:

@@ -52,8 +52,9 @@ class BeitRelativePositionBias(ViTModule):
 
     def call(self, positions: BeitPositions) -> Tensor:
         """(B or 1, h, S, S), with the other bias of the positions."""
-        resize = positions.resize
-        table = self.relative_position_bias_table.value if resize is None else self.resized(*resize)
+        resize, table = positions.resize, self.relative_position_bias_table.value
+        # A reshape to its own shape: its gradient is dense, where that of a gather alone is a tf.IndexedSlices.
+        table = tf.reshape(table, table.shape) if resize is None else self.resized(*resize)
         bias = tf.transpose(tf.gather(tf.cast(table, self.compute_dtype), positions.rows), (2, 0, 1))[None]
         return bias if positions.bias is None else bias + positions.bias
 
