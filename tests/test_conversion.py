@@ -101,7 +101,7 @@ def test_every_golden_checkpoint_to_every_format_and_back(tmp_path: Path, folder
         if not holds(source, to):
             with pytest.raises(
                 ValueError,
-                match=r"has no (place for|ViT|DeiT|BEiT|DINOv2|I-JEPA|MSN|head on)|torchvision's ViT|two heads",
+                match=r"has no (place for|ViT|DeiT|BEiT|MAE|DINOv2|I-JEPA|MSN|head on)|torchvision's ViT|two heads",
             ):
                 convert(folder, target, to=to, container=container)
             assert not target.exists()
