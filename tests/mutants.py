@@ -89,7 +89,7 @@ MUTANTS = (
         "vit_torch/activations.py",
         'F.gelu(x, approximate="tanh")',
         "F.gelu(x)",
-        golden("torch", "eager-cls_act"),
+        golden("torch", "sdpa-cls_act"),
     ),
     Mutant(
         "tf: scale of the scores forgotten",
@@ -378,7 +378,7 @@ MUTANTS = (
         "vit_torch/modeling.py",
         "patches = trunk.last_hidden_state[:, self.config.num_prefix_tokens :]",
         "patches = trunk.last_hidden_state[:, 1 : 1 + self.config.num_patches]",
-        golden("torch", "eager-deit_mim"),
+        golden("torch", "sdpa-deit_mim"),
     ),
     Mutant(
         "torch: DeiT's answer is its CLS token's alone",
@@ -413,7 +413,7 @@ MUTANTS = (
         "vit_flax/embeddings.py",
         "jnp.concatenate([table[:, :first], patches], axis=1)",
         "jnp.concatenate([table[:, :1], table[:, :1], patches], axis=1)",
-        golden("flax", "eager-deit_48x48"),
+        golden("flax", "sdpa-deit_48x48"),
     ),
     Mutant(
         "core: DeiT's CLS token is drawn",
@@ -483,7 +483,7 @@ MUTANTS = (
         "vit_torch/dinov2.py",
         "patches = x[:, self.config.num_prefix_tokens :].mean(1)",
         "patches = x[:, 1:].mean(1)",
-        golden("torch", "eager-dinov2_reg_cls"),
+        golden("torch", "sdpa-dinov2_reg_cls"),
     ),
     Mutant(
         "core: every layer of DINOv2 has another rate of drop path",
