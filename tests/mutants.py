@@ -89,7 +89,7 @@ MUTANTS = (
         "vit_torch/activations.py",
         'F.gelu(x, approximate="tanh")',
         "F.gelu(x)",
-        golden("torch", "sdpa-cls_act"),
+        golden("torch", "eager-cls_act"),
     ),
     Mutant(
         "tf: scale of the scores forgotten",
@@ -178,8 +178,8 @@ MUTANTS = (
     Mutant(
         "core: resized positions column by column",
         "vit_core/position.py",
-        '"ah,hwd,bw->abd"',
-        '"ah,hwd,bw->bad"',
+        "patches = resized.reshape(1, target[0] * target[1], -1)",
+        "patches = resized.swapaxes(0, 1).reshape(1, target[0] * target[1], -1)",
         models("test_interpolation_of_any_grid and torch"),
     ),
     Mutant(
@@ -192,8 +192,8 @@ MUTANTS = (
     Mutant(
         "flax: class token without its position",
         "vit_flax/embeddings.py",
-        "x + positions.astype(x.dtype)",
-        "x + positions.astype(x.dtype).at[:, 0].set(0)",
+        "x + table.astype(x.dtype)",
+        "x + table.astype(x.dtype).at[:, 0].set(0)",
         golden("flax"),
     ),
     Mutant(
@@ -241,8 +241,8 @@ MUTANTS = (
     Mutant(
         "torch: labels smoothed",
         "vit_torch/losses.py",
-        "F.cross_entropy(logits, labels.reshape(-1).long())",
-        "F.cross_entropy(logits, labels.reshape(-1).long(), label_smoothing=0.1)",
+        "F.cross_entropy(logits, labels.long())",
+        "F.cross_entropy(logits, labels.long(), label_smoothing=0.1)",
         models("test_losses and torch"),
     ),
     Mutant(
@@ -411,8 +411,8 @@ MUTANTS = (
     Mutant(
         "flax: the rows of tokens are resized with the patches'",
         "vit_flax/embeddings.py",
-        "jnp.concatenate([table[:, :first], patches], axis=1)",
-        "jnp.concatenate([table[:, :1], table[:, :1], patches], axis=1)",
+        "jnp.concatenate([table[:, :first], resized], axis=1)",
+        "jnp.concatenate([table[:, :1], table[:, :1], resized], axis=1)",
         golden("flax", "sdpa-deit_48x48"),
     ),
     Mutant(
@@ -507,9 +507,30 @@ MUTANTS = (
         ("tests/test_features.py", "test_later_layers_are_not_computed"),
     ),
     Mutant(
+        "core: MAE keeps the patches of the most noise",
+        "vit_torch/mae.py",
+        "order = noise.argsort(dim=1, stable=True)",
+        "order = noise.argsort(dim=1, stable=True, descending=True)",
+        golden("torch", "eager-mae"),
+    ),
+    Mutant(
+        "tf: MAE's targets have the biased variance",
+        "vit_tf/losses.py",
+        "/ (target.shape[-1] - 1)",
+        "/ target.shape[-1]",
+        ("tests/test_models.py", "test_golden_output and tf and mae_pretraining_norm"),
+    ),
+    Mutant(
+        "core: rows and columns of relative positions change places",
+        "vit_core/position.py",
+        "rows[:, None] * across + columns[None, :]",
+        "columns[None, :] * across + rows[:, None]",
+        ("tests/test_reference.py", "torch-BeitModel"),
+    ),
+    Mutant(
         "core: a pooler that the file has not is drawn",
         "vit_core/pretrained.py",
-        'unpooled = "pooler" in PARTS.get(cls.architecture, ()) and not asked and not pooled',
+        'unpooled = not asked and not pooled and any(spec.part == "pooler" for spec in own)',
         "unpooled = False",
         ("tests/test_pretrained.py", "test_trunk_of_a_classifier and torch"),
     ),
