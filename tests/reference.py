@@ -96,7 +96,7 @@ def decoder(x: np.ndarray, order: list[list[int]], p: Arrays, config: ViTConfig)
     for i in range(config.decoder_num_hidden_layers):
         name = f"decoder.decoder_layers.{i}"
         own = {key.removeprefix(f"{name}."): array for key, array in p.items() if key.startswith(f"{name}.")}
-        y, blocks = layer(y, own, eps, heads, np.zeros(1))
+        y, blocks = layer(y, own, eps, heads, np.zeros((1, 1, 1, 1)))
         out |= {f"{name}.{key}": array for key, array in blocks.items() if key != "probabilities"} | {name: y}
     out["decoder.decoder_norm"] = layer_norm(y, p, "decoder.decoder_norm", eps)
     out["decoder.decoder_pred"] = linear(out["decoder.decoder_norm"], p, "decoder.decoder_pred")
