@@ -46,7 +46,7 @@ def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
     ids, _, summary = done.stdout.partition("left out with --device cuda")
     reasons = dict(reversed(line.split(maxsplit=1)) for line in summary.splitlines() if line[:5].strip().isdigit())
     assert reasons.keys() == {card.CORE, card.FILES, card.TENSORFLOW, LABELS}
-    assert int(reasons[LABELS]) == 2 and "[flax-label range]" in ids and "[torch-label range]" not in ids
+    assert int(reasons[LABELS]) == 3 and "[flax-label range]" in ids and "[torch-label range]" not in ids
     assert "test_h5.py" not in ids and "test_config.py" not in ids and "test_torch.py" in ids
     assert "[tf" not in ids
     assert int(reasons[card.TENSORFLOW]) == ids.count("[flax") == ids.count("[torch") + int(reasons[LABELS])

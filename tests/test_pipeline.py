@@ -351,7 +351,7 @@ def test_a_backend_without_tensors_of_its_own() -> None:
         assert options == {"return_dict": True, "output_attentions": True}
         return {"logits": pixel_values.mean((2, 3)), "attentions": (np.ones(2, np.float16),)}
 
-    model = type("FlaxViT", (), {"__module__": "vit_flax.modeling", "__call__": call})()
+    model = type("FlaxViT", (), {"__module__": "vit_flax.modeling", "__call__": call, "config": None})()
     assert backend_of(model) == "flax"
     output = run(model, np.ones((2, 3, 4, 4), np.float32), output_attentions=True)
     assert output["logits"].dtype == output["attentions"][0].dtype == np.float64
