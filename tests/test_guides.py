@@ -47,6 +47,7 @@ def run(line: str, monkeypatch: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:transformers' ViT has no place for a head on the mean")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
 def test_the_commands_of_the_fine_tuning_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     need("torch")
