@@ -1028,7 +1028,7 @@ def test_visual_tokens_that_do_not_fit() -> None:
     for misfit in (labels[1:], np.append(labels, 0), labels * 1.0):
         with pytest.raises(ValueError, match=re.escape("labels must be integers from 0 to 4 of shape (11,)")):
             model(**{**call, "labels": misfit})
-    with pytest.raises(ValueError, match=re.escape("labels must be from 0 to 4 (num_labels=5)")):
+    with pytest.raises(ValueError, match=re.escape("labels must be from 0 to 4 (vocab_size=5)")):
         model(**{**call, "labels": labels + 3})
     with pytest.raises(ValueError, match="pass bool_masked_pos with them"):
         model(pixels(), labels=labels)

@@ -310,7 +310,7 @@ def test_wrong_visual_tokens() -> None:
     for wrong, words in (
         (labels[1:], f"of shape ({count},), the visual tokens of the masked patches of all pictures in order: got"),
         (np.append(labels, 0), f"got integers of shape ({count + 1},)"),
-        (labels + 5, "labels must be from 0 to 6 (num_labels=7), or -100 to be ignored: got values from 5 to 11."),
+        (labels + 5, "labels must be from 0 to 6 (vocab_size=7), or -100 to be ignored: got values from 5 to 11."),
     ):
         with pytest.raises(ValueError, match=re.escape(words)):
             model(**{**call, "labels": wrong})
