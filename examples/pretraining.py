@@ -20,7 +20,8 @@ from vit_core.formats.reading import read
 
 RECONSTRUCTIONS = "reconstructions.png"
 ROWS = 6  # pictures in it
-RATIOS = {"simmim": 0.6, "mae": 0.75}  # of a picture that is hidden, in the papers
+METHODS = ("simmim", "mae")
+SIMMIM_RATIO = 0.6  # of a picture that is hidden, in its paper
 OF_SIMMIM, OF_MAE = ("mask_unit",), ("decoder_layers", "decoder_width", "norm_pix_loss")  # flags of a method alone
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels (B, C, H, W) and what is drawn (B, N) to a prediction
 
@@ -32,27 +33,32 @@ class PreTraining(Settings):
     method: Annotated[str, typer.Option(help="simmim, or mae, whose encoder sees no hidden patch.")] = "simmim"
     scratch: Annotated[bool, typer.Option(help="Take the checkpoint's configuration alone, not its weights.")] = False
     mask_ratio: Annotated[
-        float | None, typer.Option(min=0.01, max=0.99, help="Share of a picture to hide.", show_default="0.6, mae 0.75")
+        float | None,
+        typer.Option(
+            min=0.01, max=0.99, help="Share of a picture to hide.", show_default="0.6, mae 0.75, an MAE's own"
+        ),
     ] = None
     mask_unit: Annotated[
         int | None,
         typer.Option(help="simmim: side of the squares to hide, in pixels.", show_default="32, or a patch"),
     ] = None
-    decoder_layers: Annotated[int | None, typer.Option(min=0, help="mae: layers of the decoder.", show_default="8")] = (
-        None
-    )
+    decoder_layers: Annotated[
+        int | None, typer.Option(min=1, help="mae: layers of the decoder.", show_default="8, an MAE's own")
+    ] = None
     decoder_width: Annotated[
-        int | None, typer.Option(min=4, help="mae: width of the decoder, 32 to a head.", show_default="512")
+        int | None,
+        typer.Option(min=4, help="mae: width of the decoder, 32 to a head.", show_default="512, an MAE's own"),
     ] = None
     norm_pix_loss: Annotated[
-        bool | None, typer.Option(help="mae: normalise the pixels of each patch.", show_default="normalise")
+        bool | None,
+        typer.Option(help="mae: normalise the pixels of each patch.", show_default="normalise, an MAE's own"),
     ] = None
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of pictures to validate on.")] = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in RATIOS:
-            raise typer.BadParameter(f"--method must be {' or '.join(RATIOS)}, got {self.method}.")
+        if self.method not in METHODS:
+            raise typer.BadParameter(f"--method must be {' or '.join(METHODS)}, got {self.method}.")
         foreign = OF_SIMMIM if self.method == "mae" else OF_MAE
         if given := [f"--{name.replace('_', '-')}" for name in foreign if getattr(self, name) is not None]:
             raise typer.BadParameter(f"{', '.join(given)} is not for --method {self.method}: leave it out.")
@@ -74,7 +80,7 @@ def method_of(settings: PreTraining, config: Any) -> Method:
         )
     else:
         unit = (side // patch[0], side // patch[1])
-    ratio = RATIOS["simmim"] if settings.mask_ratio is None else settings.mask_ratio
+    ratio = SIMMIM_RATIO if settings.mask_ratio is None else settings.mask_ratio
     return SimMIM(config, settings.seed, ratio, unit)
 
 

@@ -386,9 +386,18 @@ def check_label_values(values: npt.NDArray[Any], config: ViTConfig) -> None:
     """Raises ValueError for class labels out of range; other kinds of labels have no range."""
     integers = values.dtype.kind in "iub"
     if integers and problem_type(config, integers) == "single_label_classification":
-        kept = values[values != -100]
-        if kept.size and not 0 <= kept.min() <= kept.max() < config.num_labels:
-            raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.num_labels))
+        _check_range(values, config.num_labels, "num_labels")
+
+
+def check_visual_token_values(values: npt.NDArray[Any], config: Any) -> None:
+    """Raises ValueError for visual tokens out of range."""
+    _check_range(values, config.vocab_size, "vocab_size")
+
+
+def _check_range(values: npt.NDArray[Any], count: int, field: str) -> None:
+    kept = values[values != -100]
+    if kept.size and not 0 <= kept.min() <= kept.max() < count:
+        raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), count, field))
 
 
 def label_out_of_range(lowest: int, highest: int, count: int, field: str = "num_labels") -> str:

@@ -13,8 +13,8 @@ from vit_core.calls import (
     check_distillation,
     check_labels,
     check_reconstruction,
+    check_visual_token_values,
     check_visual_tokens,
-    label_out_of_range,
     problem_type,
 )
 from vit_core.config import ViTConfig, pair
@@ -69,11 +69,8 @@ def check_visual_token_labels(mask: Any, labels: Any, config: ViTConfig) -> None
     count = None if mask is None else (mask != 0).sum()
     count = count if count is None or isinstance(count, jax.core.Tracer) else int(count)
     check_visual_tokens(labels.shape, not jnp.issubdtype(labels.dtype, jnp.floating), count, config)
-    if isinstance(labels, jax.core.Tracer):
-        return
-    kept = np.asarray(labels)[np.asarray(labels) != -100]
-    if kept.size and not 0 <= kept.min() <= kept.max() < config.vocab_size:
-        raise ValueError(label_out_of_range(int(kept.min()), int(kept.max()), config.vocab_size, "vocab_size"))
+    if not isinstance(labels, jax.core.Tracer):
+        check_visual_token_values(np.asarray(labels), config)
 
 
 def teacher_loss(distilled: Array, teacher_logits: Array, config: ViTConfig) -> Array:

@@ -152,9 +152,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
             return
         count = int(np.count_nonzero(masked.numpy())) if _visible(masked) else masked
         calls.check_visual_tokens(tuple(labels.shape), _integers(labels), count, self.config)
-        kept = labels.numpy()[labels.numpy() != -100] if _visible(labels) else np.empty(0)
-        if kept.size and not 0 <= kept.min() <= kept.max() < (count := self.config.vocab_size):
-            raise ValueError(calls.label_out_of_range(int(kept.min()), int(kept.max()), count, "vocab_size"))
+        if _visible(labels):
+            calls.check_visual_token_values(labels.numpy(), self.config)
 
     def _check_targets(self, labels: Any, teacher_logits: Any, batch: int | None) -> None:
         logits, problem = (batch, self.config.num_labels), None
