@@ -48,6 +48,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """With several processes, each on a core of its own: frameworks then start one thread, not one for every core."""
     if config.getoption("--device") == "cuda":
         use_card()
+    else:  # XLA's optimisations take longer than small models compute; test_full_size.py has them
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if PERTURBED:
         drawn = np.random.default_rng
         np.random.default_rng = lambda seed=None: drawn([PERTURBED, seed] if isinstance(seed, int) else seed)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -115,7 +117,21 @@ def write() -> None:
     README.write_text(MARKED.sub(lambda _: table(stored), README.read_text()))
 
 
+@pytest.fixture
+def optimised(backend: Any) -> Iterator[None]:
+    """JAX compiles as for users, not as for the rest of the suite (conftest.py)."""
+    if backend.name != "flax":
+        yield
+        return
+    config = import_module("jax").config
+    before = config.read("jax_disable_most_optimizations")
+    config.update("jax_disable_most_optimizations", False)
+    yield
+    config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_errors_are_those_stored(backend: Any, dtype: str, request: pytest.FixtureRequest) -> None:
     output, stored = run(backend, dtype), json.loads(STORED.read_text())

@@ -29,7 +29,6 @@ QUIET = {
     "CUDA_VISIBLE_DEVICES": "-1",
     "JAX_PLATFORMS": "cpu",
     "OMP_NUM_THREADS": "1",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than these trainings
 }
 KERAS_ITSELF = "ignore:__array__ implementation:DeprecationWarning"  # of its variables, with NumPy 2
 
