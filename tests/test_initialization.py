@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vit_core.config import ViTConfig
-from vit_core.family import VIT
+from vit_core.family import VIT, ViTMAEConfig
 from vit_core.initialization import BOUND, draw
 from vit_core.params import specs
 
@@ -65,3 +65,15 @@ def test_models_without_a_seed_have_the_distribution(backend: Any, scale: float)
     if scale == 0.02:
         check_distribution(first, config)
         assert not np.array_equal(first["embeddings.cls_token"], second["embeddings.cls_token"])
+
+
+@pytest.mark.parametrize("seed", [{}, {"seed": 7}], ids=["drawn", "seeded"])
+def test_patches_of_an_mae_start_uniform_by_the_sizes_of_their_matrix(backend: Any, seed: dict[str, int]) -> None:
+    config = ViTMAEConfig(
+        hidden_size=96, num_hidden_layers=1, num_attention_heads=4, intermediate_size=192, image_size=64
+    )
+    arrays = backend.parameters(backend.build("ViTMAEModel", config, **seed))
+    values, bound = arrays["embeddings.patch_embeddings.projection.weight"], np.sqrt(6 / (96 + 3 * 16 * 16))
+    assert 0.999 * bound < np.abs(values).max() <= bound * (1 + 1e-6)
+    assert abs(values.std() - bound / np.sqrt(3)) < 0.01 * bound
+    assert abs(arrays["encoder.layer.0.output.dense.weight"].std() - 0.02) < 0.001

@@ -7,6 +7,7 @@ distribution of standard deviation `initializer_range`, cut at -2 and 2 (absolut
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,14 @@ BOUND = 2.0  # where the normal distribution is cut
 DRAWN = {"normal": BOUND, "untruncated": float("inf")}  # where that of each initialiser is
 
 
+def uniform_bound(spec: Spec) -> float:
+    """Where the uniform distribution of "xavier" ends: of a matrix as MAE draws it (Glorot and Bengio 2010, eq. 16)."""
+    return math.sqrt(6 / (spec.shape[0] + math.prod(spec.shape[1:])))
+
+
 def constant(spec: Spec, config: ViTConfig) -> float | None:
     """The one value that a parameter starts at; None for one that is drawn, or of sines."""
-    if spec.init == "sincos" or (spec.init in DRAWN and config.initializer_range):
+    if spec.init in ("sincos", "xavier") or (spec.init in DRAWN and config.initializer_range):
         return None
     values = {**dict.fromkeys(DRAWN, 0.0), "zeros": 0.0, "norm": 1.0}
     return float(values[spec.init] if spec.init in values else getattr(config, spec.init))
@@ -38,6 +44,8 @@ def draw(spec: Spec, config: ViTConfig, seed: int) -> npt.NDArray[np.float32]:
         return sincos(config.grid, spec.shape[-1], config.position_prefix)
     stream = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, stream])))
+    if spec.init == "xavier":
+        return generator.uniform(-uniform_bound(spec), uniform_bound(spec), spec.shape).astype(np.float32)
     values = generator.standard_normal(spec.shape, np.float32) * np.float32(config.initializer_range)
     while (outside := np.abs(values) > DRAWN[spec.init]).any():
         again = generator.standard_normal(int(outside.sum()), np.float32)

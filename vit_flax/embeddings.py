@@ -14,9 +14,10 @@ from jax import Array
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
-from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token, has_positions
+from vit_core.family import MASK_TOKEN, PATCHES, POSITIONS, has_mask_token, has_positions
+from vit_core.params import spec_of
 from vit_core.position import resize_matrix
-from vit_flax.module import ViTModule
+from vit_flax.module import ViTModule, start
 
 
 class ViTPatchProjection(ViTModule):
@@ -25,7 +26,8 @@ class ViTPatchProjection(ViTModule):
     @nn.compact
     def __call__(self, pixel_values: Array) -> Array:
         (ph, pw), channels, width = pair(self.config.patch_size), self.config.num_channels, self.config.hidden_size
-        kernel = self.param("kernel", self.kernel_init, (ph, pw, channels, width), self.param_dtype)
+        init = start(spec_of(self.config, f"{PATCHES}.weight"), self.config)
+        kernel = self.param("kernel", init, (ph, pw, channels, width), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
         x, kernel, bias = promote_dtype(pixel_values, kernel, bias, dtype=self.dtype)
         x = patches(x, self.config, self.channels_axis)

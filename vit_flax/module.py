@@ -12,8 +12,8 @@ from flax import linen as nn
 from jax import Array
 
 from vit_core.config import ViTConfig
-from vit_core.family import family_of
-from vit_core.initialization import BOUND, DRAWN, constant
+from vit_core.family import LAYER, family_of
+from vit_core.initialization import BOUND, DRAWN, constant, uniform_bound
 from vit_core.params import Spec, spec_of
 from vit_core.position import sincos
 from vit_flax.layers import LayerNorm, product
@@ -31,6 +31,17 @@ def normal(std: float, bound: float = BOUND) -> Callable[..., Array]:
         if std * 6 > bound:
             return jax.random.truncated_normal(key, -bound / std, bound / std, shape, dtype) * std
         return jax.random.normal(key, shape, dtype) * std
+
+    return init
+
+
+@cache
+def uniform(bound: float) -> Callable[..., Array]:
+    """Initialiser: a uniform distribution between -bound and bound. Compiled, as `normal` is."""
+
+    @partial(jax.jit, static_argnums=(1, 2))
+    def init(key: Any, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
 
@@ -71,8 +82,8 @@ class ViTModule(nn.Module):
 
     @property
     def kernel_init(self) -> Callable[..., Array]:
-        """The initialiser of every matrix: a member's table has one for all, that of the patches' projection."""
-        init = family_of(self.config).rows["embeddings.patch_embeddings.projection"].init
+        """The initialiser of every other matrix than the patches': a member's table has one for all."""
+        init = family_of(self.config).rows[LAYER + "output.dense"].init
         return normal(self.config.initializer_range, DRAWN[init])
 
     def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
@@ -95,6 +106,8 @@ def start(spec: Spec, config: ViTConfig) -> Callable[..., Array]:
     """The initialiser of a parameter, as its table says."""
     if spec.init == "sincos":
         return sines(config.grid, config.position_prefix)
+    if spec.init == "xavier":
+        return uniform(uniform_bound(spec))
     value = constant(spec, config)
     if value is None:
         return normal(config.initializer_range, DRAWN[spec.init])

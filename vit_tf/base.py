@@ -18,11 +18,11 @@ from vit_core.family import has_head, has_mask_token
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.files.tensor import own
 from vit_core.formats.reading import read
-from vit_core.initialization import DRAWN, constant, draw
+from vit_core.initialization import constant, draw
 from vit_core.params import TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_tf.attention import choose
-from vit_tf.module import Builder, Normal, loading
+from vit_tf.module import Builder, drawn, loading
 from vit_tf.training import Training, targets_follow
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
@@ -311,7 +311,7 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:
     """The initial array of a parameter, in Keras's layout: the core's for this seed, or drawn by TensorFlow."""
     if seed is None and constant(spec, config) is None and not spec.row.fixed:
         axes = TF.permutation(spec.kind, spec.leaf) or range(len(spec.shape))
-        return Normal(config.initializer_range, DRAWN[spec.init])([spec.shape[i] for i in axes], tf.float32)
+        return drawn(spec, config)([spec.shape[i] for i in axes], tf.float32)
     return to_native(draw(spec, config, seed or 0), spec, TF)
 
 

@@ -14,10 +14,11 @@ from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
-from vit_core.family import MASK_TOKEN, POSITIONS, has_mask_token, has_positions
+from vit_core.family import MASK_TOKEN, PATCHES, POSITIONS, has_mask_token, has_positions
+from vit_core.params import spec_of
 from vit_core.position import kernel_matrix
 from vit_tf.losses import wide
-from vit_tf.module import ViTModule
+from vit_tf.module import ViTModule, drawn
 
 
 class ViTPatchEmbeddings(ViTModule):
@@ -25,7 +26,8 @@ class ViTPatchEmbeddings(ViTModule):
 
     def build(self, input_shape: Any = None) -> None:
         patch = pair(self.config.patch_size)
-        self.projection = self.conv(self.config.num_channels, self.config.hidden_size, patch, "projection")
+        init = drawn(spec_of(self.config, f"{PATCHES}.weight"), self.config)
+        self.projection = self.conv(self.config.num_channels, self.config.hidden_size, patch, "projection", init)
 
     def call(self, pixel_values: Tensor) -> Tensor:
         x = pixel_values if self.channels_axis == 3 else tf.transpose(pixel_values, (0, 2, 3, 1))  # (B, H, W, C)

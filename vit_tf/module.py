@@ -12,8 +12,9 @@ from keras import layers, ops
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig
-from vit_core.initialization import DRAWN, constant, draw
-from vit_core.params import spec_of
+from vit_core.family import LAYER, family_of
+from vit_core.initialization import DRAWN, constant, draw, uniform_bound
+from vit_core.params import Spec, spec_of
 from vit_tf.layers import Dense, LayerNorm
 
 loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether what is drawn would be thrown away
@@ -41,6 +42,29 @@ class Normal(keras.initializers.Initializer):
         return {"std": self.std, "bound": self.bound}
 
 
+class Uniform(keras.initializers.Initializer):
+    """A uniform distribution between -`bound` and `bound`; zeros while a model is loaded."""
+
+    def __init__(self, bound: float) -> None:
+        self.bound = bound
+
+    def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
+        if loading.get():
+            return tf.zeros(shape, dtype)
+        return tf.cast(tf.random.uniform(shape, -self.bound, self.bound), dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """For Keras: the argument."""
+        return {"bound": self.bound}
+
+
+def drawn(spec: Spec, config: ViTConfig) -> keras.initializers.Initializer:
+    """The initialiser of a parameter that is drawn."""
+    if spec.init == "xavier":
+        return Uniform(uniform_bound(spec))
+    return Normal(config.initializer_range, DRAWN[spec.init])
+
+
 class Builder:
     """How layers and models make the layers inside them, each with its variables, when they are built."""
 
@@ -56,18 +80,18 @@ class Builder:
         return layer
 
     def normal(self) -> Normal:
-        """The initialiser of what the configuration draws."""
-        kernel = spec_of(self.config, "embeddings.patch_embeddings.projection.weight")
-        return Normal(self.config.initializer_range, DRAWN[kernel.init])
+        """The initialiser of every other matrix than the patches': a member's table has one for all."""
+        init = family_of(self.config).rows[LAYER + "output.dense"].init
+        return Normal(self.config.initializer_range, DRAWN[init])
 
     def linear(self, inputs: int, outputs: int, name: str, use_bias: bool = True, act: Any = None) -> Dense:
         """A linear layer, and an activation function."""
         options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
         return _built(Dense(outputs, act, use_bias, **options), (None, inputs))
 
-    def conv(self, inputs: int, outputs: int, kernel: tuple[int, int], name: str) -> layers.Conv2D:
+    def conv(self, inputs: int, outputs: int, kernel: tuple[int, int], name: str, init: Any = None) -> layers.Conv2D:
         """A convolution with strides of the kernel's size, channels last."""
-        options = {"kernel_initializer": self.normal(), "dtype": self.dtype_policy, "name": name}
+        options = {"kernel_initializer": init or self.normal(), "dtype": self.dtype_policy, "name": name}
         conv = layers.Conv2D(outputs, kernel, strides=kernel, data_format="channels_last", **options)
         return _built(conv, (None, None, None, inputs))
 
@@ -110,7 +134,7 @@ class ViTModule(Builder, layers.Layer):
         spec = spec_of(self.config, name)
         fixed = spec.row.fixed
         value = draw(spec, self.config, 0) if fixed else constant(spec, self.config)
-        init = self.normal() if value is None else keras.initializers.Constant(value)
+        init = drawn(spec, self.config) if value is None else keras.initializers.Constant(value)
         leaf = spec.row.module.rpartition(".")[2]
         return self.add_weight(spec.shape, init, name=leaf, trainable=not fixed, **options)
 

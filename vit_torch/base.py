@@ -17,7 +17,7 @@ from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.formats.reading import read
-from vit_core.initialization import BOUND, DRAWN, constant, draw
+from vit_core.initialization import BOUND, DRAWN, constant, draw, uniform_bound
 from vit_core.loading import LoadReport
 from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
@@ -305,6 +305,8 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
         return torch.from_numpy(draw(spec, config, seed or 0))
     if (value := constant(spec, config)) is not None:
         return torch.full(spec.shape, value)
+    if spec.init == "xavier":
+        return nn.init.uniform_(torch.empty(spec.shape), -uniform_bound(spec), uniform_bound(spec))
     bound, std = DRAWN[spec.init], config.initializer_range
     if bound == float("inf"):
         return nn.init.normal_(torch.empty(spec.shape), std=std)

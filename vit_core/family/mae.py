@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from vit_core.calls import num_kept
 from vit_core.config import COMMON_DEFAULTS, ViTConfig, pair
-from vit_core.family.table import DECODER_LAYER, LAYER, MASK_TOKEN, POSITIONS, Family, Row, changed, without
+from vit_core.family.table import DECODER_LAYER, LAYER, MASK_TOKEN, PATCHES, POSITIONS, Family, Row, changed, without
 from vit_core.family.vit import ATTENTION_SCALE, IN_MEMORY, MLP_SCALE, TRUNK
 
 _OF_DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
@@ -98,7 +98,7 @@ class ViTMAEConfig(ViTConfig):
 _WIDTHS = {"D": "Dd", "F": "Fd"}
 _TRUNK = changed(
     without(TRUNK, MASK_TOKEN, ATTENTION_SCALE, MLP_SCALE, "pooler.dense"),
-    {POSITIONS: {"init": "sincos", "fixed": True}},
+    {POSITIONS: {"init": "sincos", "fixed": True}, PATCHES: {"init": "xavier"}},
 )
 
 

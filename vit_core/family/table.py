@@ -23,6 +23,7 @@ LAYER, DECODER_LAYER = "encoder.layer.{}.", "decoder.decoder_layers.{}."
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
 _OF_LAYER = re.compile(r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.")
 MASK_TOKEN, POSITIONS = "embeddings.mask_token", "embeddings.position_embeddings"
+PATCHES = "embeddings.patch_embeddings.projection"
 
 SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {
     "D": lambda config: config.hidden_size,
@@ -60,8 +61,8 @@ class Row:
     kind: str  # linear, conv, norm or raw
     shape: tuple[str | int, ...]  # of its weight, in PyTorch's order
     bias: bool | str = True  # True, False, or the field of the configuration that says so
-    # normal: truncated normal of std initializer_range; untruncated: that normal; zeros; norm: ones; sincos: sines of
-    # MAE; or a field's value
+    # normal: truncated normal of std initializer_range; untruncated: that normal; xavier: uniform, by the sizes of the
+    # matrix; zeros; norm: ones; sincos: sines of MAE; or a field's value
     init: str = "normal"
     part: str = ""  # the optional part of a model it belongs to; "" for the trunk that every model has
     head: bool = False  # whether it stands outside the trunk, without its prefix
