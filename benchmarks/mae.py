@@ -2,7 +2,7 @@
 
 Its encoder sees a quarter of the patches. In PyTorch against transformers, weights and noise equal, against itself with
 every patch in the encoder, and against a step of the classifier; time, and the peak memory of a process of its own that
-takes three steps.
+takes three steps. In TensorFlow against transformers' TF MAE: forward, loss and backward in a tf.function.
 
 python benchmarks/mae.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
 """
@@ -58,6 +58,41 @@ def step_of(name: str, folder: str) -> Callable[[], Any]:
     return step
 
 
+def tf_steps(folder: str) -> dict[str, Callable[[], Any]]:
+    """The same step in TensorFlow, without an optimizer, of our model and of transformers'."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    import transformers
+
+    import vit_tf
+
+    x = tf.random.stateless_normal((BATCH, 3, 224, 224), (0, 0))
+    noise = tf.random.stateless_uniform((BATCH, 196), (0, 0))
+    ours, h5 = vit_tf.TFViTMAEForPreTraining.from_pretrained(folder), f"{folder}/tf"
+    ours.save_pretrained(h5, safe_serialization=False)  # as transformers reads it
+
+    def of(model: Any) -> Callable[[], Any]:
+        variables = model.trainable_variables
+
+        @tf.function
+        def gradients() -> Any:
+            with tf.GradientTape() as tape:
+                loss = model(pixel_values=x, noise=noise, training=True).loss
+            return tf.reshape(loss, ()), tape.gradient(loss, variables)
+
+        return lambda: float(gradients()[0])
+
+    return {OURS: of(ours), THEIRS: of(transformers.TFViTMAEForPreTraining.from_pretrained(h5))}
+
+
+def check(steps: dict[str, Callable[[], Any]]) -> None:
+    """Raises ArithmeticError where the two libraries' first losses differ."""
+    first, theirs = (float(steps[name]()) for name in (OURS, THEIRS))
+    if abs(first - theirs) > 1e-4 * theirs:
+        raise ArithmeticError(f"The losses differ: {first} and {theirs}.")
+
+
 def save(folder: str) -> None:
     """Write the model that all begin with."""
     from vit_torch import ViTMAEConfig, ViTMAEForPreTraining
@@ -80,15 +115,17 @@ def main() -> None:
         found = interleaved(processes, min_rounds=3, min_seconds=0, warm_up=0, measure=lambda call: call())
         peaks = {name: values[:, 1] for name, values in found.items()}
         steps = {name: step_of(name, folder) for name in processes}
-        first, theirs = (float(steps[name]()) for name in (OURS, THEIRS))
-        if abs(first - theirs) > 1e-4 * theirs:
-            raise ArithmeticError(f"The losses differ: {first} and {theirs}.")
+        check(steps)
         times = interleaved(steps, min_rounds=given.rounds, min_seconds=given.seconds)
+        steps = tf_steps(folder)
+        check(steps)
+        tf_times = interleaved(steps, min_rounds=given.rounds, min_seconds=given.seconds)
     results = {
         f"{TITLE}{what}{against}": ratio(values[OURS], values[name])
         for what, values in (("", times), (", peak memory", peaks))
         for name, against in AGAINST.items()
     }
+    results[f"tf, {TITLE}"] = ratio(tf_times[OURS], tf_times[THEIRS])
     report("This package as a fraction of transformers'", results, given.json)
 
 
