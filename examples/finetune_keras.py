@@ -71,7 +71,7 @@ def main(settings: FineTuning) -> None:
             place,
             settings,
             lambda epoch: loader.mixed(training, epoch, settings.mixup, settings.label_smoothing),
-            (pixels_of(model.config), tf.TensorSpec((len(training.classes),))),
+            (pixels_of(model.config), tf.TensorSpec((1, len(training.classes)))),
             done,
         )
         with Run(settings, steps, done, place.main) as run:

@@ -8,7 +8,7 @@ from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
-from pictures import Loader, Pictures, architecture_of, open_model, read_split, reading
+from pictures import Loader, Pictures, architecture_of, open_loader, open_model, read_split, reading
 from training import Settings
 
 from vit_core.app.auto import architecture_for
@@ -92,7 +92,8 @@ def prepare(
                 f"is a {family.title}, without one: pass a DeiT as --model, or leave --teacher out."
             )
         changes["distillation"] = settings.distillation or KINDS[0]
-    model, loader = open_model(settings, class_of(architecture), shard, shards, **changes)
+    model = open_model(settings, class_of(architecture), shard, **changes)
+    loader = open_loader(settings, model.config, shard, shards)
     teacher = open_teacher(settings.teacher, class_of, loader, classes) if settings.teacher else None
     loader.steps(training)
     if shard == 0:

@@ -192,17 +192,20 @@ def make_optimizer(model: Any, settings: Settings, steps: int, layer_decay: floa
 def dataset(place: Place, settings: Settings, batches: Callable[[int], Iterable[Any]], one: Any, done: int) -> Any:
     """What `fit` takes: the batches of the epochs that are not done, as parts (P, B, ...) for each device.
 
-    `batches` gives the parts of an epoch, one after the other; `one` is the nest of TensorSpecs of a single picture.
+    `batches` gives the parts of an epoch, one after the other; `one` is the nest of TensorSpecs of a batch of a single
+    picture.
     """
     size = settings.batch_size // (settings.accumulate * place.strategy.num_replicas_in_sync)
-    signature = tree.map_structure(lambda s: tf.TensorSpec((settings.accumulate, size, *s.shape), s.dtype), one)
+    signature = tree.map_structure(
+        lambda s: tf.TensorSpec((settings.accumulate, size * s.shape[0], *s.shape[1:]), s.dtype), one
+    )
 
     def steps() -> Iterator[Any]:
         for epoch in range(done, settings.epochs):
             for parts in zip(*[iter(batches(epoch))] * settings.accumulate, strict=True):
                 whole = tree.map_structure(lambda *each: np.stack(each), *parts)
-                for start in range(0, size * place.devices, size):
-                    yield tree.map_structure(lambda a, i=start: a[:, i : i + size], whole)
+                for device in range(place.devices):
+                    yield tree.map_structure(lambda a, i=device: np.split(a, place.devices, axis=1)[i], whole)
 
     return place.strategy.distribute_datasets_from_function(
         lambda _: tf.data.Dataset.from_generator(steps, output_signature=signature)
@@ -210,8 +213,8 @@ def dataset(place: Place, settings: Settings, batches: Callable[[int], Iterable[
 
 
 def pixels_of(config: ViTConfig) -> tf.TensorSpec:
-    """The shape of a picture (C, H, W)."""
-    return tf.TensorSpec((config.num_channels, *pair(config.image_size)))
+    """The shape of a batch of one picture, (1, C, H, W)."""
+    return tf.TensorSpec((1, config.num_channels, *pair(config.image_size)))
 
 
 # ---- epochs ------------------------------------------------------------------------------------------------------

@@ -2,13 +2,16 @@
 
 `SimMIM` is Xie et al. 2022, section 3: squares of pixels are hidden, and the loss is the mean absolute error of theirs.
 `MAE` is He et al. 2022, section 3: the encoder sees a quarter of the patches, and the loss is the mean squared error of
-the others. Both draw for each picture by the seed, the epoch and its number.
+the others. `BEiT` is Bao et al. 2022, section 2: blocks of patches are hidden, and the loss is the cross entropy of
+their visual tokens. All draw for each picture by the seed, the epoch and its number.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -17,37 +20,51 @@ from vit_core.calls import num_kept
 from vit_core.config import ViTConfig, pair
 
 HELD_OUT = 2**31 - 1  # the epoch whose masks held-out pictures get
+Drawn = tuple[np.ndarray, ...]  # for a batch: what hides patches, (B, N), and what else the loss takes
 
 
 class Method(Protocol):
     """What a method consists of, in NumPy."""
 
-    task: str  # of the model class
-    keyword: str  # of a model's call, for what is drawn
     field: str  # of a model's output, for what is predicted
-    dtype: str  # of what is drawn, (B, N)
 
-    def __call__(self, numbers: np.ndarray, epoch: int) -> np.ndarray:
-        """What is drawn for numbered pictures (B,): (B, N)."""
+    @property
+    def inputs(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
+        """The keywords of a model's call for what is drawn: the shape for a batch of one picture, and the dtype."""
 
-    def hidden(self, drawn: np.ndarray) -> np.ndarray:
+    def __call__(self, numbers: np.ndarray, epoch: int, pixels: np.ndarray, paths: Sequence[Path]) -> Drawn:
+        """What is drawn for numbered pictures (B,) in an epoch, given as pixels (B, C, H, W) and by their files."""
+
+    def hidden(self, *drawn: np.ndarray) -> np.ndarray:
         """Masks (B, N), true where a patch is hidden."""
 
-    def errors(self, predicted: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        """The mean error (B, N) of each patch of a prediction of pixels (B, C, H, W)."""
+    def errors(self, predicted: np.ndarray, pixels: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
+        """The mean error (B, N) of each hidden patch of a prediction."""
 
-    def picture(self, predicted: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    def picture(self, predicted: np.ndarray, pixels: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
         """A prediction as pixels (B, C, H, W)."""
+
+
+class Tokenizer(Protocol):
+    """What says the visual tokens of pictures, in NumPy."""
+
+    vocab_size: int
+
+    def __call__(self, pixels: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
+        """The token of each patch, (B, N), of pictures given as pixels (B, C, H, W) and by their files."""
+
+    def patches(self, tokens: np.ndarray) -> np.ndarray | None:
+        """Tokens (B, N) as patches (B, N, P Q C), where they can be drawn."""
 
 
 def loss_of(method: Method) -> Callable[..., Any]:
     """The loss of a model's call, as a function of the model, pixels and what is drawn."""
-    return lambda network, pixels, drawn: network(pixels, **{method.keyword: drawn}).loss
+    return lambda network, pixels, *drawn: network(pixels, **dict(zip(method.inputs, drawn, strict=True))).loss
 
 
 def prediction_of(method: Method) -> Callable[..., Any]:
-    """What a model's call predicts, as a function of the model, pixels and what is drawn."""
-    return lambda model, pixels, drawn: model(pixels, **{method.keyword: drawn})[method.field]
+    """What a model's call predicts, as a function of the model, pixels and what hides patches."""
+    return lambda model, pixels, hiding: model(pixels, **{next(iter(method.inputs)): hiding})[method.field]
 
 
 @dataclass(frozen=True)
@@ -59,27 +76,28 @@ class SimMIM:
     ratio: float
     unit: tuple[int, int]  # patches, height x width, that are hidden together
 
-    task: ClassVar[str] = "ForMaskedImageModeling"
-    keyword: ClassVar[str] = "bool_masked_pos"
     field: ClassVar[str] = "reconstruction"
-    dtype: ClassVar[str] = "bool"
 
-    def __call__(self, numbers: np.ndarray, epoch: int) -> np.ndarray:
-        return np.stack([self._mask(generator(self.seed, epoch, i)) for i in numbers])
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return {"bool_masked_pos": ((1, self.config.num_patches), "bool")}
+
+    def __call__(self, numbers: np.ndarray, epoch: int, *_: Any) -> Drawn:
+        return (np.stack([self._mask(generator(self.seed, epoch, i)) for i in numbers]),)
 
     def _mask(self, random: np.random.Generator) -> np.ndarray:
         rows, columns = (g // u for g, u in zip(self.config.grid, self.unit, strict=True))
         hidden = np.zeros(rows * columns, bool)
-        hidden[random.permutation(rows * columns)[: max(round(rows * columns * self.ratio), 1)]] = True
+        hidden[random.permutation(rows * columns)[: share(rows * columns, self.ratio)]] = True
         return np.kron(hidden.reshape(rows, columns), np.ones(self.unit, bool)).reshape(-1)  # (N,)
 
-    def hidden(self, drawn: np.ndarray) -> np.ndarray:
-        return drawn
+    def hidden(self, *drawn: np.ndarray) -> np.ndarray:
+        return drawn[0]
 
-    def errors(self, predicted: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-        return np.abs(patches_of(predicted - pixels, self.config)).mean(2)
+    def errors(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
+        return np.abs(patches_of(predicted.astype(np.float64) - pixels, self.config)).mean(2)
 
-    def picture(self, predicted: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    def picture(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
         return predicted
 
 
@@ -90,23 +108,25 @@ class MAE:
     config: Any
     seed: int
 
-    task: ClassVar[str] = "ForPreTraining"
-    keyword: ClassVar[str] = "noise"
     field: ClassVar[str] = "logits"
-    dtype: ClassVar[str] = "float32"
 
-    def __call__(self, numbers: np.ndarray, epoch: int) -> np.ndarray:
-        return np.stack([generator(self.seed, epoch, i).random(self.config.num_patches, np.float32) for i in numbers])
+    @property
+    def inputs(self) -> dict[str, Any]:
+        return {"noise": ((1, self.config.num_patches), "float32")}
 
-    def hidden(self, drawn: np.ndarray) -> np.ndarray:
-        places = drawn.argsort(1, kind="stable").argsort(1)
+    def __call__(self, numbers: np.ndarray, epoch: int, *_: Any) -> Drawn:
+        patches = self.config.num_patches
+        return (np.stack([generator(self.seed, epoch, i).random(patches, np.float32) for i in numbers]),)
+
+    def hidden(self, *drawn: np.ndarray) -> np.ndarray:
+        places = drawn[0].argsort(1, kind="stable").argsort(1)
         return places >= num_kept(self.config.num_patches, self.config)
 
-    def errors(self, predicted: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    def errors(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
         patches, (mean, deviation) = patches_of(pixels, self.config), self._scale(pixels)
-        return np.square(predicted - (patches - mean) / deviation).mean(2)
+        return np.square(predicted.astype(np.float64) - (patches - mean) / deviation).mean(2)
 
-    def picture(self, predicted: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    def picture(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
         mean, deviation = self._scale(pixels)  # of the true patches, as in the paper's figures
         return pixels_of(predicted * deviation + mean, self.config)
 
@@ -116,6 +136,77 @@ class MAE:
             return 0.0, 1.0
         patches = patches_of(pixels, self.config)
         return patches.mean(2, keepdims=True), np.sqrt(patches.var(2, ddof=1, keepdims=True) + 1e-6)
+
+
+@dataclass(frozen=True)
+class BEiT:
+    """Blocks of patches are hidden, as many patches in every picture; their visual tokens are predicted."""
+
+    config: ViTConfig
+    seed: int
+    ratio: float
+    tokenizer: Tokenizer
+
+    field: ClassVar[str] = "logits"
+
+    @property
+    def count(self) -> int:
+        """How many patches of a picture are hidden."""
+        return share(self.config.num_patches, self.ratio)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        masks = ((1, self.config.num_patches), "bool")
+        return {"bool_masked_pos": masks, "labels": ((self.count,), "int32")}  # labels of all pictures in a row
+
+    def __call__(self, numbers: np.ndarray, epoch: int, pixels: np.ndarray, paths: Sequence[Path]) -> Drawn:
+        masks = np.stack([self._mask(generator(self.seed, epoch, i)) for i in numbers])
+        return masks, self.tokenizer(pixels, paths)[masks].astype(np.int32)
+
+    def _mask(self, random: np.random.Generator) -> np.ndarray:
+        """Algorithm 1; of the last block, no more patches than are missing, in the order of reading.
+
+        A block has 16 patches or more, or a quarter of what is to be hidden where that is less, and is 0.3 to 1 / 0.3
+        times as high as wide.
+        """
+        rows, columns = self.config.grid
+        least = max(min(16, self.count // 4), 1)
+        hidden = np.zeros((rows, columns), bool)
+        while missing := self.count - int(hidden.sum()):
+            size = random.uniform(least, max(missing, least))
+            shape = math.exp(random.uniform(math.log(0.3), -math.log(0.3)))  # a lying block is as likely as a standing
+            height = min(max(round(math.sqrt(size * shape)), 1), rows)
+            width = min(max(round(math.sqrt(size / shape)), 1), columns)
+            top, left = random.integers(rows - height + 1), random.integers(columns - width + 1)
+            block = np.zeros_like(hidden)
+            block[top : top + height, left : left + width] = True
+            hidden.flat[np.flatnonzero(block & ~hidden)[:missing]] = True
+        return hidden.reshape(-1)  # (N,)
+
+    def hidden(self, *drawn: np.ndarray) -> np.ndarray:
+        return drawn[0]
+
+    def errors(self, predicted: np.ndarray, pixels: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
+        masks, labels = drawn
+        logits, found = predicted[masks].astype(np.float64), np.zeros(masks.shape)
+        logits -= logits.max(1, keepdims=True)
+        found[masks] = np.log(np.exp(logits).sum(1)) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        return found
+
+    def picture(self, predicted: np.ndarray, pixels: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
+        """Where tokens can't be drawn, patches whose token is right are white, and the others black."""
+        (masks, labels), tokens = drawn, predicted.argmax(2)
+        patches = self.tokenizer.patches(tokens)
+        if patches is None:
+            right = np.zeros(masks.shape, bool)
+            right[masks] = tokens[masks] == labels
+            patches = np.where(right[..., None], np.inf, np.full_like(patches_of(pixels, self.config), -np.inf))
+        return pixels_of(patches, self.config)
+
+
+def share(count: int, ratio: float) -> int:
+    """How many of so many make up this ratio, at least one."""
+    return max(round(count * ratio), 1)
 
 
 def generator(seed: int, epoch: int, number: int) -> np.random.Generator:

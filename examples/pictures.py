@@ -297,6 +297,12 @@ class Loader:
         shares = [part.reshape(-1, self.shards, size // self.shards)[:, self.shard] for part in (numbers, labels)]
         yield from self._ahead(pictures, zip(*shares, strict=True), None)
 
+    def whole(self, pictures: Pictures) -> Iterator[Batch]:
+        """Pixels and numbers (B,) of all pictures, not augmented, in every process; the last batch may be smaller."""
+        numbers = np.arange(len(pictures.paths))
+        parts = (numbers[i : i + self.batch_size] for i in range(0, len(numbers), self.batch_size))
+        yield from self._ahead(pictures, ((part, part) for part in parts), None)
+
     def _ahead(
         self, pictures: Pictures, parts: Iterable[tuple[np.ndarray, Any]], epoch: int | None
     ) -> Iterator[tuple[np.ndarray, Any]]:
@@ -319,6 +325,12 @@ class Loader:
             image = augmented(image, np.random.default_rng((self.seed, epoch, number)), self.flip)
         pixels: np.ndarray = self.processor(image, return_tensors="np")["pixel_values"][0]
         return pixels
+
+
+def colours(pixels: np.ndarray, processor: ViTImageProcessor) -> np.ndarray:
+    """Pixels (..., C, H, W) as they were before a processor normalised them, from 0 to 1."""
+    mean, std = (np.reshape(v, (-1, 1, 1)).astype(pixels.dtype) for v in (processor.image_mean, processor.image_std))
+    return pixels * std + mean if processor.do_normalize else pixels
 
 
 def augmented(image: Image.Image, random: np.random.Generator, flip: bool) -> Image.Image:
@@ -360,15 +372,14 @@ def open_model(
     settings: Any,
     model_class: Any,
     shard: int,
-    shards: int,
     scratch: bool = False,
     config: ViTConfig | None = None,
     **overrides: Any,
-) -> tuple[Any, Loader]:
-    """The model of a training's settings, and what reads pictures for this process of it.
+) -> Any:
+    """The model of a training's settings.
 
     `overrides` are fields of its configuration. With `scratch` all weights are drawn from the seed, and for a `config`
-    where the checkpoint's is another member's. The first process says what was not in the checkpoint. Raises
+    where the checkpoint's is not to be taken. The first process says what was not in the checkpoint. Raises
     typer.BadParameter for a checkpoint that can't be read.
     """
     if settings.image_size is not None:
@@ -385,22 +396,30 @@ def open_model(
             drawn = drawn if scratch else [name for name, *_ in report.mismatched_keys] + report.missing_keys
         if scratch:
             model = model_class(config.copy(**overrides), seed=settings.seed)
-        processor = find_processor(settings.model, model.config)
     if shard == 0:
         print(f"Drawn anew: {', '.join(drawn) or 'nothing'}. Resized: {', '.join(map(str, resized)) or 'nothing'}.")
-    loader = Loader(
-        AutoImageProcessor.from_dict(for_size(processor.to_dict(), *pair(model.config.image_size))),
-        model.config,
+    return model
+
+
+def open_loader(settings: Any, config: ViTConfig, shard: int, shards: int) -> Loader:
+    """What reads pictures for this process of a training, for a model of this configuration.
+
+    Raises typer.BadParameter for a processor that can't be read.
+    """
+    with reading("--model", settings.model):
+        processor = find_processor(settings.model, config)
+    return Loader(
+        AutoImageProcessor.from_dict(for_size(processor.to_dict(), *pair(config.image_size))),
+        config,
         settings.batch_size,
         settings.seed,
         settings.accumulate,
         shard,
         shards,
-        settings.augment,
+        settings.augments,
         settings.flip,
         settings.workers,
     )
-    return model, loader
 
 
 # ---- measuring ---------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pre-train a ViT, DeiT or MAE by masked image modelling on a folder of pictures, with JAX.
+"""Pre-train a ViT, DeiT, MAE or BEiT by masked image modelling on a folder of pictures, with JAX.
 
 python examples/pretrain_jax.py my-pictures --out my-pretrained
 python examples/pretrain_jax.py my-pictures --out my-pretrained --parallel data
@@ -19,9 +19,7 @@ import vit_flax
 def main(settings: PreTraining) -> None:
     """Pre-train on pictures without labels, with JAX on one device or on many, of one process or of many."""
     with processes(settings) as place:
-        model, loader, method, training, held_out = prepare(
-            settings, partial(getattr, vit_flax), place.rank, place.world
-        )
+        model, loader, method, training, held_out = prepare(settings, partial(getattr, vit_flax), place)
         steps = loader.steps(training)
         folder = begin(settings, model, loader.processor, place.main)
         trainer = Trainer(model, loss_of(method), settings, place, folder, steps)

@@ -1,4 +1,4 @@
-"""Pre-train a ViT, DeiT or MAE by masked image modelling on a folder of pictures, with Keras.
+"""Pre-train a ViT, DeiT, MAE or BEiT by masked image modelling on a folder of pictures, with Keras.
 
 python examples/pretrain_keras.py my-pictures --out my-pretrained
 python examples/pretrain_keras.py my-pictures --out my-pretrained --parallel mirrored
@@ -30,9 +30,7 @@ def main(settings: PreTraining) -> None:
     """Pre-train on pictures without labels, with Keras on one device, on all of this machine, or on many machines."""
     with devices(settings) as place:
         keras.utils.set_random_seed(settings.seed)
-        model, loader, method, training, held_out = prepare(
-            settings, partial(in_parts, Accumulated), place.rank, place.world
-        )
+        model, loader, method, training, held_out = prepare(settings, partial(in_parts, Accumulated), place)
         steps = loader.steps(training)
         folder = begin(settings, model, loader.processor, place.main)
         if settings.gradient_checkpointing:
@@ -41,12 +39,13 @@ def main(settings: PreTraining) -> None:
         checkpoints = Checkpoints(folder, model)
         done = checkpoints.resume()
         predict = predictor(place, partial(prediction_of(method), model))
-        inputs, each = ("pixel_values", method.keyword), tf.TensorSpec((model.config.num_patches,), method.dtype)
+        one = {"pixel_values": pixels_of(model.config)}
+        one |= {name: tf.TensorSpec(*each) for name, each in method.inputs.items()}
         data = dataset(
             place,
             settings,
-            lambda epoch: (dict(zip(inputs, part, strict=True)) for part in drawn(loader, method, training, epoch)),
-            dict(zip(inputs, (pixels_of(model.config), each), strict=True)),
+            lambda epoch: (dict(zip(one, part, strict=True)) for part in drawn(loader, method, training, epoch)),
+            one,
             done,
         )
         with Run(settings, steps, done, place.main) as run:

@@ -1,4 +1,4 @@
-"""Pre-train a ViT, DeiT or MAE by masked image modelling on a folder of pictures, with PyTorch.
+"""Pre-train a ViT, DeiT, MAE or BEiT by masked image modelling on a folder of pictures, with PyTorch.
 
 python examples/pretrain_torch.py my-pictures --out my-pretrained
 torchrun --nproc-per-node 8 examples/pretrain_torch.py my-pictures --out my-pretrained --parallel ddp
@@ -20,7 +20,7 @@ import vit_torch
 def train(settings: PreTraining, place: Place) -> None:
     """The run of one process."""
     torch.manual_seed(settings.seed)
-    model, loader, method, training, held_out = prepare(settings, partial(getattr, vit_torch), place.rank, place.world)
+    model, loader, method, training, held_out = prepare(settings, partial(getattr, vit_torch), place)
     steps = loader.steps(training)
     folder = begin(settings, model, loader.processor, place.main)
     trainer = Trainer(model, settings, place, folder, steps)

@@ -5,37 +5,73 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import typer
-from masking import HELD_OUT, MAE, Method, SimMIM
+from masking import HELD_OUT, MAE, BEiT, Drawn, Method, SimMIM, Tokenizer
 from matplotlib import pyplot as plt
-from pictures import PADDING, Batch, Loader, Pictures, architecture_of, find_pictures, open_model, reading
+from pictures import (
+    PADDING,
+    Loader,
+    Pictures,
+    architecture_of,
+    colours,
+    find_pictures,
+    open_loader,
+    open_model,
+    reading,
+)
 from training import Settings
+from visual_tokens import fitted, of_dalle, read_tokens
 
 from vit_core.config import ViTConfig, pair
-from vit_core.family import ViTMAEConfig
+from vit_core.family import BeitConfig, ViTMAEConfig
 from vit_core.formats.reading import read
 
 RECONSTRUCTIONS = "reconstructions.png"
 ROWS = 6  # pictures in it
-METHODS = ("simmim", "mae")
-SIMMIM_RATIO = 0.6  # of a picture that is hidden, in its paper
-OF_SIMMIM, OF_MAE = ("mask_unit",), ("decoder_layers", "decoder_width", "norm_pix_loss")  # flags of a method alone
-Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels (B, C, H, W) and what is drawn (B, N) to a prediction
+OF_METHOD = {  # methods, with the flags of each alone
+    "simmim": ("mask_unit",),
+    "mae": ("decoder_layers", "decoder_width", "norm_pix_loss"),
+    "beit": ("tokens", "tokenizer", "vocabulary"),
+}
+RATIOS = {"simmim": 0.6, "beit": 0.4}  # of a picture that is hidden, in their papers
+KMEANS = "kmeans"
+BEGUN_AS_BEIT = {  # of a model that begins with a ViT's sizes: what the paper trains
+    "use_mask_token": True,
+    "use_shared_relative_position_bias": True,
+    "layer_scale_init_value": 0.1,
+}
+HeldOut = tuple[np.ndarray, Drawn, np.ndarray]  # pixels, what is drawn, and what of a patch (B, N) counts as hidden
+Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels (B, C, H, W) and what hides (B, N) to a prediction
+
+
+class Place(Protocol):
+    """What there is of a framework's processes."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def world(self) -> int: ...
+
+    @property
+    def main(self) -> bool: ...
+
+    def total(self, sums: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreTraining(Settings):
     """The flags of the pre-training scripts."""
 
-    method: Annotated[str, typer.Option(help="simmim, or mae, whose encoder sees no hidden patch.")] = "simmim"
+    method: Annotated[str, typer.Option(help="simmim, mae or beit: hidden pixels, or visual tokens.")] = "simmim"
     scratch: Annotated[bool, typer.Option(help="Take the checkpoint's configuration alone, not its weights.")] = False
     mask_ratio: Annotated[
         float | None,
         typer.Option(
-            min=0.01, max=0.99, help="Share of a picture to hide.", show_default="0.6, mae 0.75, an MAE's own"
+            min=0.01, max=0.99, help="Share of a picture to hide.", show_default="0.6, mae 0.75 or an MAE's, beit 0.4"
         ),
     ] = None
     mask_unit: Annotated[
@@ -53,21 +89,49 @@ class PreTraining(Settings):
         bool | None,
         typer.Option(help="mae: normalise the pixels of each patch.", show_default="normalise, an MAE's own"),
     ] = None
+    tokens: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="beit: .npz of visual tokens; pictures are not augmented."),
+    ] = None
+    tokenizer: Annotated[
+        str | None, typer.Option(help="beit: kmeans, fitted to the pictures, or folder of DALL-E's encoder.")
+    ] = None
+    vocabulary: Annotated[
+        int | None, typer.Option(min=1, help="kmeans: visual tokens.", show_default="512, fewer of few patches")
+    ] = None
     validation: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of pictures to validate on.")] = 0.1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.method not in METHODS:
-            raise typer.BadParameter(f"--method must be {' or '.join(METHODS)}, got {self.method}.")
-        foreign = OF_SIMMIM if self.method == "mae" else OF_MAE
+        if self.method not in OF_METHOD:
+            raise typer.BadParameter(f"--method must be {' or '.join(OF_METHOD)}, got {self.method}.")
+        foreign = [name for method, names in OF_METHOD.items() if method != self.method for name in names]
         if given := [f"--{name.replace('_', '-')}" for name in foreign if getattr(self, name) is not None]:
             raise typer.BadParameter(f"{', '.join(given)} is not for --method {self.method}: leave it out.")
+        if self.method == "beit" and (self.tokens is None) == (self.tokenizer is None):
+            raise typer.BadParameter(
+                "--method beit predicts visual tokens: pass either --tokens FILE or --tokenizer, kmeans or a folder."
+            )
+        if self.vocabulary and self.tokenizer != KMEANS:
+            raise typer.BadParameter(f"--vocabulary is for --tokenizer {KMEANS}: leave it out.")
+        if given := [f"--{name}" for name in ("augment", "flip") if self.tokens and getattr(self, name)]:
+            raise typer.BadParameter(
+                f"{' and '.join(given)}: --tokens are of the pictures as they are, which stay. Leave it out."
+            )
+
+    @property
+    def augments(self) -> bool:
+        """As of every script, but not where visual tokens are given."""
+        return super().augments and self.tokens is None
 
 
-def method_of(settings: PreTraining, config: Any) -> Method:
+def method_of(settings: PreTraining, config: Any, tokenizer: Tokenizer | None = None) -> Method:
     """The method of a run. Raises typer.BadParameter for squares that are not of whole patches or tile no picture."""
     if settings.method == "mae":
         return MAE(config, settings.seed)
+    ratio = RATIOS[settings.method] if settings.mask_ratio is None else settings.mask_ratio
+    if tokenizer is not None:
+        return BEiT(config, settings.seed, ratio, tokenizer)
     size, patch = pair(config.image_size), pair(config.patch_size)
     side = settings.mask_unit
     if side is None:
@@ -80,28 +144,36 @@ def method_of(settings: PreTraining, config: Any) -> Method:
         )
     else:
         unit = (side // patch[0], side // patch[1])
-    ratio = SIMMIM_RATIO if settings.mask_ratio is None else settings.mask_ratio
     return SimMIM(config, settings.seed, ratio, unit)
 
 
 def prepare(
-    settings: PreTraining, class_of: Callable[[str], Any], shard: int = 0, shards: int = 1
+    settings: PreTraining, class_of: Callable[[str], Any], place: Place
 ) -> tuple[Any, Loader, Method, Pictures, Pictures]:
     """(model, loader, method, pictures to train on, pictures to validate on).
 
-    The model is of the member of the family that its checkpoint is of, or an MAE; `class_of` gives a class by its
-    PyTorch name. Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
+    The model is of the member of the family that its checkpoint is of, an MAE, or a BEiT; `class_of` gives a class by
+    its PyTorch name. Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
     """
-    training, held_out = find_pictures(settings.pictures).split(settings.validation, settings.seed)
+    pictures = find_pictures(settings.pictures)
+    training, held_out = pictures.split(settings.validation, settings.seed)
+    config, changes, tokenizer = None, dict[str, Any](), None
     if settings.method == "mae":
         config, changes = of_mae(settings)
-        model_class = class_of("ViTMAEForPreTraining")
+        architecture = "ViTMAEForPreTraining"
+    elif settings.method == "beit":
+        beit = of_beit(settings)
+        tokenizer = tokenizer_of(settings, beit, pictures, training, place)
+        config, changes = (beit if settings.scratch else None), {"use_mask_token": True}
+        if settings.scratch:
+            changes["vocab_size"] = tokenizer.vocab_size
+        architecture = "BeitForMaskedImageModeling"
     else:
-        config, changes = None, {}
-        model_class = class_of(architecture_of(settings, SimMIM.task))
-    model, loader = open_model(settings, model_class, shard, shards, settings.scratch, config, **changes)
+        architecture = architecture_of(settings, "ForMaskedImageModeling")
+    model = open_model(settings, class_of(architecture), place.rank, settings.scratch, config, **changes)
+    loader = open_loader(settings, model.config, place.rank, place.world)
     loader.steps(training)
-    return model, loader, method_of(settings, loader.config), training, held_out
+    return model, loader, method_of(settings, loader.config, tokenizer), training, held_out
 
 
 def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
@@ -129,35 +201,77 @@ def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
     return ViTMAEConfig(**{"norm_pix_loss": True, **taken}), changes
 
 
-def drawn(loader: Loader, method: Method, pictures: Pictures, epoch: int) -> Iterator[Batch]:
+def of_beit(settings: PreTraining) -> BeitConfig:
+    """The configuration of a checkpoint's BEiT, or of one with a ViT's sizes, for pictures of `--image-size`.
+
+    Raises typer.BadParameter for the weights of another member.
+    """
+    with reading("--model", settings.model):
+        stored = read(settings.model, head="drop").config
+    sizes = {} if settings.image_size is None else {"image_size": settings.image_size}
+    if isinstance(stored, BeitConfig):
+        return stored.copy(**sizes)
+    if not settings.scratch:
+        raise typer.BadParameter(
+            f"--model {settings.model} is no BEiT's, which --method beit trains: pass --scratch to take its sizes "
+            "alone."
+        )
+    taken = {name: getattr(stored, name) for name in BeitConfig.fields() if hasattr(stored, name)}
+    return BeitConfig(**{**taken, **BEGUN_AS_BEIT, **sizes})
+
+
+def tokenizer_of(
+    settings: PreTraining, config: BeitConfig, pictures: Pictures, training: Pictures, place: Place
+) -> Tokenizer:
+    """What says the visual tokens of a run.
+
+    Raises typer.BadParameter for what says none, and for another number of tokens than the checkpoint's.
+    """
+    stated = None if settings.scratch else config.vocab_size
+    found: Tokenizer
+    if settings.tokens is not None:
+        flag = f"--tokens {settings.tokens}"
+        found = read_tokens(settings.tokens, settings.pictures, pictures.paths, config.num_patches, stated)
+    else:
+        flag = f"--tokenizer {settings.tokenizer}"
+        loader = open_loader(settings, config, place.rank, place.world)
+        if settings.tokenizer == KMEANS:
+            found = fitted(settings, loader, training, place.main, place.total)
+        else:
+            found = of_dalle(str(settings.tokenizer), loader)
+    if stated is not None and found.vocab_size != stated:
+        raise typer.BadParameter(
+            f"{flag} has {found.vocab_size} visual tokens, and --model {settings.model} tells {stated}: pass a "
+            "checkpoint of as many, or --scratch."
+        )
+    return found
+
+
+def drawn(loader: Loader, method: Method, pictures: Pictures, epoch: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Pixels of each part of an epoch, and what the method draws for them."""
     for pixels, numbers in loader.pixels(pictures, epoch):
-        yield pixels, method(numbers, epoch)
+        yield pixels, *method(numbers, epoch, pixels, pictures[numbers].paths)
 
 
-def held_out_batches(
-    loader: Loader, method: Method, pictures: Pictures
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Pixels of this process's share of held-out pictures, what is drawn, and what of a patch (B, N) counts as hidden.
-
-    Nothing of a picture that fills a batch up does.
-    """
+def held_out_batches(loader: Loader, method: Method, pictures: Pictures) -> Iterator[HeldOut]:
+    """This process's share of held-out pictures; nothing of a picture that fills a batch up counts as hidden."""
     numbered = Pictures(pictures.paths, np.arange(len(pictures.paths)), pictures.classes)
-    for pixels, numbers in loader.validation(numbered):
-        found = method(np.maximum(numbers, 0), HELD_OUT)
-        yield pixels, found, method.hidden(found) & (numbers != PADDING)[:, None]
+    for pixels, labels in loader.validation(numbered):
+        numbers = np.maximum(labels, 0)
+        found = method(numbers, HELD_OUT, pixels, pictures[numbers].paths)
+        yield pixels, found, method.hidden(*found) & (labels != PADDING)[:, None]
 
 
 def evaluate(
     predict: Predict,
-    batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    batches: Iterator[HeldOut],
     method: Method,
     total: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
 ) -> dict[str, float]:
     """The mean error of hidden patches; `total` adds up the sums of all processes."""
     sums = np.zeros(2)  # error, patches
     for pixels, found, hidden in batches:
-        errors = method.errors(predict(pixels, found).astype(np.float64), pixels)
+        errors = method.errors(predict(pixels, found[0]), pixels, *found)
         sums += errors[hidden].sum(), hidden.sum()
     error, count = total(sums)
     return {"val_loss": float(error / count)}
@@ -166,7 +280,7 @@ def evaluate(
 def draw_reconstructions(
     path: Path | None,
     predict: Predict,
-    batch: tuple[np.ndarray, np.ndarray, np.ndarray],
+    batch: HeldOut,
     loader: Loader,
     method: Method,
 ) -> None:
@@ -174,7 +288,7 @@ def draw_reconstructions(
     pixels, found, hidden = batch
     grid = hidden.reshape(-1, 1, *loader.config.grid)
     where = np.kron(grid, np.ones((1, 1, *pair(loader.config.patch_size)), bool))  # (B, 1, H, W)
-    predicted = np.where(where, method.picture(predict(pixels, found), pixels), pixels)
+    predicted = np.where(where, method.picture(predict(pixels, found[0]), pixels, *found), pixels)
     if path is None:
         return
     shown = range(min(ROWS, int(hidden.any(1).sum())))
@@ -191,8 +305,6 @@ def draw_reconstructions(
 
 def _picture(pixels: np.ndarray, loader: Loader) -> np.ndarray:
     """Pixels (C, H, W) as they were before they were normalised, (H, W, 3), grey where there are none."""
-    processor = loader.processor
-    mean, std = (np.reshape(v, (-1, 1, 1)) for v in (processor.image_mean, processor.image_std))
-    image = pixels * std + mean if processor.do_normalize else pixels
+    image = colours(pixels, loader.processor)
     image = np.where(np.isnan(image), 0.5, image.clip(0, 1)).transpose(1, 2, 0)
     return np.broadcast_to(image, (*image.shape[:2], 3))

@@ -49,7 +49,9 @@ class Settings:
     drop_path: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="How likely the last layer is skipped, the first ones less.")
     ] = None
-    augment: Annotated[bool, typer.Option(help="Rotate, zoom and shift the pictures.")] = True
+    augment: Annotated[
+        bool | None, typer.Option(help="Rotate, zoom and shift the pictures.", show_default="augment")
+    ] = None
     flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = False
     parallel: Annotated[str, typer.Option(help="How devices share the work; see docs/scale.md.")] = "none"
     workers: Annotated[int | None, typer.Option(help="Threads that read pictures.", show_default="by cores")] = None
@@ -58,6 +60,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
             raise typer.BadParameter(f"--precision must be float32 or bfloat16, got {self.precision}.")
+
+    @property
+    def augments(self) -> bool:
+        """Whether pictures are rotated, zoomed, shifted and mirrored as they are read."""
+        return self.augment is not False
 
     def warmup_steps(self, steps: int) -> int:
         """How many of the run's steps the learning rate rises."""
@@ -150,26 +157,33 @@ class Run:
         return [row for row in whole if row["epoch"] <= done]
 
 
+def begun(settings: Settings) -> bool:
+    """Whether the folder holds this run already. Raises typer.BadParameter where it holds one with other settings."""
+    known, stated = settings.out / SETTINGS, json.loads(json.dumps(asdict(settings), default=str))
+    if not known.exists():
+        return False
+    before = json.loads(known.read_text())
+    free = ("out", "workers", "parallel")
+    if changed := [n for n in stated if n not in free and stated[n] != before.get(n)]:
+        flags = ", ".join(f"{n}={before.get(n)!r}, not {stated[n]!r}" for n in changed)
+        raise typer.BadParameter(
+            f"{settings.out} holds a run with {flags}: pass the same to resume it, or another --out."
+        )
+    return True
+
+
 def begin(settings: Settings, model: Any, processor: Any, main: bool = True) -> Path:
     """The folder of the run's checkpoints, with all that a model is made of but its weights.
 
     Raises typer.BadParameter where the folder holds a run with other settings.
     """
+    begun(settings)
     folder = (settings.out / CHECKPOINTS).absolute()
-    known, stated = settings.out / SETTINGS, json.loads(json.dumps(asdict(settings), default=str))
-    if known.exists():
-        before = json.loads(known.read_text())
-        free = ("out", "workers", "parallel")
-        if changed := [n for n in stated if n not in free and stated[n] != before.get(n)]:
-            flags = ", ".join(f"{n}={before.get(n)!r}, not {stated[n]!r}" for n in changed)
-            raise typer.BadParameter(
-                f"{settings.out} holds a run with {flags}: pass the same to resume it, or another --out."
-            )
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         model.config.copy(architectures=[model.architecture]).save_pretrained(folder)
         processor.save_pretrained(folder)
-        write_atomically(known, json.dumps(stated, indent=2).encode())
+        write_atomically(settings.out / SETTINGS, json.dumps(asdict(settings), default=str, indent=2).encode())
     return folder
 
 

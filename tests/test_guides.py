@@ -55,7 +55,7 @@ def test_the_commands_of_the_fine_tuning_guide(tmp_path: Path, monkeypatch: Any,
     for line in commands("finetune.md"):
         run(line, monkeypatch)
     assert "Resized: ('vit.embeddings.position_embeddings', (6, 6), (12, 12), 'hf')" in capsys.readouterr().out
-    for name in ("my-vit", "my-larger", "my-finetuned"):
+    for name in ("my-vit", "my-larger", "my-finetuned", "my-beit-finetuned"):
         assert (tmp_path / name / "model.safetensors").is_file()
     assert (tmp_path / "my-pretrained" / "reconstructions.png").is_file()
 

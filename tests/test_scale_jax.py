@@ -103,6 +103,34 @@ def test_a_lost_process_ends_the_run_which_resumes_on_one(data: dict[str, Path],
     assert (tmp_path / "model.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_a_killed_pretraining_on_two_devices_goes_on_with_one(data: dict[str, Path], tmp_path: Path) -> None:
+    """Of an MAE; `test_finetune` has a BEiT that is killed, `test_scale_torch` one of two processes."""
+    flags = {"method": "mae", "decoder_layers": 1, "decoder_width": 64, "epochs": 2, "batch_size": 8}
+    flags["model"] = str(data["model"])
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    line = command(
+        "pretrain_jax.py",
+        data["pictures"],
+        f"--out={tmp_path / 'two'}",
+        "--scratch",
+        "--parallel=data",
+        *given,
+        dies=True,
+    )
+    killed = start(line, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    (output,) = finish(killed)
+    assert killed.returncode == -signal.SIGKILL, output
+    seen = losses(tmp_path / "two")
+    script = import_module("pretrain_jax")
+    for out in ("two", "one"):
+        script.main(script.PreTraining(pictures=data["pictures"], out=tmp_path / out, scratch=True, **flags))
+    assert losses(tmp_path / "two")[: len(seen)] == seen
+    assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
+    for row, expected in zip(*(table(tmp_path / name / "metrics.csv") for name in ("two", "one")), strict=True):
+        assert_close(row, expected, SAME_LOSS, each=True)
+
+
 def test_a_wrong_start_says_how(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(typer.BadParameter, match=r"--parallel must be one of none, data, tensor, got ddp\."):
         finetune(data, tmp_path, parallel="ddp")

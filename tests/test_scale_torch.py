@@ -42,10 +42,11 @@ def finetune(pictures: Path, out: Path, **flags: Any) -> None:
     script.main(script.FineTuning(pictures=pictures, out=out, **named))
 
 
-def torchrun(*arguments: Any, second_dies: bool = False) -> tuple[int, str]:
+def torchrun(*arguments: Any, second_dies: bool = False, kind: str = "finetune") -> tuple[int, str]:
     """The exit code and output of a training by two processes."""
     launcher = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    script = dying("finetune_torch.py", rank=1) if second_dies else [str(EXAMPLES / "finetune_torch.py")]
+    name = f"{kind}_torch.py"
+    script = dying(name, rank=1) if second_dies else [str(EXAMPLES / name)]
     process = start([*launcher, *script, *map(str, arguments)], PYTHONWARNINGS="error")
     (output,) = finish(process)
     return process.returncode, output
@@ -82,6 +83,22 @@ def test_two_processes_learn_from_a_teacher_as_one(parallel: str, pictures: Path
     code, output = torchrun(pictures, "--out", tmp_path / "two", "--parallel", parallel, *FLAGS, *given)
     assert code == 0, output
     assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_as_one(pictures: Path, tmp_path: Path) -> None:
+    """A BEiT: both have the visual tokens that the first one fitted."""
+    flags = {"method": "beit", "tokenizer": "kmeans", "epochs": 2, "batch_size": 8, "accumulate": 2}
+    script = import_module("pretrain_torch")
+    script.main(script.PreTraining(pictures=pictures, out=tmp_path / "one", scratch=True, **flags))
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    two = ("--out", tmp_path / "two", "--parallel", "ddp", "--scratch", *given)
+    code, output = torchrun(pictures, *two, kind="pretrain")
+    assert code == 0, output
+    assert output.count("Fitting 101 visual tokens to the patches of 45 pictures.") == 1
+    assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
+    for row, expected in zip(*(table(tmp_path / name / "metrics.csv") for name in ("two", "one")), strict=True):
+        assert_close(row, expected, SAME_LOSS, each=True)
 
 
 @pytest.mark.slow
