@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from vit_core.app.backends import BACKENDS, import_backend
 from vit_core.app.cli import main
-from vit_core.app.cli.verify import Difference
+from vit_core.app.differences import Difference
 from vit_core.assets import DIGITS
 
 CLS, MIM, ONE_CHANNEL = (CHECKPOINTS / name / "pt_safetensors" for name in ("cls", "mim", "tiny_1_channel"))

@@ -46,6 +46,12 @@ def import_backend(name: str) -> Any:
         raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
 
 
+def import_exporter(name: str) -> Any:
+    """The module of a backend that writes files for other runtimes."""
+    import_backend(name)
+    return import_module(f"{BACKENDS[name][0]}.exporting")
+
+
 def backend_of(model: Any) -> str:
     """The name of the backend that a model's class, or a base of it, comes from. Raises TypeError for others."""
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}

@@ -38,7 +38,7 @@ class ImageClassificationPipeline(ImagePipeline):
     def postprocess(self, logits: Array, top_k: int | None, function_to_apply: str | None) -> Predictions:
         """The best `top_k` labels of logits (K,), with their scores."""
         check_finite("logits", logits)
-        scores = _scores(logits, function_to_apply or default_function(self.model.config))
+        scores = scores_of(logits, function_to_apply or default_function(self.model.config))
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.model.config.id2label[int(i)], "score": float(scores[i])} for i in best]
 
@@ -59,7 +59,8 @@ def default_function(config: ViTConfig) -> str:
     return "sigmoid" if several else "softmax"
 
 
-def _scores(logits: Array, function: str) -> Array:
+def scores_of(logits: Array, function: str) -> Array:
+    """The scores of logits (K,)."""
     if function == "sigmoid":
         return np.exp(-np.logaddexp(0, -logits))
     if function == "none":

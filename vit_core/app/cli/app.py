@@ -11,12 +11,13 @@ from vit_core.app.cli.attend import attend
 from vit_core.app.cli.classify import classify
 from vit_core.app.cli.common import execute
 from vit_core.app.cli.embed import embed
+from vit_core.app.cli.export import export
 from vit_core.app.cli.inspect import inspect
 from vit_core.app.cli.similar import similar
 from vit_core.app.cli.verify import verify
 
 app = typer.Typer(name="vit", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for _command in (classify, embed, similar, inspect, attend, verify):
+for _command in (classify, embed, similar, inspect, attend, verify, export):
     app.command()(_command)
 
 
@@ -32,7 +33,7 @@ def vit(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, attend, verify."""
+    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, attend, verify, export."""
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn
 
 from vit_core.app.backends import BACKENDS, first_installed, import_backend
 from vit_core.assets import DIGITS
@@ -153,12 +155,20 @@ def _stdin() -> bytes:
 def import_quietly(backend: str | None) -> None:
     """Import a backend, by default the first installed; TensorFlow prints lines then that no setting of it stops."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # for what it prints later
+    with silence():
+        import_backend(backend or first_installed())
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Nothing on the standard error, of libraries that are no Python either."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
-        import_backend(backend or first_installed())
+        yield
     finally:
+        sys.stderr.flush()
         os.dup2(kept, 2)
         os.close(kept)
         os.close(null)
@@ -207,6 +217,16 @@ def one_line(text: object) -> str:
 def complain(message: str, program: str = "vit") -> None:
     """One line on the standard error."""
     print(f"{program}: {one_line(message)}", file=sys.stderr)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """What is told what goes on: a line on the standard error, where that is a terminal."""
+    columns = SpinnerColumn(), TextColumn("{task.description}")
+    err = Console(stderr=True)
+    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda text: progress.update(task, description=text)
 
 
 def print_json(document: dict[str, Any]) -> None:

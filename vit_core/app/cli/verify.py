@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -17,8 +16,6 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -34,7 +31,9 @@ from vit_core.app.cli.common import (
     one_line,
     pictures,
     print_json,
+    telling,
 )
+from vit_core.app.differences import Difference
 from vit_core.app.opening import find_processor
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig, pair
@@ -47,41 +46,6 @@ Array = NDArray[Any]
 # What rounding may make of one function, relative to the largest value of an output.
 _TOLERANCES = {"float32": 1e-5, "float64": 1e-10}
 _BATCH = 8  # pictures whose hidden states, of every backend, are in memory at once
-
-
-@dataclass
-class Difference:
-    """How far two backends are apart in one output, over all pictures."""
-
-    backends: tuple[str, str]
-    output: str
-    tolerance: float  # of the relative difference
-    absolute: float = 0.0
-    largest: float = 0.0  # value of the output in either
-
-    def add(self, ours: Array, theirs: Array) -> None:
-        """Take in what the two give for a batch."""
-        same = ours.shape == theirs.shape
-        with np.errstate(invalid="ignore"):  # infinities on both sides differ by NaN, which no maximum loses
-            apart = np.abs(ours - theirs).max(initial=0) if same else np.nan
-        self.absolute = float(np.maximum(self.absolute, apart))
-        self.largest = float(np.max([self.largest, np.abs(ours).max(initial=0), np.abs(theirs).max(initial=0)]))
-
-    @property
-    def relative(self) -> float:
-        """The difference relative to the largest value."""
-        return self.absolute / (self.largest or 1.0)
-
-    @property
-    def ok(self) -> bool:
-        """Whether the two agree; not-a-number does not."""
-        return self.relative <= self.tolerance
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, which has no infinity and no not-a-number: they are None."""
-        numbers = {"absolute": self.absolute, "relative": self.relative}
-        finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
-        return {"backends": list(self.backends), "output": self.output, **finite, "ok": self.ok}
 
 
 @dataclass
@@ -135,7 +99,7 @@ def verify(
         raise FileNotFoundError(f"No {CONFIG_NAME} beside {checkpoint.path}: put the one of its model there.")
     architecture, arguments, masked = _class(checkpoint, checkpoint.config)
     found = pictures(images or ([str(DIGITS / "pictures")] if _is_digits(model) else []))
-    with _progress() as tell:
+    with telling() as tell:
         for name in names:
             tell(f"Importing {name}")
             import_quietly(name)
@@ -266,16 +230,6 @@ def _outputs(model: Any, pixels: Array, mask: Array | None) -> dict[str, Array]:
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """What is told what goes on: a line on the standard error, where that is a terminal."""
-    columns = SpinnerColumn(), TextColumn("{task.description}")
-    err = Console(stderr=True)
-    with Progress(*columns, console=err, transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda text: progress.update(task, description=text)
 
 
 def _document(result: _Comparison, shown: list[str]) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""`vit export`: a checkpoint as a file for another runtime, run there and compared."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from vit_core.app.cli.common import (
+    AsJson,
+    Processor,
+    Revision,
+    complain,
+    console,
+    import_quietly,
+    one_line,
+    pictures,
+    print_json,
+    silence,
+    telling,
+)
+from vit_core.app.export import exporting
+from vit_core.app.export.exporting import DYNAMIC, TARGETS, TOLERANCES, ExportError, ExportReport
+from vit_core.assets import DIGITS
+from vit_core.exports import OUTPUTS
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, weights file or hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File, or for saved-model a folder.")],
+    to: Annotated[str, typer.Option("--to", metavar="|".join(TARGETS), help="Format.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pictures", metavar="IMAGE", help="Compare on these: files, folders.", show_default="two of noise"
+        ),
+    ] = None,
+    outputs: Annotated[str, typer.Option(metavar="|".join(OUTPUTS), help="What the file gives.")] = "logits",
+    dynamic: Annotated[
+        str, typer.Option(metavar=",".join(DYNAMIC), help="What of the input is free; none: one picture.")
+    ] = "batch",
+    dtype: Annotated[str, typer.Option(metavar="|".join(TOLERANCES), help="What is computed in.")] = "float32",
+    aoti: Annotated[bool, typer.Option("--aoti", help="pt2: compile for this machine by AOTInductor.")] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="SIZE",
+            help="Allowed difference, relative to an output's largest value.",
+            show_default=", ".join(f"{size:g} in {name}" for name, size in TOLERANCES.items()),
+        ),
+    ] = None,
+    image_processor: Processor = None,
+    revision: Revision = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint for another runtime, run it there, and keep it if it agrees with the model."""
+    if to not in TARGETS:
+        raise ValueError(f"--to must be one of {', '.join(TARGETS)}, got {to!r}.")
+    digits = Path(model).exists() and DIGITS.samefile(model)
+    found = pictures(images or ([str(DIGITS / "pictures")] if digits else []))
+    with telling() as tell:
+        tell(f"Importing {TARGETS[to].backend}")
+        import_quietly(TARGETS[to].backend)
+        try:
+            with silence() if TARGETS[to].backend == "tf" else nullcontext():
+                report = exporting.export(
+                    model,
+                    out,
+                    to,
+                    outputs=outputs,
+                    dynamic=[name for name in dynamic.split(",") if name not in ("", "none")],
+                    dtype=dtype,
+                    aoti=aoti,
+                    pictures=[picture.source for picture in found],
+                    tolerance=tolerance,
+                    image_processor=image_processor,
+                    overwrite=overwrite,
+                    tell=tell,
+                    revision=revision,
+                )
+        except ExportError as error:
+            report, wrong = error.report, str(error)
+        else:
+            wrong = ""
+    if as_json:
+        print_json({"model": model, **report.to_dict()})
+    else:
+        _show(report, bool(found))
+    if wrong:
+        complain(wrong)
+        raise typer.Exit(1)
+
+
+def _show(report: ExportReport, real: bool) -> None:
+    out = console()
+    table = Table("Output", "Difference", "Relative", "Allowed", "", box=SIMPLE)
+    for column in table.columns[1:4]:
+        column.justify = "right"
+    for each in report.differences:
+        numbers = (f"{number:.2g}" for number in (each.absolute, each.relative, each.tolerance))
+        table.add_row(Text(one_line(each.output)), *numbers, "ok" if each.ok else Text("differs", style="red"))
+    out.print(table)
+    same = "" if report.same_label is None else f", top-1 the same on {report.same_label}"
+    on = f"{report.pictures} picture{'s' * (report.pictures > 1)}{'' if real else ' of noise'}"
+    out.print(Text(f"{report.target}, written by {report.backend}, on {on}{same}", style="bold"), soft_wrap=True)
+    if report.ok:
+        written = f"{report.path}: {report.size / 1e6:.1f} MB in {', '.join(report.files)}"
+        out.print(Text(written), soft_wrap=True)

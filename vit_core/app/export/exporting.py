@@ -1,0 +1,259 @@
+"""`export`: write a checkpoint for a runtime, run what was written, and keep it if it is right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vit_core.app.backends import backend_of, import_backend, import_exporter
+from vit_core.app.classification import default_function
+from vit_core.app.differences import Difference
+from vit_core.app.export.checking import compare, pixels_of
+from vit_core.app.opening import find_processor, load
+from vit_core.config import ViTConfig
+from vit_core.exports import CLASSES, OUTPUTS, Exported
+from vit_core.files.names import PREPROCESSOR_NAME
+from vit_core.pictures.processing import ViTImageProcessor
+
+LABELS_NAME = "labels.txt"  # a line for each class
+DYNAMIC = ("batch", "size")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format: the backend that writes it, how its files end, and what else has to be installed."""
+
+    backend: str
+    suffix: str  # "" for a folder
+    modules: tuple[str, ...] = ()
+    extra: str = ""  # of this package, which installs the modules
+
+
+TARGETS = {
+    "onnx": Target("torch", ".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnx"),
+    "pt2": Target("torch", ".pt2"),
+    "saved-model": Target("tf", ""),
+    "litert": Target("tf", ".tflite"),
+    "stablehlo": Target("flax", ".stablehlo", ("flatbuffers",), "flax"),
+}
+# Of the difference, relative to an output's largest value: what rounding in this dtype makes of the model in float32.
+TOLERANCES = {"float32": 1e-5, "float16": 2e-2, "float64": 1e-5}
+
+
+@dataclass
+class ExportReport:
+    """What was written, and how far it is from the model on the pictures that both saw."""
+
+    path: Path
+    target: str
+    backend: str
+    files: list[str]  # all that was written, by name
+    size: int  # of them, in bytes
+    differences: list[Difference] = field(default_factory=list)
+    pictures: int = 0
+    same_label: int | None = None  # pictures with the same best class; None where there are no classes
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output is within its tolerance."""
+        return all(each.ok for each in self.differences)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        facts = {"path": str(self.path), "target": self.target, "backend": self.backend, "ok": self.ok}
+        sizes = {"files": self.files, "bytes": self.size, "pictures": self.pictures, "same_label": self.same_label}
+        return facts | sizes | {"differences": [each.to_dict() for each in self.differences]}
+
+
+def export(
+    model: str | os.PathLike[str] | Any,
+    out: str | os.PathLike[str],
+    to: str,
+    *,
+    outputs: str = "logits",
+    dynamic: Collection[str] = ("batch",),
+    dtype: str = "float32",
+    aoti: bool = False,
+    pictures: Sequence[Any] = (),
+    tolerance: float | None = None,
+    image_processor: ViTImageProcessor | str | None = None,
+    overwrite: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> ExportReport:
+    """Write a checkpoint for a runtime, run it there, and keep what agrees with the model.
+
+    model: a folder, a file or a hub id of any format, or a model of the backend that writes the target.
+    to: "onnx" and "pt2", written by PyTorch, "saved-model", a folder, and "litert", by TensorFlow, "stablehlo", by JAX.
+    outputs: "logits", "probabilities", "labels" (the best class and its score), "features" or "states".
+    dynamic: "batch" for any number of pictures, "size" for any height and width of whole patches.
+    dtype: what is computed in, float32 or float16; what goes in and comes out is float32.
+    aoti: for "pt2", a program compiled for this machine by AOTInductor, which needs a C++ compiler.
+    pictures: what to compare on, paths or what the processor takes; without any, two of noise.
+    tolerance: the allowed difference, relative to an output's largest value; of rounding if None.
+    options: those of `from_pretrained`.
+
+    The file is run in a process of its own with the format's runtime, which gets nothing of this package. Labels and
+    preprocessor are written beside it, and into it where the format has a place. Raises ValueError, and writes
+    nothing, where the two differ by more than the tolerance, and for what a target can't hold; FileExistsError for a
+    path that is taken, unless `overwrite`; ImportError that says what to install.
+    """
+    out, target = _checked_out(Path(out), to, overwrite), TARGETS[to]
+    wanted = _wanted(outputs, dynamic, dtype, to, aoti)
+    _check_installed(to, target)
+    tell("Loading the model")
+    loaded, reference, processor = _opened(model, target, wanted, dtype, image_processor, options)
+    config: ViTConfig = loaded.config
+    documents = _documents(config, processor, wanted)
+    function = default_function(config) if config.num_labels else "none"
+    wanted = Exported(**{**vars(wanted), "documents": documents, "function": function})
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        stage = Path(folder)
+        tell(f"Writing {to}")
+        import_exporter(target.backend).export(loaded, stage / out.name, to, wanted)
+        if target.suffix:
+            for name, text in documents.items():
+                (stage / f"{out.stem}.{name}").write_text(text)
+        files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
+        size = sum((stage / name).stat().st_size for name in files)
+        report = ExportReport(out, to, target.backend, files, size)
+        tell(f"Comparing with {to}")
+        pixels = pixels_of(pictures, processor, reference)
+        allowed = TOLERANCES[dtype] if tolerance is None else tolerance
+        names = (target.backend, to)
+        report.pictures = len(pixels)
+        report.differences, report.same_label = compare(stage / out.name, names, reference, wanted, pixels, allowed)
+        if not report.ok:
+            worst = max(report.differences, key=lambda each: (not each.ok, each.relative))
+            raise ExportError(
+                f"{to} does not agree with the model: {worst.output} differs by {worst.relative:.2g} of its largest "
+                f"value, allowed is {worst.tolerance:.2g}. Nothing was written; pass a larger tolerance to keep it.",
+                report,
+            )
+        _move(stage, out)
+    return report
+
+
+class ExportError(ValueError):
+    """What was written does not agree with the model; `report` says by how much."""
+
+    def __init__(self, message: str, report: ExportReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+# ---- what is asked for --------------------------------------------------------------------------------------------
+
+
+def _checked_out(out: Path, to: str, overwrite: bool) -> Path:
+    if to not in TARGETS:
+        raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}.")
+    suffix = TARGETS[to].suffix
+    if suffix and out.suffix.lower() != suffix:
+        raise ValueError(f"{out} must end in {suffix}, as files of {to} do: name it {out.with_suffix(suffix)}.")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{out}: there is no folder {out.parent}: make it first, or write elsewhere.")
+    if not os.path.lexists(out):
+        return out
+    if out.is_dir() and suffix:
+        raise FileExistsError(f"{out} is a folder: name a file.")
+    if not suffix and not (out / "saved_model.pb").is_file():
+        raise FileExistsError(f"{out} is there, and no SavedModel: write elsewhere.")
+    if not overwrite:
+        raise FileExistsError(f"{out} is there already: pass overwrite=True (--overwrite) to replace it.")
+    return out
+
+
+def _wanted(outputs: str, dynamic: Collection[str], dtype: str, to: str, aoti: bool) -> Exported:
+    if outputs not in OUTPUTS:
+        raise ValueError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}.")
+    if unknown := sorted(set(dynamic) - set(DYNAMIC)):
+        raise ValueError(f"dynamic must be some of {', '.join(DYNAMIC)}, got {', '.join(unknown)}.")
+    if dtype not in TOLERANCES:
+        raise ValueError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}: exported files hold no other.")
+    if aoti and to != "pt2":
+        raise ValueError(f"aoti compiles pt2 alone, got {to}: leave it out.")
+    if aoti and not any(map(shutil.which, ("g++", "c++", "clang++"))):
+        raise ValueError("aoti needs a C++ compiler, and there is no g++, c++ or clang++: install one.")
+    if to == "litert" and "size" in dynamic:
+        raise ValueError("litert has no operations for pictures of any size: leave size out of dynamic.")
+    return Exported(outputs=outputs, any_batch="batch" in dynamic, any_size="size" in dynamic, native=aoti)
+
+
+def _check_installed(to: str, target: Target) -> None:
+    import_backend(target.backend)
+    if missing := [name for name in target.modules if find_spec(name) is None]:
+        raise ImportError(f'{to} needs {", ".join(missing)}: pip install "vit-trio[{target.extra}]"')
+
+
+def _opened(
+    model: Any, target: Target, wanted: Exported, dtype: str, image_processor: Any, options: dict[str, Any]
+) -> tuple[Any, Any, ViTImageProcessor]:
+    """The model to write, the one to compare with, in float32, and the processor of their pictures."""
+    if isinstance(model, str | os.PathLike):
+        task = "ForImageClassification" if wanted.outputs in CLASSES else "Model"
+
+        def opened(dtype: str) -> Any:
+            device = "cpu" if target.backend == "torch" else None
+            loaded, report = load(model, target.backend, device, task=task, dtype=dtype, **options)
+            if wanted.outputs in CLASSES and (report.missing_keys or report.mismatched_keys):
+                raise ValueError(report.warning(type(loaded).__name__))
+            return loaded
+
+        reference = opened("float32")
+        found = reference if dtype == "float32" else opened(dtype)
+        processor = find_processor(model, reference.config, image_processor, **options)
+    else:
+        if (backend := backend_of(model)) != target.backend:
+            raise ValueError(
+                f"model is of the backend {backend}, and {target.backend} writes this target: save it, and pass its "
+                "folder."
+            )
+        if options or dtype != "float32":
+            given = ", ".join(options) or "dtype"
+            raise ValueError(f"{given} can't be set for a model that is loaded: pass its folder.")
+        reference = found = model
+        processor = find_processor(None, model.config, image_processor)
+    _check_model(found, wanted)
+    return found, reference, processor
+
+
+def _check_model(model: Any, wanted: Exported) -> None:
+    config: ViTConfig = model.config
+    if wanted.outputs in CLASSES and not config.num_labels:
+        raise ValueError(f"The model has num_labels=0 and so no {wanted.outputs}: ask for features or states.")
+    if config.attn_implementation == "flex":
+        raise ValueError('attn_implementation="flex" is not exported: load with "sdpa", whose numbers are equal.')
+    if getattr(getattr(model, "module", None), "scan_layers", False):
+        raise ValueError("A model with scan_layers=True is not exported: load it without, its weights are the same.")
+    if config.dtype == "bfloat16":
+        raise ValueError("Exported files hold no bfloat16: load the model in float32.")
+
+
+def _documents(config: ViTConfig, processor: ViTImageProcessor, wanted: Exported) -> dict[str, str]:
+    found = {PREPROCESSOR_NAME: processor.to_json_string()}
+    if wanted.outputs in CLASSES:
+        lines = (" ".join(str(config.id2label[i]).split()) for i in range(config.num_labels))
+        found[LABELS_NAME] = "\n".join(lines) + "\n"
+    return found
+
+
+# ---- what is left -------------------------------------------------------------------------------------------------
+
+
+def _move(stage: Path, out: Path) -> None:
+    """Put what was written in its place, the file that users name as the last."""
+    for path in sorted(stage.iterdir(), key=lambda path: path.name == out.name):
+        place = out.parent / path.name
+        if not path.is_dir():
+            os.replace(path, place)
+            continue
+        if place.exists():
+            os.rename(place, stage / "before")  # goes with the stage
+        os.rename(path, place)

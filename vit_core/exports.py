@@ -1,0 +1,40 @@
+"""What an exported model computes: what the exporters of the three frameworks agree on.
+
+An exported model takes one float32 input, `pixel_values` (B, C, H, W), whatever it computes in, and gives outputs by
+name in float32, labels in integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vit_core.config import ViTConfig
+
+INPUT = "pixel_values"
+OUTPUTS = {
+    "logits": "logits (B, K)",
+    "probabilities": "probabilities (B, K)",
+    "labels": "the best class, labels (B,), and its scores (B,)",
+    "features": "features (B, D), as `model.features` pools them",
+    "states": "hidden_states_0 and so on, (B, S, D) each",
+}
+CLASSES = ("logits", "probabilities", "labels")  # those of a classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What is to be written, and what goes into the file beside the model, where the format has a place for that."""
+
+    outputs: str = "logits"
+    function: str = "softmax"  # or sigmoid or none: what makes scores of logits
+    any_batch: bool = True  # or one picture
+    any_size: bool = False  # or the model's own; position embeddings are interpolated
+    documents: Mapping[str, str] = field(default_factory=dict)  # name of a file to its text
+    native: bool = False  # compiled for this machine, where the target knows of that
+
+    def names(self, config: ViTConfig) -> list[str]:
+        """The names of the outputs of a model, in order."""
+        if self.outputs == "states":
+            return [f"hidden_states_{i}" for i in range(config.num_hidden_layers + 1)]
+        return ["labels", "scores"] if self.outputs == "labels" else [self.outputs]

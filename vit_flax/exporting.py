@@ -1,0 +1,49 @@
+"""StableHLO: a program that JAX runs without this package, on processors, GPUs and TPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax import export as jax_export
+
+from vit_core.config import pair
+from vit_core.exports import Exported
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_FUNCTIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "none": lambda x: x}
+
+
+def outputs(model: Any, wanted: Exported, pixel_values: Array) -> dict[str, Array]:
+    """A model's outputs by name for pixels (B, C, H, W) in float32."""
+    options = {"interpolate_pos_encoding": wanted.any_size}
+    variables = {"params": model.params}
+    if wanted.outputs == "features":
+        found = [model.module.apply(variables, pixel_values, method="features", **options)]
+    elif wanted.outputs == "states":
+        output = model.module.apply(variables, pixel_values, output_hidden_states=True, return_dict=True, **options)
+        found = list(output.hidden_states)
+    else:
+        logits = model.module.apply(variables, pixel_values, return_dict=True, **options).logits.astype(jnp.float32)
+        scores = _FUNCTIONS[wanted.function](logits)
+        found = [scores.argmax(-1), scores.max(-1)] if wanted.outputs == "labels" else [scores]
+        found = [logits] if wanted.outputs == "logits" else found
+    names = wanted.names(model.config)
+    return {
+        name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+        for name, x in zip(names, found, strict=True)
+    }
+
+
+def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
+    """Write a model as "stablehlo": what `jax.export.deserialize` reads, its weights inside."""
+    (height, width), (ph, pw) = pair(model.config.image_size), pair(model.config.patch_size)
+    sizes = [f"{ph}*rows", f"{pw}*columns"] if wanted.any_size else [str(height), str(width)]
+    batch = "batch" if wanted.any_batch else "1"
+    shape = jax_export.symbolic_shape(", ".join([batch, str(model.config.num_channels), *sizes]))
+    function = jax.jit(lambda pixel_values: outputs(model, wanted, pixel_values))
+    pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
+    path.write_bytes(jax_export.export(function, platforms=PLATFORMS)(pixels).serialize())

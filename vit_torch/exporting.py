@@ -1,0 +1,88 @@
+"""Files that run a model without this package: ONNX, and PyTorch's own exported and compiled programs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_core.config import pair
+from vit_core.exports import INPUT, Exported
+
+LARGEST = 2**31  # bytes of an ONNX file; what is larger has its weights in a second one beside it
+
+
+class ExportedModel(nn.Module):
+    """A model's outputs by name as a function of pixels (B, C, H, W) in float32."""
+
+    def __init__(self, model: Any, wanted: Exported) -> None:
+        super().__init__()
+        self.model, self.wanted = model, wanted
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        wanted, model = self.wanted, self.model
+        if wanted.outputs == "features":
+            found = [model.features(pixel_values, interpolate_pos_encoding=wanted.any_size)]
+        elif wanted.outputs == "states":
+            options = {"interpolate_pos_encoding": wanted.any_size, "return_dict": True}
+            found = list(model(pixel_values, output_hidden_states=True, **options).hidden_states)
+        else:
+            logits = model(pixel_values, interpolate_pos_encoding=wanted.any_size, return_dict=True).logits.float()
+            scores = _FUNCTIONS[wanted.function](logits)
+            found = [scores.argmax(-1), scores.amax(-1)] if wanted.outputs == "labels" else [scores]
+            found = [logits] if wanted.outputs == "logits" else found
+        names = wanted.names(model.config)
+        return {name: x.float() if x.is_floating_point() else x for name, x in zip(names, found, strict=True)}
+
+
+_FUNCTIONS = {"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda x: x}
+
+
+def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
+    """Write a model, in evaluation mode and on the CPU, as "onnx" or "pt2"."""
+    module = ExportedModel(model, wanted).eval()
+    size, patch = pair(model.config.image_size), pair(model.config.patch_size)
+    pixels = torch.zeros(2 if wanted.any_batch else 1, model.config.num_channels, *size)
+    free: dict[int, Any] = {0: torch.export.Dim("batch")} if wanted.any_batch else {}
+    if wanted.any_size:
+        rows, columns = (torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns"))
+        free |= {2: patch[0] * rows, 3: patch[1] * columns}
+    with torch.no_grad(), _silent():
+        program = torch.export.export(module, (pixels,), dynamic_shapes={INPUT: free or None})
+    if target == "onnx":
+        _write_onnx(program, path, wanted, model)
+    elif wanted.native:
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    else:
+        torch.export.save(program, path, extra_files=dict(wanted.documents))
+
+
+def _write_onnx(program: Any, path: Path, wanted: Exported, model: Any) -> None:
+    names = wanted.names(model.config)
+    with _silent():
+        written: Any = torch.onnx.export(
+            program, (), dynamo=True, input_names=[INPUT], output_names=names, verbose=False, external_data=False
+        )
+    written.model.metadata_props.update(wanted.documents)
+    size = sum(x.numel() * x.element_size() for x in model.parameters())
+    written.save(path, external_data=size > 0.9 * LARGEST)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what PyTorch's exporters say of PyTorch: what they deprecate in themselves, and what is not installed."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
