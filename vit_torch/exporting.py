@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vit_core.config import pair
 from vit_core.exports import INPUT, Exported
 
-LARGEST = 2**31  # bytes of an ONNX file; what is larger has its weights in a second one beside it
+LARGEST = 1_900_000_000  # bytes of weights in an ONNX file, which ends at 2 GiB; more are in a second one beside it
 
 
 class ExportedModel(nn.Module):
@@ -53,25 +53,25 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
     if wanted.any_size:
         rows, columns = (torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns"))
         free |= {2: patch[0] * rows, 3: patch[1] * columns}
+    shapes = {INPUT: free or None}
     with torch.no_grad(), _silent():
-        program = torch.export.export(module, (pixels,), dynamic_shapes={INPUT: free or None})
-    if target == "onnx":
-        _write_onnx(program, path, wanted, model)
-    elif wanted.native:
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
-    else:
-        torch.export.save(program, path, extra_files=dict(wanted.documents))
-
-
-def _write_onnx(program: Any, path: Path, wanted: Exported, model: Any) -> None:
-    names = wanted.names(model.config)
-    with _silent():
-        written: Any = torch.onnx.export(
-            program, (), dynamo=True, input_names=[INPUT], output_names=names, verbose=False, external_data=False
-        )
-    written.model.metadata_props.update(wanted.documents)
-    size = sum(x.numel() * x.element_size() for x in model.parameters())
-    written.save(path, external_data=size > 0.9 * LARGEST)
+        if target == "onnx":
+            names = wanted.names(model.config)
+            options = {"input_names": [INPUT], "output_names": names, "dynamic_shapes": shapes}
+            written: Any = torch.onnx.export(module, (pixels,), dynamo=True, verbose=False, **options)
+            for node in written.model.graph.all_nodes():
+                node.metadata_props.clear()  # where in whose files each operation was called, half of a small file
+            written.model.metadata_props.update(wanted.documents)
+            weights = sum(x.numel() * x.element_size() for x in model.parameters())
+            written.save(path, external_data=weights > LARGEST)
+            return
+        program = torch.export.export(module, (pixels,), dynamic_shapes=shapes)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # where in whose files it was called
+        if wanted.native:
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+        else:
+            torch.export.save(program, path, extra_files=dict(wanted.documents))
 
 
 @contextmanager

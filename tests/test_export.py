@@ -1,0 +1,203 @@
+"""`vit export` writes what the format's own runtime runs, with the model's numbers, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import Command
+from conftest import CHECKPOINTS
+
+from vit_core import export
+from vit_core.app.backends import is_installed
+from vit_core.app.cli import main
+from vit_core.app.export import exporting
+from vit_core.app.export.exporting import TARGETS, ExportError
+from vit_core.assets import DIGITS
+from vit_core.pictures.processing import ViTImageProcessor
+
+PICTURES = sorted((DIGITS / "pictures").iterdir())
+ENDS = {name: target.suffix for name, target in TARGETS.items()}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*has no preprocessor_config.json",  # of golden checkpoints
+    "ignore:.* are not used by ViTModel",
+)
+
+
+def need(target: str) -> None:
+    modules = TARGETS[target].modules
+    if not is_installed(TARGETS[target].backend) or any(find_spec(name) is None for name in modules):
+        pytest.skip(f"{target} needs {TARGETS[target].backend} {' '.join(modules)}")
+
+
+@pytest.fixture
+def vit(capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command("vit", main, capsys)
+
+
+@pytest.mark.parametrize(
+    ("target", "outputs", "dynamic"),
+    [
+        ("onnx", "probabilities", "batch"),
+        ("onnx", "states", "batch,size"),
+        ("pt2", "labels", "batch,size"),
+        ("saved-model", "labels", "batch,size"),
+        ("litert", "features", "batch"),
+        ("stablehlo", "probabilities", "batch,size"),
+        ("stablehlo", "states", "none"),
+    ],
+)
+def test_what_is_written_runs_without_this_package(
+    vit: Command, target: str, outputs: str, dynamic: str, tmp_path: Path
+) -> None:
+    need(target)
+    out = tmp_path / f"digits{ENDS[target]}"
+    found = vit.json("export", DIGITS, out, "--to", target, "--outputs", outputs, "--dynamic", dynamic)
+    assert found["ok"] and found["pictures"] == len(PICTURES) and out.exists()
+    assert found["same_label"] == (len(PICTURES) if outputs in ("labels", "probabilities") else None)
+    names = {"labels": ["scores"], "states": [f"hidden_states_{i}" for i in range(6)]}.get(outputs, [outputs])
+    assert [each["output"] for each in found["differences"]] == names
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == set(found["files"])
+    beside = out / "assets.extra" if target == "saved-model" else tmp_path
+    prefix = "" if target == "saved-model" else "digits."
+    stored = json.loads((beside / f"{prefix}preprocessor_config.json").read_text())
+    assert stored == ViTImageProcessor.from_pretrained(DIGITS).to_dict()
+    if outputs in ("labels", "probabilities"):
+        assert (beside / f"{prefix}labels.txt").read_text().split() == [str(i) for i in range(10)]
+
+
+def test_an_onnx_file_says_what_its_numbers_mean(tmp_path: Path) -> None:
+    need("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export(DIGITS, tmp_path / "half.onnx", "onnx", dtype="float16", pictures=PICTURES)
+    session = onnxruntime.InferenceSession(tmp_path / "half.onnx", providers=["CPUExecutionProvider"])
+    assert [(x.name, x.type, x.shape) for x in session.get_inputs()] == [
+        ("pixel_values", "tensor(float)", ["batch", 3, 24, 24])
+    ]
+    assert [(x.name, x.type, x.shape) for x in session.get_outputs()] == [("logits", "tensor(float)", ["batch", 10])]
+    known = session.get_modelmeta().custom_metadata_map
+    assert known["labels.txt"].split() == [str(i) for i in range(10)]
+    assert json.loads(known["preprocessor_config.json"]) == ViTImageProcessor.from_pretrained(DIGITS).to_dict()
+    export(DIGITS, tmp_path / "whole.onnx", "onnx")
+    assert str(Path(__file__).parents[1]).encode() not in (tmp_path / "whole.onnx").read_bytes()
+    assert (tmp_path / "half.onnx").stat().st_size < 0.7 * (tmp_path / "whole.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("target", "member"), [("onnx", "beit_cls"), ("stablehlo", "dinov2_cls"), ("pt2", "deit_teacher")]
+)
+def test_members_of_the_family(target: str, member: str, tmp_path: Path) -> None:
+    need(target)
+    report = export(CHECKPOINTS / member / "pt_safetensors", tmp_path / f"member{ENDS[target]}", target)
+    assert report.ok and report.same_label == 2
+
+
+def test_a_checkpoint_of_another_framework(tmp_path: Path) -> None:
+    need("onnx")
+    if not is_installed("flax"):
+        pytest.skip("flax is not installed")
+    assert export(CHECKPOINTS / "cls" / "flax_msgpack", tmp_path / "flax.onnx", "onnx").ok
+
+
+def test_what_does_not_agree_is_not_kept(vit: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    need("onnx")
+    genuine, kept = exporting.import_exporter, tmp_path / "kept.onnx"
+    kept.write_bytes(b"before")
+
+    class Wrong:
+        @staticmethod
+        def export(model: Any, *arguments: Any) -> None:
+            with __import__("torch").no_grad():
+                model.classifier.bias[3] += 0.5
+                genuine("torch").export(model, *arguments)
+                model.classifier.bias[3] -= 0.5
+
+    monkeypatch.setattr(exporting, "import_exporter", lambda name: Wrong)
+    vit("export", DIGITS, kept, "--to", "onnx", "--overwrite")
+    assert vit.code == 1 and "differs" in vit.out
+    assert "onnx does not agree with the model: logits differs by" in vit.err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.onnx"] and kept.read_bytes() == b"before"
+    with pytest.raises(ExportError) as error:
+        export(DIGITS, tmp_path / "new.onnx", "onnx")
+    assert 0.01 < error.value.report.differences[0].relative < 1
+    assert export(DIGITS, kept, "onnx", tolerance=1, overwrite=True).ok
+    assert kept.read_bytes() != b"before"
+
+
+def test_a_saved_model_takes_the_place_of_another(tmp_path: Path) -> None:
+    need("saved-model")
+    out = tmp_path / "served"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is there, and no SavedModel: write elsewhere"):
+        export(DIGITS, out, "saved-model", overwrite=True)
+    (out / "mine.txt").unlink()
+    (out / "saved_model.pb").touch()
+    with pytest.raises(FileExistsError, match="is there already: pass overwrite=True"):
+        export(DIGITS, out, "saved-model")
+    assert export(DIGITS, out, "saved-model", overwrite=True).ok
+    assert (out / "saved_model.pb").stat().st_size and [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+REFUSED: list[tuple[list[str], str]] = [
+    (["x.onnx", "--to", "tensorrt"], "--to must be one of onnx, pt2, saved-model, litert, stablehlo, got 'tensorrt'."),
+    (["x.pb", "--to", "onnx"], "must end in .onnx, as files of onnx do"),
+    (["no/x.onnx", "--to", "onnx"], "there is no folder no: make it first"),
+    (
+        ["x.onnx", "--to", "onnx", "--outputs", "boxes"],
+        "outputs must be one of logits, probabilities",
+    ),
+    (["x.onnx", "--to", "onnx", "--dynamic", "time"], "dynamic must be some of batch, size, got time."),
+    (
+        ["x.onnx", "--to", "onnx", "--dtype", "bfloat16"],
+        "dtype must be one of float32, float16, float64, got 'bfloat16'",
+    ),
+    (["x.tflite", "--to", "litert", "--dynamic", "size"], "litert has no operations for pictures of any size"),
+    (["x.onnx", "--to", "onnx", "--aoti"], "aoti compiles pt2 alone, got onnx"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), REFUSED)
+def test_what_is_refused_is_one_line(
+    vit: Command, arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    target = arguments[2]
+    if target in TARGETS:
+        need(target)
+    monkeypatch.chdir(tmp_path)
+    assert words in vit.refused("export", DIGITS, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_no_file_holds(tmp_path: Path) -> None:
+    need("pt2")
+    torch = pytest.importorskip("vit_torch")
+    out = tmp_path / "x.pt2"
+    refused: list[tuple[Callable[[], Any], dict[str, Any], str]] = [
+        (lambda: CHECKPOINTS / "mim" / "pt_safetensors", {}, "classifier"),
+        (lambda: DIGITS, {"attn_implementation": "flex"}, "is not exported: load with"),
+        (lambda: torch.ViTModel.from_pretrained(DIGITS), {"dtype": "float16"}, "dtype can't be set for a model"),
+        (lambda: torch.ViTForImageClassification(torch.ViTConfig(num_labels=0)), {}, "num_labels=0"),
+    ]
+    for model, options, words in refused:
+        with pytest.raises(ValueError, match=words):
+            export(model(), out, "pt2", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_of_a_model_that_is_loaded(tmp_path: Path) -> None:
+    need("pt2")
+    torch, package = pytest.importorskip("torch"), pytest.importorskip("vit_torch")
+    model = package.ViTModel.from_pretrained(DIGITS)
+    export(model, tmp_path / "features.pt2", "pt2", outputs="features", dynamic=())
+    pixels = np.random.default_rng(3).standard_normal((1, 3, 24, 24)).astype(np.float32)
+    program = torch.export.load(tmp_path / "features.pt2").module()
+    with torch.no_grad():
+        found = program(torch.from_numpy(pixels))["features"]
+        torch.testing.assert_close(found, model.features(torch.from_numpy(pixels)), rtol=0, atol=1e-5)
