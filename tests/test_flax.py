@@ -281,6 +281,87 @@ def test_export_with_a_symbolic_batch(cls: str, tmp_path: Path) -> None:
         assert [a.shape for a in expected.attentions] == [(size, 4, 17, 17)] * 2
 
 
+@pytest.mark.parametrize("cls", ["ViTForMaskedImageModeling", "Dinov2Backbone", "BeitForImageClassification"])
+def test_export_with_a_symbolic_size(cls: str) -> None:
+    from jax import export
+
+    model = build(cls)
+    # The last is for BEiT's table.
+    constraints = [
+        "rows >= 2",
+        "columns >= 2",
+        "4*rows*columns - 2*rows - 2*columns >= -1",
+    ]
+    shape = export.symbolic_shape("batch, 3, 4*rows, 4*columns", constraints=constraints)
+    predict = jax.jit(partial(model.module.apply, interpolate_pos_encoding=True))
+    exported = export.export(predict)({"params": model.params}, jax.ShapeDtypeStruct(shape, jnp.float64))
+    x = pixels(3, (24, 12))
+    assert_same(exported.call({"params": model.params}, x), predict({"params": model.params}, x))
+
+
+@pytest.mark.parametrize("cls", ["ViTForImageClassification", "BeitModel", "ViTMAEForPreTraining"])
+def test_jax_can_be_told_to_be_strict(cls: str) -> None:
+    """To raise where axes are added by themselves, and at the first NaN."""
+    model = build(cls)
+    call = {"labels": np.array([0, -100])} if cls == "ViTForImageClassification" else {}
+    call |= {"noise": np.random.default_rng(0).random((2, 16), np.float32)} if "MAE" in cls else {}
+
+    def loss(params: Any) -> Any:
+        found = model.module.apply({"params": params}, pixels(), head_mask=jnp.ones(4), **call)
+        return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(found) if leaf.dtype == float)
+
+    with jax.numpy_rank_promotion("raise"), jax.debug_nans(True):
+        jax.grad(loss)(model.params)
+
+
+def test_a_mesh_of_explicit_axes() -> None:
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    if not hasattr(jax.sharding, "auto_axes"):
+        pytest.skip("this JAX has no explicit axes")
+    model, mesh = build(), jax.make_mesh((1,), ("data",))
+    divided = NamedSharding(mesh, PartitionSpec("data"))
+    x, params = jax.device_put(pixels(), divided), jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
+    apply = jax.sharding.auto_axes(lambda p, x: model.module.apply({"params": p}, x).logits, out_sharding=divided)
+    found = jax.jit(apply)(params, x)
+    assert found.sharding.is_equivalent_to(divided, 2)
+    assert_same(found, model(pixels()).logits)
+
+
+def test_a_nan_is_not_blamed_on_the_loss() -> None:
+    model = build()
+
+    @jax.jit
+    def step(params: Any) -> Any:
+        return model.module.apply({"params": params}, pixels(), labels=np.array([0, 1])).loss + jnp.log(-params["one"])
+
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match=r"nan.*log"):
+        step({**model.params, "one": jnp.ones(())})
+
+
+def test_the_door_to_tensorflow(tmp_path: Path) -> None:
+    """TensorFlow's converter knows no `erf` of today's JAX, but `erfc`."""
+    tf = pytest.importorskip("tensorflow")
+    jax2tf = pytest.importorskip("jax.experimental.jax2tf")
+    orbax = pytest.importorskip("orbax.export")
+    gelu = partial(jax.nn.gelu, approximate=False)
+    model = vit_flax.FlaxViTForImageClassification(ViTConfig(**TINY, hidden_act=gelu), seed=0)
+    expected, x = build()(pixels(3)).logits, pixels(3).astype(np.float32)
+
+    def logits(params: Any, x: Any) -> Any:
+        return model.module.apply({"params": params}, x).logits
+
+    bound, spec = tolerances.both_rounded(model.config), tf.TensorSpec((None, 3, 16, 16), tf.float32, "pixel_values")
+    convert = jax2tf.convert(partial(logits, model.params), polymorphic_shapes=["b, ..."])
+    found = tf.function(convert, autograph=False, input_signature=[spec])(x)
+    assert_close(found.numpy(), np.asarray(expected, np.float32), bound)
+    module = orbax.JaxModule(model.params, logits, input_polymorphic_shape="b, ...")
+    manager = orbax.ExportManager(module, [orbax.ServingConfig("serving_default", input_signature=[spec])])
+    manager.save(str(tmp_path))
+    (served,) = tf.saved_model.load(str(tmp_path)).signatures["serving_default"](pixel_values=x).values()
+    assert_close(served.numpy(), np.asarray(expected, np.float32), bound)
+
+
 HUGE = """
 import jax, vit_flax
 

@@ -25,6 +25,7 @@ CALLS = {"torch": "forward", "tf": "call", "flax": "__call__"}
 # What a package has that PyTorch's has not, with the reason.
 OWN_FILES = {
     "tf": {
+        "functional.py": "a Functional model of Keras around one",
         "layers.py": "Keras's layers in a faster form", "module.py": "what every layer is built with",
         "remat.py": "gradient checkpointing, which torch brings",
         "training.py": "what fit, predict and export ask of a model",

@@ -22,10 +22,10 @@ from tolerances import SAME_FUNCTION_FLOAT64, UNIT_ROUNDOFF
 
 from vit_core.app import backends
 from vit_core.app.backends import backend_of, first_installed, import_backend, run
-from vit_core.app.classification import default_function
 from vit_core.app.pipeline import pipeline
 from vit_core.app.sources import read_image
 from vit_core.assets import DIGITS
+from vit_core.calls import score_function
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 
@@ -164,8 +164,8 @@ def test_functions(digits: Any) -> None:
         ({"num_labels": 1, "problem_type": "regression"}, "none"),
     ],
 )
-def test_default_function(fields: dict[str, Any], expected: str) -> None:
-    assert default_function(ViTConfig(**fields)) == expected
+def test_score_function(fields: dict[str, Any], expected: str) -> None:
+    assert score_function(ViTConfig(**fields)) == expected
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDES = ("docs/finetune.md", "docs/scale.md", "docs/features.md")
+GUIDES = ("docs/finetune.md", "docs/scale.md", "docs/features.md", "docs/quantize.md")
 
 
 def run_blocks(document: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> list[str]:
@@ -60,6 +60,8 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "(12, 10)",
         "True",
         "(12, 37, 64)",
+        "(12, 37, 64)",
+        "True",
         "(12, 37, 64)",
         "['config.json', 'preprocessor_config.json', 'tf_model.h5']",
         "True",

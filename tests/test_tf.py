@@ -37,6 +37,7 @@ from vit_core.formats.reading import read
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 vit_tf = pytest.importorskip("vit_tf")
+named = importlib.import_module("vit_tf.training")._flat
 ViTDropPath = importlib.import_module("vit_tf.encoder").ViTDropPath
 
 ROOT = Path(__file__).parent.parent
@@ -1174,6 +1175,72 @@ def test_litert(cls: str, tmp_path: Path) -> None:
     assert found.keys() == expected.keys()
     for name, value in found.items():
         assert_close(value, expected[name].numpy(), tolerances.both_rounded(model.config), name)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the converters
+@pytest.mark.parametrize("cls", ["ViTForImageClassification", "BeitModel", "Dinov2Backbone"])
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_exports_of_keras(cls: str, form: str, tmp_path: Path) -> None:
+    """For any number of pictures, with the outputs under their names and no others."""
+    runtime = pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[form])
+    pytest.importorskip({"onnx": "tf2onnx", "openvino": "openvino"}[form])
+    model, x = build(cls, {"dtype": "float32"}), pixels(3).astype("float32")
+    path = str(tmp_path / {"onnx": "vit.onnx", "openvino": "vit.xml"}[form])
+    model.export(path, format=form, verbose=False)
+    if form == "onnx":
+        session = runtime.InferenceSession(path)
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(None, {"pixel_values": x}), strict=True))
+    else:
+        compiled = runtime.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        values = compiled({"pixel_values": x})
+        found = {name: values[name] for name in named(model(x))}
+        assert len(compiled.outputs) == len(found)
+    expected = named(model(x))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_close(found[name], value.numpy(), tolerances.both_rounded(model.config), name)
+
+
+@pytest.mark.parametrize("cls", ["ViTForImageClassification", "ViTMAEForPreTraining"])
+def test_checkpoints_of_tensorflow_hold_every_variable(cls: str, tmp_path: Path) -> None:
+    model, other = build(cls), build(cls, {"seed": 1})
+    path = tf.train.Checkpoint(model=model).save(tmp_path / "vit")
+    tf.train.Checkpoint(model=other).restore(path).assert_consumed()
+    for variable, restored in zip(model.variables, other.variables, strict=True):
+        np.testing.assert_array_equal(restored, variable)
+
+
+# ---- functional models -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", ["ViTForImageClassification", "BeitModel"])
+def test_a_functional_model(cls: str, tmp_path: Path) -> None:
+    model, x = build(cls), pixels(3)
+    expected = model(x, output_hidden_states=True, output_attentions=True)
+    first = next(iter(expected))
+    assert_same(model.functional(first)(x), expected[first])
+    names = [first, "last_hidden_state", "attentions", "hidden_states"]
+    whole = model.functional(names)
+    found = whole(x)
+    assert_same([found[name] for name in (first, *names[2:])], [expected[name] for name in (first, *names[2:])])
+    assert_same(found["last_hidden_state"], model.base_model(x).last_hidden_state)
+    whole.save(tmp_path / "vit.keras")
+    assert_close(keras.saving.load_model(tmp_path / "vit.keras")(x), found, SAME)  # with lists for tuples
+    sliced = keras.Model(whole.input, [whole.output["hidden_states"][1], whole.output[first]])  # as for Grad-CAM
+    with tf.GradientTape() as tape:
+        states, output = sliced(x)
+    assert tape.gradient(output, states).shape == (3, 17, 16)
+
+
+NO_OUTPUTS = [("ViTForImageClassification", "features"), ("ViTModel", "probabilities"), ("ViTModel", [])]
+
+
+@pytest.mark.parametrize(("cls", "names"), NO_OUTPUTS)
+def test_outputs_that_a_functional_model_has_not(cls: str, names: Any) -> None:
+    words = rf"outputs of a TF{cls} must be a name or a list of .*: got {re.escape(repr(names))}"
+    with pytest.raises(ValueError, match=words):
+        build(cls).functional(names)
 
 
 # ---- dtypes ------------------------------------------------------------------------------------------------------

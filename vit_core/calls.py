@@ -334,6 +334,14 @@ def problem_type(config: ViTConfig, labels_are_integers: bool) -> str:
     return "single_label_classification" if labels_are_integers else "multi_label_classification"
 
 
+def score_function(config: ViTConfig) -> str:
+    """The function that makes scores of the logits of this kind of problem."""
+    if config.problem_type == "regression":
+        return "none"
+    several = config.problem_type == "multi_label_classification" or config.num_labels == 1
+    return "sigmoid" if several else "softmax"
+
+
 def check_labels(shape: Shape, logits_shape: Shape, problem: str, integers: bool) -> None:
     """Raises ValueError unless labels of this shape and kind fit logits (B, K) under this problem type."""
     batch, count = logits_shape

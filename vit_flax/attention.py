@@ -30,7 +30,7 @@ def eager(
     probs = jax.nn.softmax(_scores(q, k, bias), axis=-1).astype(v.dtype)  # (B, h, S, S)
     probs = probs if dropout is None else dropout(probs)
     if head_mask is not None:
-        probs = probs * head_mask[:, None, None].astype(probs.dtype)
+        probs = probs * head_mask[None, :, None, None].astype(probs.dtype)
     return probs @ v, probs
 
 
@@ -43,7 +43,7 @@ def sdpa(
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(v.dtype)
     context = (weights if dropout is None else dropout(weights)) @ v / total.astype(v.dtype)
-    return context if head_mask is None else context * head_mask[:, None, None].astype(v.dtype), None
+    return context if head_mask is None else context * head_mask[None, :, None, None].astype(v.dtype), None
 
 
 def _scores(q: Array, k: Array, bias: Array | None) -> Array:

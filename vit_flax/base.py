@@ -211,7 +211,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
     def _check_params(self, params: Params) -> None:
         """Raise ValueError that names every leaf that is not of the model's tree, or no array."""
         given, expected = (
-            {"/".join(path): getattr(leaf, "shape", type(leaf).__name__) for path, leaf in flatten_dict(tree).items()}
+            {"/".join(path): _shape_of(leaf) for path, leaf in flatten_dict(tree).items()}
             for tree in (params, self.params_shape_tree)
         )
         if given != expected:
@@ -356,6 +356,11 @@ def shapes(*inputs: Any, **others: Any) -> dict[str, tuple[int, ...] | None]:
     for name, value in named.items():
         calls.check_kind(name, value, (Array, np.ndarray), "np")
     return {name: None if value is None else value.shape for name, value in named.items()}
+
+
+def _shape_of(leaf: Any) -> Any:
+    """The shape of an array, the name of the type of anything else: a quantised one has a shape, but is none."""
+    return leaf.shape if isinstance(leaf, Array | np.ndarray | jax.ShapeDtypeStruct) else type(leaf).__name__
 
 
 def intercepted() -> bool:

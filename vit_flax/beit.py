@@ -60,9 +60,10 @@ class BeitRelativePositionBias(ViTModule):
     def resized(self, rows: Array, columns: Array) -> Array:
         """The table for another grid, by one matrix along each axis; the rows with a CLS token are untouched."""
         table, (height, width) = self.relative_position_bias_table, (rows.shape[1], columns.shape[1])
+        target, heads = (rows.shape[0], columns.shape[0]), table.shape[1]
         wide = jnp.promote_types(table.dtype, jnp.float32)
-        grid = (rows.astype(wide) @ table[:-3].astype(wide).reshape(height, -1)).reshape(-1, width, table.shape[1])
-        patches = (columns.astype(wide) @ grid).reshape(-1, table.shape[1])
+        grid = (rows.astype(wide) @ table[:-3].astype(wide).reshape(height, -1)).reshape(target[0], width, heads)
+        patches = (columns.astype(wide) @ grid).reshape(target[0] * target[1], heads)
         return jnp.concatenate([patches.astype(table.dtype), table[-3:]])
 
 
@@ -161,15 +162,15 @@ class BeitEncoder(ViTEncoder):
         index = relative_position_index(jnp.arange(height), jnp.arange(width), height, width, jnp)
         if not calls.resizes_bias(self.config, size, interpolate):
             return BeitPositions(index, None, None)
-        resize = (
-            bilinear_matrix(
-                np.arange(2 * t - 1, dtype=np.float64),
-                np.arange(2 * s - 1, dtype=np.float64),
-                (2 * s - 1) / (2 * t - 1),
-            )
-            for s, t in zip(source, (height, width), strict=True)
-        )
-        return BeitPositions(index, (jnp.asarray(next(resize)), jnp.asarray(next(resize))), None)
+        rows, columns = (resizing(2 * s - 1, 2 * t - 1) for s, t in zip(source, (height, width), strict=True))
+        return BeitPositions(index, (rows, columns), None)
+
+
+def resizing(source: int, target: Any) -> Array:
+    """`bilinear_matrix`, (target, source); computed by the program for a `target` that is symbolic, in `jax.export`."""
+    xp: Any = np if isinstance(target, int) else jnp
+    rows, columns = (xp.arange(n, dtype=float) for n in (target, source))
+    return jnp.asarray(bilinear_matrix(rows, columns, source / xp.asarray(target, float), xp))
 
 
 class BeitPooler(ViTModule):

@@ -6,6 +6,7 @@ Paper: Dosovitskiy et al. 2021, section 3.1 and equation 1; section 3.2 for posi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,7 +17,7 @@ from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.family import MASK_TOKEN, PATCHES, POSITIONS, has_mask_token, has_positions
 from vit_core.params import spec_of
-from vit_core.position import resize_matrix
+from vit_core.position import kernel_matrix, resize_matrix
 from vit_flax.module import ViTModule, start
 
 
@@ -32,7 +33,7 @@ class ViTPatchProjection(ViTModule):
         x, kernel, bias = promote_dtype(pixel_values, kernel, bias, dtype=self.dtype)
         x = patches(x, self.config, self.channels_axis)
         batch, rows, columns = x.shape[:3]
-        x = x.reshape(batch * rows * columns, ph * pw * channels) @ kernel.reshape(-1, width) + bias
+        x = x.reshape(batch * rows * columns, ph * pw * channels) @ kernel.reshape(-1, width) + bias[None]
         return x.reshape(batch, rows * columns, width)  # (B, N, D)
 
 
@@ -103,11 +104,19 @@ def patches(pixel_values: Array, config: ViTConfig, channels_axis: int) -> Array
 def resized_positions(table: Array, size: Sequence[int], config: ViTConfig) -> Array:
     """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
     source, target, first = config.grid, calls.grid(size, config), config.position_prefix
-    wide, kernel = jnp.promote_types(table.dtype, jnp.float32), config.position_kernel
-    rows, columns = (jnp.asarray(resize_matrix(s, t, kernel), wide) for s, t in zip(source, target, strict=True))
-    grid = (rows @ table[0, first:].astype(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
-    resized = (columns @ grid).reshape(1, -1, table.shape[2]).astype(table.dtype)
+    wide, kernel, width = jnp.promote_types(table.dtype, jnp.float32), config.position_kernel, table.shape[2]
+    rows, columns = (resizing(s, t, kernel, wide) for s, t in zip(source, target, strict=True))
+    grid = (rows @ table[0, first:].astype(wide).reshape(source[0], -1)).reshape(target[0], source[1], width)
+    resized = (columns @ grid).reshape(1, target[0] * target[1], width).astype(table.dtype)
     return jnp.concatenate([table[:, :first], resized], axis=1)
+
+
+def resizing(source: int, target: Any, kernel: str, dtype: Any) -> Array:
+    """`resize_matrix`, (target, source); computed by the program for a `target` that is symbolic, in `jax.export`."""
+    if isinstance(target, int):
+        return jnp.asarray(resize_matrix(source, target, kernel), dtype)
+    rows, columns = jnp.arange(target, dtype=dtype), jnp.arange(source, dtype=dtype)
+    return kernel_matrix(kernel, rows, columns, jnp.asarray(target, dtype), jnp)
 
 
 def expanded(tokens: Array, x: Array) -> Array:

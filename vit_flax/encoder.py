@@ -20,6 +20,7 @@ from vit_core import calls
 from vit_core.family import ATTENTION_SCALE, MLP_SCALE
 from vit_flax.activations import activation
 from vit_flax.attention import additive_bias, choose
+from vit_flax.layers import spread
 from vit_flax.module import ViTModule
 from vit_flax.outputs import BaseModelOutput
 
@@ -264,4 +265,4 @@ def layer_scale(module: ViTModule, name: str) -> Array | None:
 
 def scaled(x: Array, scale: Array | None) -> Array:
     """A branch of a layer times its scale, where it has one."""
-    return x if scale is None else x * scale.astype(x.dtype)
+    return x if scale is None else x * spread(scale.astype(x.dtype), x)

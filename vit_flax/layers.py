@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,15 +11,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+MATRICES = (((1,), (0,)), ((), ()))  # the dimension numbers of their product
+
 
 def product(x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None) -> Array:
     """The `dot_general` of a Dense as one product of matrices.
 
     The gradient of a kernel sums over all leading axes. Where that is more than one, XLA on CPUs writes activations
-    down transposed before it multiplies.
+    down transposed before it multiplies. `dot_general` itself, as quantisers put another in its place.
     """
     *leading, width = x.shape
-    return jax.lax.dot(x.reshape(-1, width), kernel, precision=precision).reshape(*leading, kernel.shape[1])
+    rows = jax.lax.dot_general(x.reshape(math.prod(leading), width), kernel, MATRICES, precision=precision)
+    return rows.reshape(*leading, kernel.shape[1])
+
+
+def spread(parameter: Array, x: Array) -> Array:
+    """A parameter (D,) with as many axes as `x`, (..., D): JAX can be told to refuse what adds them by itself."""
+    return jax.lax.broadcast_to_rank(parameter, x.ndim)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -29,7 +38,7 @@ def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     recomputes chains of sums and products in each of their users, but not chains that hold a division: on CPUs it would
     otherwise add up the residual stream's gradient from the last layer on anew in each layer.
     """
-    return _normal(x, eps)[0] * scale + bias
+    return _normal(x, eps)[0] * spread(scale, x) + spread(bias, x)
 
 
 @_layer_norm.defjvp
@@ -38,8 +47,9 @@ def _layer_norm_jvp(eps: float, primals: Any, tangents: Any) -> tuple[Array, Arr
     normal, deviation = _normal(x, eps)
     d = dx / deviation
     d = d - d.mean(-1, keepdims=True)
-    tangent = (d - normal * (normal * d).mean(-1, keepdims=True)) * scale + normal * dscale + dbias
-    return normal * scale + bias, tangent
+    d = (d - normal * (normal * d).mean(-1, keepdims=True)) * spread(scale, x)
+    tangent = d + normal * spread(dscale, x) + spread(dbias, x)
+    return normal * spread(scale, x) + spread(bias, x), tangent
 
 
 layer_norm = jax.jit(_layer_norm, static_argnums=3)  # traced once, not in every layer

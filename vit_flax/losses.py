@@ -39,9 +39,9 @@ def classification_loss(logits: Array, labels: Array, config: ViTConfig) -> Arra
 
 def _cross_entropy(logits: Array, labels: Array) -> Array:
     kept = labels != -100
-    known = (labels >= 0) & (labels < logits.shape[1])
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, labels, 0)[:, None], axis=1)[:, 0]
-    each = jnp.where(known, -picked, jnp.where(kept, jnp.nan, 0.0))
+    places = jnp.where(labels < 0, jnp.where(kept, logits.shape[1], 0), labels)  # what lies outside is filled with NaN
+    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), places[:, None], axis=1, mode="fill")[:, 0]
+    each = jnp.where(kept, -picked, 0.0)
     return each.sum() / kept.sum()
 
 
@@ -57,8 +57,8 @@ def visual_token_loss(logits: Array, mask: Array | None, labels: Array, config: 
     place = jnp.where(masked, jnp.cumsum(masked) - 1, labels.shape[0])  # of a patch's label: the last is for the others
     targets = jnp.append(labels.astype(jnp.int32), -100)[place]
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    loss = _cross_entropy(logits.reshape(-1, logits.shape[2]), targets)
-    return jnp.where(masked.sum() == labels.shape[0], loss, jnp.nan)
+    targets = jnp.where(masked.sum() == labels.shape[0], targets, logits.shape[2])  # no token: the loss is NaN
+    return _cross_entropy(logits.reshape(-1, logits.shape[2]), targets)
 
 
 def check_visual_token_labels(mask: Any, labels: Any, config: ViTConfig) -> None:

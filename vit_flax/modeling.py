@@ -143,7 +143,9 @@ class FlaxViTModule(ViTModule):
             return patches.mean(1)
         if size is None:
             return patches
-        maps = patches.reshape(-1, *calls.grid(size, self.config), patches.shape[2])  # (B, H / ph, W / pw, D)
+        maps = patches.reshape(
+            patches.shape[0], *calls.grid(size, self.config), patches.shape[2]
+        )  # (B, H / ph, W / pw, D)
         return maps if self.channels_axis == 3 else maps.transpose(0, 3, 1, 2)
 
 
@@ -315,7 +317,7 @@ class FlaxViTForMaskedImageModelingModule(ViTWithHead):
     def reconstruct(self, patches: Array, size: Sequence[int]) -> Array:
         """Pixels, in the model's layout, of the encoded patches (B, N, D) of an image of `size`, height x width."""
         rows, columns = calls.grid(size, self.config)
-        return self.decoder(patches.reshape(-1, rows, columns, patches.shape[2]))
+        return self.decoder(patches.reshape(patches.shape[0], rows, columns, patches.shape[2]))
 
 
 class FlaxViTModel(FlaxViTPreTrainedModel):

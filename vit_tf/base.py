@@ -284,18 +284,24 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         """For `model.save`: what `from_config` builds the model from."""
         frozen = [path for path, layer in self._layers_by_path().items() if not layer.trainable]
         own = {"config": self.config.to_dict(), "data_format": self.data_format, "frozen": frozen}
-        return {**super().get_config(), **own}
+        quantized = {p: how_quantized(layer) for p, layer in self._layers_by_path().items() if layer.quantization_mode}
+        return {**super().get_config(), **own, **({"quantized": quantized} if quantized else {})}
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | ViTConfig, custom_objects: Any = None, **kwargs: Any) -> Self:
-        """A model from `get_config`, its weights not yet loaded, and layers frozen as they were; or of a ViTConfig."""
+        """A model from `get_config`, its weights not yet loaded; or of a ViTConfig.
+
+        Layers are quantised, and frozen, as they were.
+        """
         if isinstance(config, ViTConfig):
             return cls(config, **kwargs)
-        frozen = config.get("frozen", [])
-        options = {name: value for name, value in config.items() if name not in ("config", "frozen")}
+        frozen, quantized = config.get("frozen", []), config.get("quantized", {})
+        options = {name: value for name, value in config.items() if name not in ("config", "frozen", "quantized")}
         model = cls(cls.config_class.from_dict(config["config"]), **options)
         for path, layer in model._layers_by_path().items():  # a layer after the one that it is in
             layer.trainable = path not in frozen
+            if path in quantized:
+                layer.quantize(**keras.saving.deserialize_keras_object(quantized[path]))
         return model
 
     def _layers_by_path(self) -> dict[str, Any]:
@@ -305,6 +311,12 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """For Keras: nothing is left to build."""
+
+
+def how_quantized(layer: Any) -> dict[str, Any]:
+    """The arguments of `quantize` that a layer was quantised with, as Keras's files hold them."""
+    kept = {"mode": layer.quantization_mode, "config": layer.quantization_config}
+    return keras.saving.serialize_keras_object(kept)
 
 
 def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:

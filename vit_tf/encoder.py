@@ -160,7 +160,8 @@ class ViTEncoder(ViTModule):
 
     def build(self, input_shape: Any = None) -> None:
         rates = enumerate(self.config.drop_path_rates)
-        self.layer = [self.child(self.layer_class, f"layer_._{i}", drop_path=rate) for i, rate in rates]
+        made = [self.child(self.layer_class, f"layer_._{i}", drop_path=rate) for i, rate in rates]
+        self.numbered("layer", made)
 
     def score_bias(
         self, attention_mask: Tensor | None, dtype: tf.DType, pixel_values: Tensor, interpolate: bool

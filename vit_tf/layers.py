@@ -23,6 +23,10 @@ class Dense(layers.Dense):
         x = tf.nn.bias_add(x, self.bias) if self.use_bias else x
         return tf.reshape(x if self.activation is None else self.activation(x), (*leading, self.units))
 
+    def quantize(self, mode: Any = None, type_check: bool = True, config: Any = None) -> None:
+        """As Keras's own Dense, which refuses classes derived from it."""
+        super().quantize(mode, type_check=False, config=config)
+
 
 class LayerNorm(layers.LayerNormalization):
     """Keras's LayerNormalization over the last axis with the two-pass variance (Ba et al. 2016, section 3).

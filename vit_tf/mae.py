@@ -100,7 +100,7 @@ class ViTMAEDecoder(ViTModule):
         self.mask_token = self.weight("decoder.mask_token")
         self.decoder_pos_embed = self.weight("decoder.decoder_pos_embed", autocast=False)
         layers = range(self.config.decoder_num_hidden_layers)
-        self.decoder_layers = [self.child(ViTLayer, f"decoder_layers.{i}", self.of_layers) for i in layers]
+        self.numbered("decoder_layers", [self.child(ViTLayer, f"decoder_layers.{i}", self.of_layers) for i in layers])
         self.decoder_norm = self.layer_norm("decoder_norm", width)
         outputs, inputs = spec_of(self.config, "decoder.decoder_pred.weight").shape
         self.decoder_pred = self.linear(inputs, outputs, "decoder_pred")

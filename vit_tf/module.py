@@ -138,6 +138,12 @@ class ViTModule(Builder, layers.Layer):
         leaf = spec.row.module.rpartition(".")[2]
         return self.add_weight(spec.shape, init, name=leaf, trainable=not fixed, **options)
 
+    def numbered(self, attribute: str, made: list[Any]) -> None:
+        """Keep layers as a list, each under a number too, by which TensorFlow's checkpoints find it."""
+        setattr(self, attribute, made)
+        for i, layer in enumerate(made):
+            self._track_trackable(layer, f"{attribute}_{i}")
+
     def save_own_variables(self, store: Any) -> None:
         """For Keras's files: the raw arrays by name."""
         for variable in self._own():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
@@ -16,6 +16,7 @@ from tensorflow import Tensor
 
 from vit_core.config import ViTConfig, pair
 from vit_core.outputs import ModelOutput
+from vit_tf.functional import functional
 from vit_tf.losses import classification_loss, distillation_loss, visual_token_loss
 
 TARGETS = ("labels", "teacher_logits")  # what a call may be given for its loss alone
@@ -167,6 +168,28 @@ class Training(keras.Model):
         batches = numbers.map(load).batch(batch_size, shuffle if drop_remainder is None else drop_remainder)
         return batches.prefetch(tf.data.AUTOTUNE) if prefetch else batches
 
+    def functional(self, outputs: str | Sequence[str] = "logits", processor: Any = None) -> keras.Model:
+        """A Functional model around this one, whose weights it shares: one tensor in, `outputs` by name out.
+
+        A name gives a tensor, or for `hidden_states` and `attentions` a tuple of them; a list of names gives a dict.
+        Names are those of the model's output, and `probabilities` of a classifier, `last_hidden_state` of any model.
+        The input is pixels of the model's size in its layout; with a `processor` it is 8-bit images (B, H, W, C) of
+        that size, which the model rescales and normalises by itself. Raises ValueError for a name that it has not.
+        """
+        return functional(self, outputs, processor)
+
+    def quantize(self, mode: str | None = None, config: Any = None, **kwargs: Any) -> None:
+        """Keras's `quantize`: int8, int4 or float8 of every linear layer.
+
+        Raises ValueError for gptq and awq, whose calibration in Keras is made for models of texts.
+        """
+        mode = mode or getattr(config, "mode", None)
+        if mode in ("gptq", "awq"):
+            raise ValueError(
+                f"{mode} is calibrated by Keras on tokens of texts, which a ViT has none of: use int8, int4 or float8."
+            )
+        super().quantize(mode, config=config, **kwargs)
+
     def export(
         self,
         filepath: Any,
@@ -183,7 +206,8 @@ class Training(keras.Model):
         """
         signature = input_signature or [self._pixels_spec()]
         if format != "tf_saved_model":
-            super().export(filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
+            served = Served(self)
+            keras.Model.export(served, filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
             return
         archive = export.ExportArchive()
         archive.track(self)
@@ -208,6 +232,18 @@ class Training(keras.Model):
         channels = self.config.num_channels
         size = (channels, height, width) if self.data_format == "channels_first" else (height, width, channels)
         return tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")
+
+
+class Served(keras.Model):
+    """A model that returns what `serve` does, a flat dict of tensors, for the formats that Keras writes."""
+
+    def __init__(self, model: Training) -> None:
+        super().__init__(autocast=False)
+        self.model = model
+        self.built = True
+
+    def call(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        return self.model._serve(pixel_values)
 
 
 def _labels(x: Any, y: Any) -> Any:

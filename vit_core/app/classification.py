@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_core.app.backends import run
 from vit_core.app.base import Array, ImagePipeline, check_count, check_finite
-from vit_core.config import ViTConfig
+from vit_core.calls import score_function
 from vit_core.pictures.processing import ViTImageProcessor
 
 Predictions = list[dict[str, Any]]  # {"label": str, "score": float}, the highest score first
@@ -38,7 +38,7 @@ class ImageClassificationPipeline(ImagePipeline):
     def postprocess(self, logits: Array, top_k: int | None, function_to_apply: str | None) -> Predictions:
         """The best `top_k` labels of logits (K,), with their scores."""
         check_finite("logits", logits)
-        scores = scores_of(logits, function_to_apply or default_function(self.model.config))
+        scores = scores_of(logits, function_to_apply or score_function(self.model.config))
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.model.config.id2label[int(i)], "score": float(scores[i])} for i in best]
 
@@ -49,14 +49,6 @@ class ImageClassificationPipeline(ImagePipeline):
             raise ValueError(
                 f"function_to_apply must be one of {', '.join(FUNCTIONS)}, or None, got {function_to_apply!r}."
             )
-
-
-def default_function(config: ViTConfig) -> str:
-    """The function that makes scores of the logits of this kind of problem."""
-    if config.problem_type == "regression":
-        return "none"
-    several = config.problem_type == "multi_label_classification" or config.num_labels == 1
-    return "sigmoid" if several else "softmax"
 
 
 def scores_of(logits: Array, function: str) -> Array:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.app.backends import backend_of, import_backend, import_exporter
-from vit_core.app.classification import default_function
 from vit_core.app.differences import Difference
 from vit_core.app.export.checking import compare, pixels_of
 from vit_core.app.opening import find_processor, load
+from vit_core.calls import score_function
 from vit_core.config import ViTConfig
 from vit_core.exports import CLASSES, OUTPUTS, Exported
 from vit_core.files.names import PREPROCESSOR_NAME
@@ -111,7 +111,7 @@ def export(
     loaded, reference, processor = _opened(model, target, wanted, dtype, image_processor, options)
     config: ViTConfig = loaded.config
     documents = _documents(config, processor, wanted)
-    function = default_function(config) if config.num_labels else "none"
+    function = score_function(config) if config.num_labels else "none"
     wanted = Exported(**{**vars(wanted), "documents": documents, "function": function})
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         stage = Path(folder)
