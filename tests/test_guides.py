@@ -163,3 +163,15 @@ def test_the_numbers_of_the_guide_to_videos(tmp_path: Path, capsys: Any) -> None
         arguments = (tmp_path / "frames", masks / "000.png", tmp_path / "found")
         import_module("segment").main(*arguments, truth=masks, size=size, as_json=True)
         assert float(number) == pytest.approx(json.loads(capsys.readouterr().out)["j"], abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_guide_to_deployment(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    for framework in FRAMEWORKS:
+        need(framework)
+    assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys) == ["True 1 of 1", "2"]
+    for line in commands("deploy.md"):
+        run(line, monkeypatch)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found >= {"digits", "digits.onnx", "digits.pt2", "digits.tflite", "digits.stablehlo", "digits.labels.txt"}

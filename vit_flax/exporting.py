@@ -14,6 +14,7 @@ from vit_core.config import pair
 from vit_core.exports import Exported
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+KNOWN = ("rows >= 2", "columns >= 2", "4*rows*columns - 2*rows - 2*columns >= -1")  # the last JAX can't tell by itself
 _FUNCTIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "none": lambda x: x}
 
 
@@ -43,7 +44,8 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
     (height, width), (ph, pw) = pair(model.config.image_size), pair(model.config.patch_size)
     sizes = [f"{ph}*rows", f"{pw}*columns"] if wanted.any_size else [str(height), str(width)]
     batch = "batch" if wanted.any_batch else "1"
-    shape = jax_export.symbolic_shape(", ".join([batch, str(model.config.num_channels), *sizes]))
+    axes = ", ".join([batch, str(model.config.num_channels), *sizes])
+    shape = jax_export.symbolic_shape(axes, constraints=KNOWN if wanted.any_size else ())
     function = jax.jit(lambda pixel_values: outputs(model, wanted, pixel_values))
     pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
     path.write_bytes(jax_export.export(function, platforms=PLATFORMS)(pixels).serialize())

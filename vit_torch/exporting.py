@@ -57,7 +57,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
     with torch.no_grad(), _silent():
         if target == "onnx":
             names = wanted.names(model.config)
-            options = {"input_names": [INPUT], "output_names": names, "dynamic_shapes": shapes}
+            options: dict[str, Any] = {"input_names": [INPUT], "output_names": names, "dynamic_shapes": shapes}
             written: Any = torch.onnx.export(module, (pixels,), dynamo=True, verbose=False, **options)
             for node in written.model.graph.all_nodes():
                 node.metadata_props.clear()  # where in whose files each operation was called, half of a small file
