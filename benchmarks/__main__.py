@@ -31,7 +31,7 @@ ALONE = {
     "image_processing": ("USE_TF", "USE_FLAX"),
     "inference": ("USE_TF", "USE_FLAX"),
     "training": ("USE_TF", "USE_FLAX"),
-    "mae": ("USE_TF", "USE_FLAX"),
+    "mae": ("USE_FLAX",),
     "dinov2": ("USE_TF", "USE_FLAX"),
     "flax_vit": ("USE_TF", "USE_TORCH"),
 }
