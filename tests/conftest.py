@@ -29,6 +29,12 @@ LONGEST = (
     "test_models.py",
     "test_tf.py",
     "test_flax.py",
+    "test_finetune.py",
+    "test_conversion.py",
+    "test_guides.py",
+    "test_scale_torch.py",
+    "test_scale_jax.py",
+    "test_scale_keras.py",
     "test_readme.py",
     "test_gpu_benchmark.py",
 )

@@ -129,25 +129,17 @@ def test_the_same_losses_as_in_pytorch(framework: str, runs: Runs) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_drops_the_same_paths(framework: str, pictures: Path, tmp_path: Path) -> None:
-    flags = ("--epochs", 2, "--batch-size", 32, "--drop-path", 0.3)
+def test_a_killed_run_ends_as_one_that_was_not(framework: str, pictures: Path, tmp_path: Path) -> None:
+    """With all that is drawn: the order of the pictures, what is mixed, paths that are dropped."""
+    flags = (*FLAGS, "--epochs", 2, "--drop-path", 0.3)
     whole, killed = ((f"finetune_{framework}.py", pictures, "--out", tmp_path / name, *flags) for name in "ab")
     run(*whole)
     run(*killed, dies=True, code=-signal.SIGKILL)
-    run(*killed)
-    assert losses(tmp_path / "b") == losses(tmp_path / "a")
+    assert not (tmp_path / "b" / "model.safetensors").exists()
+    assert "Resumed after epoch" in run(*killed)
+    assert table(tmp_path / "b" / "steps.csv") == table(tmp_path / "a" / "steps.csv")
     assert ViTConfig.from_pretrained(tmp_path / "b").drop_path_rate == 0.3
-
-
-@pytest.mark.slow
-def test_a_killed_run_ends_as_one_that_was_not(framework: str, runs: Runs, pictures: Path, tmp_path: Path) -> None:
-    whole, out = runs(framework), tmp_path / "killed"
-    arguments = (f"finetune_{framework}.py", pictures, "--out", out, *FLAGS)
-    run(*arguments, dies=True, code=-signal.SIGKILL)
-    assert not (out / "model.safetensors").exists()
-    assert "Resumed after epoch" in run(*arguments)
-    assert table(out / "steps.csv") == table(whole / "steps.csv")
-    expected, actual = (load_file(folder / "model.safetensors") for folder in (whole, out))
+    expected, actual = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array, err_msg=name)
 
