@@ -185,6 +185,7 @@ def test_what_no_file_holds(tmp_path: Path) -> None:
         (lambda: DIGITS, {"attn_implementation": "flex"}, "is not exported: load with"),
         (lambda: torch.ViTModel.from_pretrained(DIGITS), {"dtype": "float16"}, "dtype can't be set for a model"),
         (lambda: torch.ViTForImageClassification(torch.ViTConfig(num_labels=0)), {}, "num_labels=0"),
+        (lambda: DIGITS, {"problem_type": "regression", "outputs": "labels"}, "A regression has no labels"),
     ]
     for model, options, words in refused:
         with pytest.raises(ValueError, match=words):

@@ -172,6 +172,7 @@ def test_the_guide_to_deployment(tmp_path: Path, monkeypatch: Any, capsys: Any) 
         need(framework)
     assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys) == ["True 1 of 1", "2"]
     for line in commands("deploy.md"):
-        run(line, monkeypatch)
+        if "--to saved-model" not in line and "--to litert" not in line:  # test_export.py has them: they take longest
+            run(line, monkeypatch)
     found = {path.name for path in tmp_path.iterdir()}
-    assert found >= {"digits", "digits.onnx", "digits.pt2", "digits.tflite", "digits.stablehlo", "digits.labels.txt"}
+    assert found >= {"digits.onnx", "digits.pt2", "digits.stablehlo", "digits.labels.txt"}

@@ -228,6 +228,8 @@ def _check_model(model: Any, wanted: Exported) -> None:
     config: ViTConfig = model.config
     if wanted.outputs in CLASSES and not config.num_labels:
         raise ValueError(f"The model has num_labels=0 and so no {wanted.outputs}: ask for features or states.")
+    if wanted.outputs in ("probabilities", "labels") and score_function(config) == "none":
+        raise ValueError(f"A regression has no {wanted.outputs}: ask for logits, which are its answer.")
     if config.attn_implementation == "flex":
         raise ValueError('attn_implementation="flex" is not exported: load with "sdpa", whose numbers are equal.')
     if getattr(getattr(model, "module", None), "scan_layers", False):
