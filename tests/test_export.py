@@ -60,6 +60,9 @@ def test_what_is_written_runs_without_this_package(
     found = vit.json("export", DIGITS, out, "--to", target, "--outputs", outputs, "--dynamic", dynamic)
     assert found["ok"] and found["pictures"] == len(PICTURES) and out.exists()
     assert found["same_label"] == (len(PICTURES) if outputs in ("labels", "probabilities") else None)
+    if target == "onnx":
+        graph = pytest.importorskip("onnx").load(out).graph
+        assert "Resize" not in {node.op_type for node in graph.node}
     names = {"labels": ["scores"], "states": [f"hidden_states_{i}" for i in range(6)]}.get(outputs, [outputs])
     assert [each["output"] for each in found["differences"]] == names
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
@@ -157,9 +160,10 @@ REFUSED: list[tuple[list[str], str]] = [
     (["x.onnx", "--to", "onnx", "--dynamic", "time"], "dynamic must be some of batch, size, got time."),
     (
         ["x.onnx", "--to", "onnx", "--dtype", "bfloat16"],
-        "dtype must be one of float32, float16, float64, got 'bfloat16'",
+        "dtype must be one of float32, float16, got 'bfloat16'",
     ),
     (["x.tflite", "--to", "litert", "--dynamic", "size"], "litert has no operations for pictures of any size"),
+    (["x.tflite", "--to", "litert", "--dtype", "float16"], "litert has no operations in float16: leave dtype out."),
     (["x.onnx", "--to", "onnx", "--aoti"], "aoti compiles pt2 alone, got onnx"),
 ]
 

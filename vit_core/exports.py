@@ -6,8 +6,9 @@ name in float32, labels in integers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vit_core.config import ViTConfig
 
@@ -20,6 +21,15 @@ OUTPUTS = {
     "states": "hidden_states_0 and so on, (B, S, D) each",
 }
 CLASSES = ("logits", "probabilities", "labels")  # those of a classifier
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """What a framework computes outputs with."""
+
+    wide: Callable[[Any], Any]  # to float32
+    functions: Mapping[str, Callable[[Any], Any]]  # logits (B, K) to scores: softmax, sigmoid, none
+    best: Callable[[Any], tuple[Any, Any]]  # of scores (B, K): labels and scores (B,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,3 +48,21 @@ class Exported:
         if self.outputs == "states":
             return [f"hidden_states_{i}" for i in range(config.num_hidden_layers + 1)]
         return ["labels", "scores"] if self.outputs == "labels" else [self.outputs]
+
+    def compute(
+        self, config: ViTConfig, operations: Operations, call: Callable[..., Any], features: Callable[..., Any]
+    ) -> dict[str, Any]:
+        """The outputs by name of a model whose call, and whose `features`, take options for the pixels at hand."""
+        options = {"interpolate_pos_encoding": self.any_size}
+        if self.outputs == "features":
+            found = [operations.wide(features(**options))]
+        elif self.outputs == "states":
+            states = call(output_hidden_states=True, return_dict=True, **options)["hidden_states"]
+            found = [operations.wide(state) for state in states]
+        else:
+            found = [operations.wide(call(return_dict=True, **options)["logits"])]
+        if self.outputs in ("probabilities", "labels"):
+            found = [operations.functions[self.function](*found)]
+        if self.outputs == "labels":
+            found = list(operations.best(*found))
+        return dict(zip(self.names(config), found, strict=True))

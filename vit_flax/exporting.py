@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +12,21 @@ from jax import Array
 from jax import export as jax_export
 
 from vit_core.config import pair
-from vit_core.exports import Exported
+from vit_core.exports import Exported, Operations
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = ("rows >= 2", "columns >= 2", "4*rows*columns - 2*rows - 2*columns >= -1")  # the last JAX can't tell by itself
-_FUNCTIONS = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "none": lambda x: x}
+OPERATIONS = Operations(
+    wide=lambda x: x.astype(jnp.float32),
+    functions={"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "none": lambda x: x},
+    best=lambda x: (x.argmax(-1), x.max(-1)),
+)
 
 
 def outputs(model: Any, wanted: Exported, pixel_values: Array) -> dict[str, Array]:
     """A model's outputs by name for pixels (B, C, H, W) in float32."""
-    options = {"interpolate_pos_encoding": wanted.any_size}
-    variables = {"params": model.params}
-    if wanted.outputs == "features":
-        found = [model.module.apply(variables, pixel_values, method="features", **options)]
-    elif wanted.outputs == "states":
-        output = model.module.apply(variables, pixel_values, output_hidden_states=True, return_dict=True, **options)
-        found = list(output.hidden_states)
-    else:
-        logits = model.module.apply(variables, pixel_values, return_dict=True, **options).logits.astype(jnp.float32)
-        scores = _FUNCTIONS[wanted.function](logits)
-        found = [scores.argmax(-1), scores.max(-1)] if wanted.outputs == "labels" else [scores]
-        found = [logits] if wanted.outputs == "logits" else found
-    names = wanted.names(model.config)
-    return {
-        name: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
-        for name, x in zip(names, found, strict=True)
-    }
+    call = partial(model.module.apply, {"params": model.params}, pixel_values)
+    return wanted.compute(model.config, OPERATIONS, call, partial(call, method="features"))
 
 
 def export(model: Any, path: Path, target: str, wanted: Exported) -> None:

@@ -143,9 +143,8 @@ class FlaxViTModule(ViTModule):
             return patches.mean(1)
         if size is None:
             return patches
-        maps = patches.reshape(
-            patches.shape[0], *calls.grid(size, self.config), patches.shape[2]
-        )  # (B, H / ph, W / pw, D)
+        grid = calls.grid(size, self.config)
+        maps = patches.reshape(patches.shape[0], *grid, patches.shape[2])  # (B, H / ph, W / pw, D)
         return maps if self.channels_axis == 3 else maps.transpose(0, 3, 1, 2)
 
 

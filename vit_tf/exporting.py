@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,27 +12,20 @@ from keras import export as keras_export
 from tensorflow import Tensor
 
 from vit_core.config import pair
-from vit_core.exports import INPUT, Exported
+from vit_core.exports import INPUT, Exported, Operations
 
 EXTRA = "assets.extra"  # where a SavedModel holds what is not of its graph
-_FUNCTIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid, "none": tf.identity}
+OPERATIONS = Operations(
+    wide=lambda x: tf.cast(x, tf.float32),
+    functions={"softmax": tf.nn.softmax, "sigmoid": tf.nn.sigmoid, "none": tf.identity},
+    best=lambda x: (tf.argmax(x, -1), tf.reduce_max(x, -1)),
+)
 
 
 def outputs(model: Any, wanted: Exported, pixel_values: Tensor) -> dict[str, Tensor]:
     """A model's outputs by name for pixels (B, C, H, W) in float32."""
-    options = {"interpolate_pos_encoding": wanted.any_size}
-    if wanted.outputs == "features":
-        found = [model.features(pixel_values, **options)]
-    elif wanted.outputs == "states":
-        output = model(pixel_values, output_hidden_states=True, return_dict=True, training=False, **options)
-        found = list(output.hidden_states)
-    else:
-        logits = tf.cast(model(pixel_values, return_dict=True, training=False, **options).logits, tf.float32)
-        scores = _FUNCTIONS[wanted.function](logits)
-        found = [tf.argmax(scores, -1), tf.reduce_max(scores, -1)] if wanted.outputs == "labels" else [scores]
-        found = [logits] if wanted.outputs == "logits" else found
-    names = wanted.names(model.config)
-    return {name: tf.cast(x, tf.float32) if x.dtype.is_floating else x for name, x in zip(names, found, strict=True)}
+    call, features = partial(model, pixel_values, training=False), partial(model.features, pixel_values)
+    return wanted.compute(model.config, OPERATIONS, call, features)
 
 
 def export(model: Any, path: Path, target: str, wanted: Exported) -> None:

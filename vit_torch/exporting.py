@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_core.config import pair
-from vit_core.exports import INPUT, Exported
+from vit_core.exports import INPUT, Exported, Operations
 
 LARGEST = 1_900_000_000  # bytes of weights in an ONNX file, which ends at 2 GiB; more are in a second one beside it
 
@@ -26,22 +27,15 @@ class ExportedModel(nn.Module):
         self.model, self.wanted = model, wanted
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        wanted, model = self.wanted, self.model
-        if wanted.outputs == "features":
-            found = [model.features(pixel_values, interpolate_pos_encoding=wanted.any_size)]
-        elif wanted.outputs == "states":
-            options = {"interpolate_pos_encoding": wanted.any_size, "return_dict": True}
-            found = list(model(pixel_values, output_hidden_states=True, **options).hidden_states)
-        else:
-            logits = model(pixel_values, interpolate_pos_encoding=wanted.any_size, return_dict=True).logits.float()
-            scores = _FUNCTIONS[wanted.function](logits)
-            found = [scores.argmax(-1), scores.amax(-1)] if wanted.outputs == "labels" else [scores]
-            found = [logits] if wanted.outputs == "logits" else found
-        names = wanted.names(model.config)
-        return {name: x.float() if x.is_floating_point() else x for name, x in zip(names, found, strict=True)}
+        call, features = partial(self.model, pixel_values), partial(self.model.features, pixel_values)
+        return self.wanted.compute(self.model.config, OPERATIONS, call, features)
 
 
-_FUNCTIONS = {"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda x: x}
+OPERATIONS = Operations(
+    wide=lambda x: x.float(),
+    functions={"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda x: x},
+    best=lambda x: (x.argmax(-1), x.amax(-1)),
+)
 
 
 def export(model: Any, path: Path, target: str, wanted: Exported) -> None:

@@ -40,6 +40,11 @@ class Difference:
         """Whether the two agree; not-a-number does not."""
         return self.relative <= self.tolerance
 
+    @property
+    def figures(self) -> tuple[str, str, str]:
+        """For a table: the difference, the relative one, and what is allowed."""
+        return f"{self.absolute:.2g}", f"{self.relative:.2g}", f"{self.tolerance:.2g}"
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON, which has no infinity and no not-a-number: they are None."""
         numbers = {"absolute": self.absolute, "relative": self.relative}

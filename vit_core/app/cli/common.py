@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -58,6 +58,18 @@ _DRAWINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 # Whatever is wrong with a command line: the root of typer's usage errors, which has moved between its versions.
 _UsageError: Any = typer.BadParameter.__mro__[2]
+
+
+def tolerance_option(defaults: Mapping[str, float]) -> Any:
+    """The option of how far outputs may be apart; the defaults by dtype."""
+    shown = ", ".join(f"{size:g} in {name}" for name, size in defaults.items())
+    words = "Allowed difference, relative to an output's largest value."
+    return typer.Option("--tolerance", min=0, metavar="SIZE", help=words, show_default=shown)
+
+
+def is_digits(model: str) -> bool:
+    """Whether a name is the folder of the digits model."""
+    return os.path.exists(model) and DIGITS.samefile(model)
 
 
 def execute(command: typer.Typer, program: str, arguments: list[str] | None = None) -> int:

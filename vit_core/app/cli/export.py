@@ -18,11 +18,13 @@ from vit_core.app.cli.common import (
     complain,
     console,
     import_quietly,
+    is_digits,
     one_line,
     pictures,
     print_json,
     silence,
     telling,
+    tolerance_option,
 )
 from vit_core.app.export import exporting
 from vit_core.app.export.exporting import DYNAMIC, TARGETS, TOLERANCES, ExportError, ExportReport
@@ -46,15 +48,7 @@ def export(
     ] = "batch",
     dtype: Annotated[str, typer.Option(metavar="|".join(TOLERANCES), help="What is computed in.")] = "float32",
     aoti: Annotated[bool, typer.Option("--aoti", help="pt2: compile for this machine by AOTInductor.")] = False,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="SIZE",
-            help="Allowed difference, relative to an output's largest value.",
-            show_default=", ".join(f"{size:g} in {name}" for name, size in TOLERANCES.items()),
-        ),
-    ] = None,
+    tolerance: Annotated[float | None, tolerance_option(TOLERANCES)] = None,
     image_processor: Processor = None,
     revision: Revision = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")] = False,
@@ -63,8 +57,7 @@ def export(
     """Write a checkpoint for another runtime, run it there, and keep it if it agrees with the model."""
     if to not in TARGETS:
         raise ValueError(f"--to must be one of {', '.join(TARGETS)}, got {to!r}.")
-    digits = Path(model).exists() and DIGITS.samefile(model)
-    found = pictures(images or ([str(DIGITS / "pictures")] if digits else []))
+    found = pictures(images or ([str(DIGITS / "pictures")] if is_digits(model) else []))
     with telling() as tell:
         tell(f"Importing {TARGETS[to].backend}")
         import_quietly(TARGETS[to].backend)
@@ -104,8 +97,7 @@ def _show(report: ExportReport, real: bool) -> None:
     for column in table.columns[1:4]:
         column.justify = "right"
     for each in report.differences:
-        numbers = (f"{number:.2g}" for number in (each.absolute, each.relative, each.tolerance))
-        table.add_row(Text(one_line(each.output)), *numbers, "ok" if each.ok else Text("differs", style="red"))
+        table.add_row(Text(one_line(each.output)), *each.figures, "ok" if each.ok else Text("differs", style="red"))
     out.print(table)
     same = "" if report.same_label is None else f", top-1 the same on {report.same_label}"
     on = f"{report.pictures} picture{'s' * (report.pictures > 1)}{'' if real else ' of noise'}"

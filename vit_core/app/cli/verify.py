@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,10 +27,12 @@ from vit_core.app.cli.common import (
     complain,
     console,
     import_quietly,
+    is_digits,
     one_line,
     pictures,
     print_json,
     telling,
+    tolerance_option,
 )
 from vit_core.app.differences import Difference
 from vit_core.app.opening import find_processor
@@ -77,15 +78,7 @@ def verify(
     dtype: Annotated[
         str, typer.Option(metavar="|".join(_TOLERANCES), help="What is computed in; float64 shows the same function.")
     ] = "float32",
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            metavar="SIZE",
-            help="Allowed difference, relative to an output's largest value.",
-            show_default=", ".join(f"{size:g} in {name}" for name, size in _TOLERANCES.items()),
-        ),
-    ] = None,
+    tolerance: Annotated[float | None, tolerance_option(_TOLERANCES)] = None,
     revision: Revision = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +91,7 @@ def verify(
     if checkpoint.config is None:
         raise FileNotFoundError(f"No {CONFIG_NAME} beside {checkpoint.path}: put the one of its model there.")
     architecture, arguments, masked = _class(checkpoint, checkpoint.config)
-    found = pictures(images or ([str(DIGITS / "pictures")] if _is_digits(model) else []))
+    found = pictures(images or ([str(DIGITS / "pictures")] if is_digits(model) else []))
     with telling() as tell:
         for name in names:
             tell(f"Importing {name}")
@@ -151,10 +144,6 @@ def _class(checkpoint: Checkpoint, config: ViTConfig) -> tuple[str, dict[str, bo
         return architecture, family.arguments(architecture, parts), False
     masked = architecture == family.bare or pair(config.patch_size) == pair(config.encoder_stride)  # as the loss asks
     return architecture, family.arguments(architecture, parts), masked
-
-
-def _is_digits(model: str) -> bool:
-    return os.path.exists(model) and DIGITS.samefile(model)
 
 
 def _loaded(backend: str, architecture: str, model: str, **options: Any) -> Any:
@@ -265,8 +254,7 @@ def _table(differences: list[Difference]) -> Table:
         each = max(states, key=lambda d: (not isfinite(d.relative), d.relative))
         name = f"{each.output}, the worst of {len(states)}" if output == "hidden_states" else output
         verdict = "ok" if each.ok else Text("differs", style="red")
-        numbers = (f"{number:.2g}" for number in (each.absolute, each.relative, each.tolerance))
-        table.add_row(", ".join(backends), Text(one_line(name)), *numbers, verdict)
+        table.add_row(", ".join(backends), Text(one_line(name)), *each.figures, verdict)
     return table
 
 

@@ -7,24 +7,25 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_core.app.backends import array, call, run
-from vit_core.app.classification import scores_of
+from vit_core.app.backends import array, call
+from vit_core.app.classification import FUNCTIONS, scores_of
 from vit_core.app.differences import Difference
 from vit_core.app.export import runtime
 from vit_core.app.features import ImageFeatureExtractionPipeline
 from vit_core.config import ViTConfig, pair
-from vit_core.exports import Exported
+from vit_core.exports import Exported, Operations
 from vit_core.pictures.processing import ViTImageProcessor
 
 Array = NDArray[Any]
 BATCH = 8  # pictures in a call
-# A process of its own starts with these threads, and with nothing said about the machine.
+# A process of a runtime computes on the CPU, and says nothing of the machine.
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 
 
@@ -44,7 +45,7 @@ def compare(
     """The difference of each output of a file from the model's, and of how many pictures both say the same class.
 
     Every picture is in a call alone and, where the file takes any number, in a batch; where it takes any size, noise
-    of another one is compared as well. Raises RuntimeError for a file that its runtime does not run.
+    of another one is compared as well. Raises ValueError for a file that its runtime does not run.
     """
     calls = [pixels[i : i + 1] for i in range(len(pixels))]
     if wanted.any_batch:
@@ -57,7 +58,7 @@ def compare(
     for i, (given, actual) in enumerate(zip(calls, found, strict=True)):
         expected = _expected(model, wanted, given)
         if actual.keys() != expected.keys():
-            raise RuntimeError(f"The file gives {', '.join(sorted(actual))}, expected {', '.join(sorted(expected))}.")
+            raise ValueError(f"The file gives {', '.join(sorted(actual))}, expected {', '.join(sorted(expected))}.")
         for name, values in expected.items():
             if name == "labels":
                 same += int((actual[name] == values).sum()) if i < len(pixels) else 0
@@ -76,21 +77,21 @@ def _of_another_size(config: ViTConfig) -> Array:
     return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
+def _scores(function: str, logits: Array) -> Array:
+    return np.stack([scores_of(each, function) for each in logits])
+
+
+OPERATIONS = Operations(
+    wide=array,
+    functions={name: partial(_scores, name) for name in FUNCTIONS},
+    best=lambda scores: (scores.argmax(-1), scores.max(-1)),
+)
+
+
 def _expected(model: Any, wanted: Exported, pixels: Array) -> dict[str, Array]:
     """The outputs of the model itself, by name, in float64."""
-    options = {"interpolate_pos_encoding": wanted.any_size}
-    names = wanted.names(model.config)
-    if wanted.outputs == "features":
-        return {names[0]: array(call(model, model.features, pixels, **options))}
-    if wanted.outputs == "states":
-        return dict(zip(names, run(model, pixels, output_hidden_states=True, **options)["hidden_states"], strict=True))
-    logits = run(model, pixels, **options)["logits"]
-    if wanted.outputs == "logits":
-        return {names[0]: logits}
-    scores = np.stack([scores_of(each, wanted.function) for each in logits])
-    if wanted.outputs == "probabilities":
-        return {names[0]: scores}
-    return dict(zip(names, (scores.argmax(-1), scores.max(-1)), strict=True))
+    whole, features = partial(call, model, model, pixels), partial(call, model, model.features, pixels)
+    return wanted.compute(model.config, OPERATIONS, whole, features)
 
 
 def _run(file: Path, target: str, calls: Sequence[Array]) -> list[dict[str, Array]]:
@@ -103,7 +104,7 @@ def _run(file: Path, target: str, calls: Sequence[Array]) -> list[dict[str, Arra
         done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, check=False)
         if done.returncode:
             said = " ".join(done.stderr.split()[-60:]) or f"exit code {done.returncode}"
-            raise RuntimeError(f"{target} does not run what was written: {said}")
+            raise ValueError(f"{target} does not run what was written: {said}")
         found: list[dict[str, Array]] = [{} for _ in calls]
         with np.load(answered, allow_pickle=False) as arrays:
             for key in arrays.files:
