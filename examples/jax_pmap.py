@@ -7,7 +7,6 @@ python examples/jax_pmap.py --devices 8
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from itertools import chain
 from typing import Annotated, Any
@@ -38,7 +37,7 @@ def main(
     seed: int = 0,
 ) -> None:
     """Train for a number of steps, print the loss of each, and measure on the held-out fifth."""
-    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={devices}")  # for the processor only
+    jax.config.update("jax_num_cpu_devices", devices)  # for the processor only
     if len(jax.devices()) < devices or batch % devices:
         there = len(jax.devices())
         raise typer.BadParameter(f"--devices {devices}: give at most {there}, and a divisor of --batch {batch}.")

@@ -8,7 +8,6 @@ python examples/jax_sharded.py --data 4 --tensor 2
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from itertools import chain
 from typing import Annotated
@@ -32,7 +31,7 @@ def main(
     seed: int = 0,
 ) -> None:
     """Train for a number of steps, print the loss of each, and measure on the held-out fifth."""
-    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={data * tensor}")  # processor only
+    jax.config.update("jax_num_cpu_devices", data * tensor)  # for the processor only
     mesh = Mesh(np.reshape(jax.devices()[: data * tensor], (data, tensor)), ("data", "model"))
     training, held_out, _ = load_digits()
     model = new_model(seed)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from adapters import BACKENDS
 from card import left_out, use_card
+from compilation import compile_quickly
 from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,8 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """With several processes, each on a core of its own: frameworks then start one thread, not one for every core."""
     if config.getoption("--device") == "cuda":
         use_card()
-    else:  # XLA's optimisations take longer than small models compute; test_full_size.py has them
-        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    else:
+        compile_quickly()  # but for test_full_size.py
     if PERTURBED:
         drawn = np.random.default_rng
         np.random.default_rng = lambda seed=None: drawn([PERTURBED, seed] if isinstance(seed, int) else seed)

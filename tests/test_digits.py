@@ -17,6 +17,7 @@ from vit_core.pictures.processing import ViTImageProcessor
 ROOT = Path(__file__).parent.parent
 DIGITS = ROOT / "vit_core" / "assets" / "digits"
 REQUIRED_ACCURACY = 0.97
+LEARNT = 0.85  # of what a third of the usual epochs teaches
 
 
 @pytest.fixture(scope="module")

@@ -113,9 +113,8 @@ def paths(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def run_on_eight_devices(code: str) -> None:
     """Run a program whose processor plays eight devices."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    env = {**os.environ, "PYTHONPATH": paths, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "1"}
+    env = {**os.environ, "PYTHONPATH": paths, "JAX_ENABLE_X64": "1", "JAX_NUM_CPU_DEVICES": "8"}
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.metadata import version
 from itertools import product
@@ -21,6 +21,7 @@ import pytest
 import tolerances
 from adapters import BACKENDS
 from closeness import assert_within, relative_error
+from compilation import AS_USERS
 
 from vit_core.config import ViTConfig
 from vit_core.family import PARTS
@@ -118,16 +119,17 @@ def write() -> None:
 
 
 @pytest.fixture
-def optimised(backend: Any) -> Iterator[None]:
-    """JAX compiles as for users, not as for the rest of the suite (conftest.py)."""
+def optimised(backend: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """JAX compiles as for users, not as for the rest of the suite (compilation.py)."""
     if backend.name != "flax":
         yield
         return
-    config = import_module("jax").config
-    before = config.read("jax_disable_most_optimizations")
-    config.update("jax_disable_most_optimizations", False)
+    jax = import_module("jax")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=AS_USERS))
     yield
-    config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def run_two(
     """The exit codes and outputs of two processes with two devices each."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**FLAGS, **more}.items()]
     arguments = (data["pictures"], f"--out={out}", f"--model={data['model']}", f"--parallel={parallel}", *flags)
-    shared = {"JAX_NUM_PROCESSES": "2", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    shared = {"JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2"}
     shared["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
     lines = [command("finetune_jax.py", *arguments, dies=second_dies and number == 1) for number in range(2)]
     processes = [start(line, JAX_PROCESS_ID=str(number), **shared) for number, line in enumerate(lines)]
@@ -118,7 +118,7 @@ def test_a_killed_pretraining_on_two_devices_goes_on_with_one(data: dict[str, Pa
         *given,
         dies=True,
     )
-    killed = start(line, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    killed = start(line, JAX_NUM_CPU_DEVICES="2")
     (output,) = finish(killed)
     assert killed.returncode == -signal.SIGKILL, output
     seen = losses(tmp_path / "two")

@@ -73,7 +73,7 @@ def command(script: str, *arguments: Any, dies: bool = False) -> list[str]:
 
 def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
     """A process of its own group, its output in one pipe."""
-    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "COLUMNS")} | QUIET | variables
+    env = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | QUIET | variables
     return subprocess.Popen(
         arguments, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
