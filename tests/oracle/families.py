@@ -728,7 +728,7 @@ def make_transformers(golden: Golden) -> None:
 
     sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     sizes |= {"intermediate_size": 12, "hidden_act": "gelu"}
-    for name in ("DeiT", "Beit", "Dinov2", "Dinov2WithRegisters", "ViTMSN"):
+    for name in ("DeiT", "Beit", "Data2VecVision", "Dinov2", "Dinov2WithRegisters", "ViTMSN"):
         config = getattr(transformers, f"{name}Config")(**sizes, mlp_ratio=1.5, num_labels=3)
         case = f"transformers_{config.model_type}"
         model = randomized(getattr(transformers, f"{name}ForImageClassification")(config).eval(), case)
@@ -736,6 +736,11 @@ def make_transformers(golden: Golden) -> None:
         with torch.no_grad():
             logits = model(torch.from_numpy(np.load(golden.root / "inputs.npy"))).logits.numpy()
         golden.add("pt", golden.root / case, {}, "known by its own model_type", {"logits": logits})
+        if name == "Data2VecVision":
+            tf_class = transformers.TFData2VecVisionForImageClassification
+            model, case = tf_class.from_pretrained(golden.root / case, from_pt=True), f"{case}_h5"
+            model.save_pretrained(golden.folder(case))
+            golden.add("pt", golden.root / case, {}, "the same model in TensorFlow's file", {"logits": logits})
     config = transformers.ViTMAEConfig(**sizes, mask_ratio=0.0, decoder_hidden_size=8, decoder_num_hidden_layers=1)
     model = randomized(transformers.ViTMAEModel(config).eval(), "transformers_vit_mae")
     model.save_pretrained(golden.folder("transformers_vit_mae"))

@@ -226,6 +226,7 @@ LIBRARY_GAPS = {
     ("tf", "timm_not_square"): "takes one size of images",
     ("flax", "timm_not_square"): "takes one size of images",
     **{("flax", name): "never had DeiT" for name in ("timm_distilled", "deit_distilled", "transformers_deit")},
+    **{("tf", name): "never had BEiT" for name in SOURCES if "beit" in name or "data2vec" in name},
 }
 BIASES = ("query/bias:0", "key/bias:0", "value/bias:0")
 

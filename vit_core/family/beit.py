@@ -82,6 +82,8 @@ class BeitConfig(ViTConfig):
         **kwargs: Any,
     ) -> None:
         out_indices = kwargs.pop("segmentation_indices", out_indices)  # its older name
+        if kwargs.get("model_type") in self.reads and out_indices == [3, 5, 7, 11] and num_hidden_layers < 11:
+            out_indices = None  # Data2VecVision's default, which it writes whatever its depth
         pool_scales = list(pool_scales) if isinstance(pool_scales, tuple) else pool_scales
         self._set(locals())
 
