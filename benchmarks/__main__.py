@@ -22,10 +22,10 @@ RESULTS, README = HERE / "results.json", HERE / "README.md"
 # measured as well. The other benchmarks are measured as users have it.
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "30000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 NAMES = (
-    "fresh_process", "image_processing", "inference", "training", "mae", "dinov2", "tf_vit", "tf_dinov2", "flax_vit",
-    "convert", "imports",
+    "fresh_process", "image_processing", "inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2",
+    "flax_vit", "convert", "imports",
 )  # fmt: skip
-STEADY = ("inference", "training", "mae", "dinov2", "tf_vit", "tf_dinov2", "flax_vit")
+STEADY = ("inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2", "flax_vit")
 # What transformers is told not to import; tf_vit and fresh_process tell it themselves.
 ALONE = {
     "image_processing": ("USE_TF", "USE_FLAX"),
@@ -33,6 +33,7 @@ ALONE = {
     "training": ("USE_TF", "USE_FLAX"),
     "mae": ("USE_FLAX",),
     "dinov2": ("USE_TF", "USE_FLAX"),
+    "beit": ("USE_TF", "USE_FLAX"),
     "flax_vit": ("USE_TF", "USE_TORCH"),
 }
 QUOTED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
