@@ -23,7 +23,7 @@ RESULTS, README = HERE / "results.json", HERE / "README.md"
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "30000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 NAMES = (
     "fresh_process", "image_processing", "inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2",
-    "flax_vit", "convert", "imports",
+    "flax_vit", "convert", "imports", "serve",
 )  # fmt: skip
 STEADY = ("inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2", "flax_vit")
 # What transformers is told not to import; tf_vit and fresh_process tell it themselves.

@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent
-GUIDES = ("docs/finetune.md", "docs/scale.md", "docs/features.md", "docs/quantize.md", "docs/deploy.md")
+GUIDES = (
+    "docs/finetune.md",
+    "docs/scale.md",
+    "docs/features.md",
+    "docs/quantize.md",
+    "docs/deploy.md",
+    "docs/serve.md",
+)
 
 
 def run_blocks(document: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> list[str]:

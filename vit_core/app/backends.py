@@ -61,6 +61,11 @@ def backend_of(model: Any) -> str:
     raise TypeError(f"model must be a name, a path or a model of this package, got a {type(model).__name__}.")
 
 
+def compiles_each_shape(model: Any) -> bool:
+    """Whether a model takes long for pixels of a shape that it has not seen: there should be few of them then."""
+    return backend_of(model) == "flax"
+
+
 def call(model: Any, function: Callable[..., Any], pixel_values: NDArray[Any], **options: Any) -> Any:
     """What a function of a model, which may be the model itself, gives for pixels (B, C, H, W).
 

@@ -20,6 +20,7 @@ from PIL import Image
 from vit_core import calls
 from vit_core.app.backends import backend_of
 from vit_core.app.sources import read_image
+from vit_core.config import pair
 from vit_core.pictures.images import LAST, as_bytes, as_rgb
 from vit_core.pictures.processing import ViTImageProcessor
 
@@ -104,7 +105,7 @@ class ImagePipeline(ABC):
         with _threads(len(models)) as runners, _threads(os.cpu_count() or 1) as decoders:
             while True:
                 while len(waiting) < 2 * len(models) and (taken := list(islice(rest, size))):
-                    batch = [decoders.submit(self._prepared, image, preparing) for image in taken]
+                    batch = [decoders.submit(self.prepared, image, **preparing) for image in taken]
                     task = partial(self._results, batch, free, used)
                     # One model runs in the caller's thread, where contexts such as autocast hold that were set there.
                     waiting.append(task if len(models) == 1 else runners.submit(task).result)
@@ -120,8 +121,7 @@ class ImagePipeline(ABC):
         pixels = [each for each in prepared if not isinstance(each, Exception)]
         model = free.get()
         try:
-            alike = (np.stack([*group]) for _, group in groupby(pixels, np.shape))
-            found = iter([answer for stack in alike for answer in self.answers(model, stack, **used)])
+            found = iter([answer for stack in stacks(pixels) for answer in self.answers(model, stack, **used)])
         finally:
             free.put(model)
         return [each if isinstance(each, Exception) else next(found) for each in prepared]
@@ -148,7 +148,8 @@ class ImagePipeline(ABC):
         only: Array = pixels[0]
         return only
 
-    def _prepared(self, image: Any, options: dict[str, Any]) -> Array | OSError | ValueError:
+    def prepared(self, image: Any, **options: Any) -> Array | OSError | ValueError:
+        """What `preprocess` gives, or why it gives nothing."""
         try:
             return self.preprocess(image, **options)
         except (OSError, ValueError) as error:
@@ -156,6 +157,21 @@ class ImagePipeline(ABC):
         except (MemoryError, OverflowError) as error:
             name = image if isinstance(image, str | os.PathLike) else "An image"
             return ValueError(f"{name} takes more memory than there is ({error}): shrink it.")
+
+    def seen(self, picture: Image.Image, grid: tuple[int, int]) -> Image.Image:
+        """The part of a picture that the patches (rows, columns) cover: all but for a centre crop and cut patches."""
+
+        def size_after(**options: Any) -> tuple[int, int]:
+            pixels = self.image_processor(picture, do_normalize=False, return_tensors="np", **options)["pixel_values"]
+            return pixels.shape[3], pixels.shape[2]
+
+        whole, cropped = size_after(do_center_crop=False), size_after()
+        (rows, columns), (ph, pw) = grid, pair(self.model.config.patch_size)
+        box: list[int] = []
+        for corner in ((0, 0), (columns * pw, rows * ph)):
+            for full, cut, at, edge in zip(whole, cropped, corner, picture.size, strict=True):
+                box.append(round(((full - cut) // 2 + at) * edge / full))
+        return picture.crop((box[0], box[1], box[2], box[3]))
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         """The options of a call, those that it does not give filled in. Raises TypeError or ValueError."""
@@ -168,6 +184,11 @@ class ImagePipeline(ABC):
         check_count("batch_size", used["batch_size"])
         self.check(**{name: used[name] for name in self.options})
         return used
+
+
+def stacks(pixels: Iterable[Array]) -> Iterator[Array]:
+    """Pixels (C, H, W) in order, those of one size that follow each other in one array (B, C, H, W)."""
+    return (np.stack([*group]) for _, group in groupby(pixels, np.shape))
 
 
 def check_count(name: str, value: Any) -> None:

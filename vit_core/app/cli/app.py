@@ -13,11 +13,12 @@ from vit_core.app.cli.common import execute
 from vit_core.app.cli.embed import embed
 from vit_core.app.cli.export import export
 from vit_core.app.cli.inspect import inspect
+from vit_core.app.cli.serve import serve
 from vit_core.app.cli.similar import similar
 from vit_core.app.cli.verify import verify
 
 app = typer.Typer(name="vit", add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for _command in (classify, embed, similar, inspect, attend, verify, export):
+for _command in (classify, embed, similar, inspect, attend, verify, export, serve):
     app.command()(_command)
 
 
@@ -33,7 +34,7 @@ def vit(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, attend, verify, export."""
+    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, attend, verify, serve."""
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -45,7 +45,7 @@ from vit_core.app.cli.common import (
 )
 from vit_core.app.opening import find_processor, load
 from vit_core.app.sources import read_image
-from vit_core.config import ViTConfig, pair
+from vit_core.config import ViTConfig
 from vit_core.files.disk import atomic_file
 from vit_core.pictures.images import as_rgb
 
@@ -232,7 +232,7 @@ def _views(looking: Looking, found: Sequence[Picture]) -> tuple[list[View], list
             views.append(View(Path(each.name).name))
             continue
         grid = calls.grid(pixels.shape[1:], looking.config)
-        view = View(Path(each.name).name, _seen(as_rgb(picture, convert=True), looking.classifier, grid))
+        view = View(Path(each.name).name, looking.classifier.seen(as_rgb(picture, convert=True), grid))
         tokens += _look(looking, view, pixels, grid)
         views.append(view)
     if len(failures) == len(found):
@@ -313,23 +313,6 @@ def _heading(looking: Looking) -> str:
     return f"Heads of layer {looking.layer}: what {whose} attends to{kept or ', each up to the share shown'}"
 
 
-def _seen(picture: Image.Image, classifier: ImageClassificationPipeline, grid: Grid) -> Image.Image:
-    """The part of a picture that the model's patches cover: all of it, but for a centre crop and cut patches."""
-    processor = classifier.image_processor
-
-    def size_after(**options: Any) -> tuple[int, int]:
-        pixels = processor(picture, do_normalize=False, return_tensors="np", **options)["pixel_values"]
-        return pixels.shape[3], pixels.shape[2]
-
-    whole, cropped = size_after(do_center_crop=False), size_after()
-    (rows, columns), (ph, pw) = grid, pair(classifier.model.config.patch_size)
-    box: list[int] = []
-    for corner in ((0, 0), (columns * pw, rows * ph)):
-        for full, cut, at, edge in zip(whole, cropped, corner, picture.size, strict=True):
-            box.append(round(((full - cut) // 2 + at) * edge / full))
-    return picture.crop((box[0], box[1], box[2], box[3]))
-
-
 # ---- cutting and telling -----------------------------------------------------------------------------------------
 
 
@@ -346,7 +329,7 @@ def _segment(looking: Looking, found: Picture, out: Path, kind: str, document: d
     picture = read_image(found.source)
     pixels = looking.classifier.preprocess(picture)
     grid = calls.grid(pixels.shape[1:], looking.config)
-    seen = _seen(as_rgb(picture, convert=True), looking.classifier, grid)
+    seen = looking.classifier.seen(as_rgb(picture, convert=True), grid)
     heads = run(looking.classifier.model, pixels[None], output_attentions=True)["attentions"][looking.layer][0]
     mask = foreground(to_patches(heads.mean(0), slice(0, 1), grid), looking.threshold or _MASS, seen.size)
     _save(cut_out(seen, mask), out, kind)
