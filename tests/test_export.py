@@ -41,24 +41,26 @@ def vit(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.mark.parametrize(
-    ("target", "outputs", "dynamic"),
+    ("target", "outputs", "dynamic", "taken"),
     [
-        ("onnx", "probabilities", "batch"),
-        ("onnx", "states", "batch,size"),
-        ("pt2", "labels", "batch,size"),
-        ("saved-model", "labels", "batch,size"),
-        ("litert", "features", "batch"),
-        ("stablehlo", "probabilities", "batch,size"),
-        ("stablehlo", "states", "none"),
+        ("onnx", "probabilities", "batch", "pixels"),
+        ("onnx", "states", "batch,size", "pixels"),
+        ("pt2", "labels", "batch,size", "pixels"),
+        ("saved-model", "labels", "batch,size", "pixels"),
+        ("litert", "features", "batch", "pixels"),
+        ("stablehlo", "probabilities", "batch,size", "pixels"),
+        ("stablehlo", "states", "none", "image"),
     ],
 )
 def test_what_is_written_runs_without_this_package(
-    vit: Command, target: str, outputs: str, dynamic: str, tmp_path: Path
+    vit: Command, target: str, outputs: str, dynamic: str, taken: str, tmp_path: Path
 ) -> None:
     need(target)
     out = tmp_path / f"digits{ENDS[target]}"
-    found = vit.json("export", DIGITS, out, "--to", target, "--outputs", outputs, "--dynamic", dynamic)
+    options = ("--outputs", outputs, "--dynamic", dynamic, "--input", taken)
+    found = vit.json("export", DIGITS, out, "--to", target, *options)
     assert found["ok"] and found["pictures"] == len(PICTURES) and out.exists()
+    assert found["input"] == taken
     assert found["same_label"] == (len(PICTURES) if outputs in ("labels", "probabilities") else None)
     if target == "onnx":
         graph = pytest.importorskip("onnx").load(out).graph
@@ -164,6 +166,16 @@ REFUSED: list[tuple[list[str], str]] = [
     ),
     (["x.tflite", "--to", "litert", "--dynamic", "size"], "litert has no operations for pictures of any size"),
     (["x.tflite", "--to", "litert", "--dtype", "float16"], "litert has no operations in float16: leave dtype out."),
+    (
+        ["x.onnx", "--to", "onnx", "--input", "bytes"],
+        "onnx has no operations to decode pictures: ask for input pixels or image. preprocessor_config.json, which",
+    ),
+    (["x.tflite", "--to", "litert", "--input", "image"], "litert has no operations to prepare pictures of any size"),
+    (["x.onnx", "--to", "onnx", "--input", "audio"], "input must be one of pixels, image, bytes, got 'audio'."),
+    (
+        ["x.onnx", "--to", "onnx", "--input", "image", "--dynamic", "size"],
+        "Pictures have any size with input='image': leave size out of dynamic.",
+    ),
     (["x.onnx", "--to", "onnx", "--aoti"], "aoti compiles pt2 alone, got onnx"),
 ]
 
@@ -189,6 +201,8 @@ def test_what_no_file_holds(tmp_path: Path) -> None:
         (lambda: DIGITS, {"attn_implementation": "flex"}, "is not exported: load with"),
         (lambda: torch.ViTModel.from_pretrained(DIGITS), {"dtype": "float16"}, "dtype can't be set for a model"),
         (lambda: torch.ViTForImageClassification(torch.ViTConfig(num_labels=0)), {}, "num_labels=0"),
+        (lambda: DIGITS, {"input": "image", "image_processor": ViTImageProcessor(size=32)}, "doesn't match model"),
+        (lambda: DIGITS, {"input": "image", "image_processor": ViTImageProcessor(do_resize=False)}, "many sizes"),
         (lambda: DIGITS, {"problem_type": "regression", "outputs": "labels"}, "A regression has no labels"),
     ]
     for model, options, words in refused:

@@ -170,7 +170,7 @@ def test_the_guide_to_deployment(tmp_path: Path, monkeypatch: Any, capsys: Any) 
     pytest.importorskip("onnxruntime")
     for framework in FRAMEWORKS:
         need(framework)
-    assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys) == ["True 1 of 1", "2"]
+    assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys) == ["True 1 of 1", "2", "2"]
     for line in commands("deploy.md"):
         if "--to saved-model" not in line and "--to litert" not in line:  # test_export.py has them: they take longest
             run(line, monkeypatch)

@@ -1,7 +1,7 @@
 """What an exported model computes: what the exporters of the three frameworks agree on.
 
-An exported model takes one float32 input, `pixel_values` (B, C, H, W), whatever it computes in, and gives outputs by
-name in float32, labels in integers.
+An exported model takes one input, pixels in float32 whatever it computes in, or pictures that it prepares itself, and
+gives outputs by name in float32, labels in integers.
 """
 
 from __future__ import annotations
@@ -11,8 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vit_core.config import ViTConfig
+from vit_core.pictures.graph import Preparation
 
 INPUT = "pixel_values"
+INPUTS = {  # what a file takes: its name in the file, and what it is
+    "pixels": (INPUT, "pixels (B, C, H, W) in float32, made as preprocessor_config.json says"),
+    "image": ("image", "pictures (B, H, W, C) of any size in 8 bits, prepared in the file"),
+    "bytes": ("image_bytes", "encoded pictures (B,), JPEG or PNG, decoded and prepared in the file"),
+}
 OUTPUTS = {
     "logits": "logits (B, K)",
     "probabilities": "probabilities (B, K)",
@@ -36,6 +42,8 @@ class Operations:
 class Exported:
     """What is to be written, and what goes into the file beside the model, where the format has a place for that."""
 
+    input: str = "pixels"
+    preparation: Preparation | None = None  # of pictures, for the inputs that are not pixels yet
     outputs: str = "logits"
     function: str = "softmax"  # or sigmoid or none: what makes scores of logits
     any_batch: bool = True  # or one picture

@@ -11,8 +11,14 @@ import jax.numpy as jnp
 from jax import Array
 from jax import export as jax_export
 
+try:
+    from jax import enable_x64
+except ImportError:  # before JAX 0.8
+    from jax.experimental import enable_x64  # type: ignore[attr-defined,no-redef]
+
 from vit_core.config import pair
 from vit_core.exports import Exported, Operations
+from vit_core.pictures.graph import PictureOperations
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = ("rows >= 2", "columns >= 2", "4*rows*columns - 2*rows - 2*columns >= -1")  # the last JAX can't tell by itself
@@ -20,6 +26,24 @@ OPERATIONS = Operations(
     wide=lambda x: x.astype(jnp.float32),
     functions={"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "none": lambda x: x},
     best=lambda x: (x.argmax(-1), x.max(-1)),
+)
+PICTURES = PictureOperations(
+    lengths=lambda x: x.shape,
+    larger=jax.core.max_dim,
+    scalar=lambda length: jnp.asarray(length).astype(jnp.float64),
+    count=lambda length: jnp.arange(length, dtype=jnp.float64),
+    floor=jnp.floor,
+    sin=jnp.sin,
+    where=jnp.where,
+    total=lambda x: x.sum(-1, keepdims=True),
+    running=lambda x: jax.lax.scan(lambda total, each: (total + each,) * 2, jnp.zeros((), x.dtype), x)[1],
+    either=jax.lax.cond,
+    reshape=jnp.reshape,
+    transpose=jnp.transpose,
+    take=lambda x, places: x[places.astype(jnp.int32)],
+    wide=lambda x: x.astype(jnp.float64),
+    narrow=lambda x: x.astype(jnp.uint8),
+    constant=jnp.asarray,
 )
 
 
@@ -31,11 +55,21 @@ def outputs(model: Any, wanted: Exported, pixel_values: Array) -> dict[str, Arra
 
 def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
     """Write a model as "stablehlo": what `jax.export.deserialize` reads, its weights inside."""
-    (height, width), (ph, pw) = pair(model.config.image_size), pair(model.config.patch_size)
-    sizes = [f"{ph}*rows", f"{pw}*columns"] if wanted.any_size else [str(height), str(width)]
-    batch = "batch" if wanted.any_batch else "1"
-    axes = ", ".join([batch, str(model.config.num_channels), *sizes])
-    shape = jax_export.symbolic_shape(axes, constraints=KNOWN if wanted.any_size else ())
-    function = jax.jit(lambda pixel_values: outputs(model, wanted, pixel_values))
-    pixels = jax.ShapeDtypeStruct(shape, jnp.float32)
-    path.write_bytes(jax_export.export(function, platforms=PLATFORMS)(pixels).serialize())
+    batch, channels = "batch" if wanted.any_batch else "1", model.config.num_channels
+    if wanted.preparation:
+        shape = jax_export.symbolic_shape(f"{batch}, height, width, {channels}")
+        given = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    else:
+        (height, width), (ph, pw) = pair(model.config.image_size), pair(model.config.patch_size)
+        sizes = f"{ph}*rows, {pw}*columns" if wanted.any_size else f"{height}, {width}"
+        known = KNOWN if wanted.any_size else ()
+        shape = jax_export.symbolic_shape(f"{batch}, {channels}, {sizes}", constraints=known)
+        given = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def function(given: Array) -> dict[str, Array]:
+        pixels = wanted.preparation(PICTURES, given) if wanted.preparation else given
+        with enable_x64(False):
+            return outputs(model, wanted, pixels)
+
+    with enable_x64(bool(wanted.preparation)):  # a picture's weights are float64, what the model computes is not
+        path.write_bytes(jax_export.export(jax.jit(function), platforms=PLATFORMS)(given).serialize())

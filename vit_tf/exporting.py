@@ -12,7 +12,8 @@ from keras import export as keras_export
 from tensorflow import Tensor
 
 from vit_core.config import pair
-from vit_core.exports import INPUT, Exported, Operations
+from vit_core.exports import INPUTS, Exported, Operations
+from vit_tf.pictures import opened, prepared
 
 EXTRA = "assets.extra"  # where a SavedModel holds what is not of its graph
 OPERATIONS = Operations(
@@ -30,16 +31,23 @@ def outputs(model: Any, wanted: Exported, pixel_values: Tensor) -> dict[str, Ten
 
 def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
     """Write a model as "saved-model", a folder whose endpoint is `serve`, or as "litert"."""
-    size = (None, None) if wanted.any_size else pair(model.config.image_size)
-    shape = (None if wanted.any_batch else 1, model.config.num_channels, *size)
+    batch, channels = None if wanted.any_batch else 1, model.config.num_channels
+    pixels: Any = tf.identity
+    if wanted.preparation is None:
+        size = (None, None) if wanted.any_size else pair(model.config.image_size)
+        spec = (batch, channels, *size), tf.float32
+    elif wanted.input == "image":
+        spec, pixels = ((batch, None, None, channels), tf.uint8), partial(prepared, wanted.preparation)
+    else:
+        spec, pixels = ((batch,), tf.string), partial(opened, wanted.preparation)
 
-    def serve(pixel_values: Tensor) -> dict[str, Tensor]:
-        return outputs(model, wanted, pixel_values)
+    def serve(given: Tensor) -> dict[str, Tensor]:
+        return outputs(model, wanted, pixels(given))
 
     def write(folder: str) -> None:
         archive = keras_export.ExportArchive()
         archive.track(model)
-        archive.add_endpoint("serve", serve, [tf.TensorSpec(shape, tf.float32, name=INPUT)])
+        archive.add_endpoint("serve", serve, [tf.TensorSpec(*spec, name=INPUTS[wanted.input][0])])
         archive.write_out(folder, verbose=False)
 
     if target == "saved-model":

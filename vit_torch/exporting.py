@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vit_core.config import pair
-from vit_core.exports import INPUT, Exported, Operations
+from vit_core.exports import INPUTS, Exported, Operations
+from vit_core.pictures.graph import PictureOperations, Preparation
 
 LARGEST = 1_900_000_000  # bytes of weights in an ONNX file, which ends at 2 GiB; more are in a second one beside it
 
@@ -31,41 +32,81 @@ class ExportedModel(nn.Module):
         return self.wanted.compute(self.model.config, OPERATIONS, call, features)
 
 
+class ExportedWithPreparation(nn.Module):
+    """The outputs by name as a function of 8-bit pictures (B, H, W, C) of any size."""
+
+    def __init__(self, model: nn.Module, preparation: Preparation) -> None:
+        super().__init__()
+        self.model, self.preparation = model, preparation
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return self.model(self.preparation(PICTURES, image))
+
+
 OPERATIONS = Operations(
     wide=lambda x: x.float(),
     functions={"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda x: x},
     best=lambda x: (x.argmax(-1), x.amax(-1)),
 )
 
+PICTURES = PictureOperations(
+    lengths=lambda x: x.shape,
+    larger=torch.sym_max,
+    scalar=lambda length: torch.scalar_tensor(length, dtype=torch.float64),
+    count=lambda length: torch.arange(length, dtype=torch.float64),
+    floor=torch.floor,
+    sin=torch.sin,
+    where=torch.where,
+    total=lambda x: x.sum(-1, keepdim=True),
+    running=lambda x: x.cumsum(0),
+    either=lambda condition, a, b, x: torch.cond(condition, a, b, (x,)),
+    reshape=torch.reshape,
+    transpose=lambda x, axes: x.permute(*axes).contiguous(),
+    take=lambda x, places: x[places.long()],
+    wide=lambda x: x.double(),
+    narrow=lambda x: x.to(torch.uint8),
+    constant=torch.from_numpy,
+)
+
 
 def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
     """Write a model, in evaluation mode and on the CPU, as "onnx" or "pt2"."""
-    module = ExportedModel(model, wanted).eval()
-    size, patch = pair(model.config.image_size), pair(model.config.patch_size)
-    pixels = torch.zeros(2 if wanted.any_batch else 1, model.config.num_channels, *size)
-    free: dict[int, Any] = {0: torch.export.Dim("batch")} if wanted.any_batch else {}
-    if wanted.any_size:
-        rows, columns = (torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns"))
-        free |= {2: patch[0] * rows, 3: patch[1] * columns}
-    shapes = {INPUT: free or None}
+    module: nn.Module = ExportedModel(model, wanted)
+    batch, channels = 2 if wanted.any_batch else 1, model.config.num_channels
+    if wanted.preparation is None:
+        example = torch.zeros(batch, channels, *pair(model.config.image_size))
+        free = _free_patches(pair(model.config.patch_size)) if wanted.any_size else {}
+    else:
+        module = ExportedWithPreparation(module, wanted.preparation)
+        example = torch.zeros(batch, 37, 53, channels, dtype=torch.uint8)  # of a size that says nothing
+        free = {axis: torch.export.Dim(name, max=1 << 16) for axis, name in ((1, "height"), (2, "width"))}
+    free |= {0: torch.export.Dim("batch")} if wanted.any_batch else {}
+    module, shapes = module.eval(), (free or None,)
     with torch.no_grad(), _silent():
         if target == "onnx":
             names = wanted.names(model.config)
-            options: dict[str, Any] = {"input_names": [INPUT], "output_names": names, "dynamic_shapes": shapes}
-            written: Any = torch.onnx.export(module, (pixels,), dynamo=True, verbose=False, **options)
+            options: dict[str, Any] = {"output_names": names, "dynamic_shapes": shapes}
+            options["input_names"] = [INPUTS[wanted.input][0]]
+            written: Any = torch.onnx.export(module, (example,), dynamo=True, verbose=False, **options)
             for node in written.model.graph.all_nodes():
                 node.metadata_props.clear()  # where in whose files each operation was called, half of a small file
             written.model.metadata_props.update(wanted.documents)
             weights = sum(x.numel() * x.element_size() for x in model.parameters())
             written.save(path, external_data=weights > LARGEST)
             return
-        program = torch.export.export(module, (pixels,), dynamic_shapes=shapes)
+        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # where in whose files it was called
         if wanted.native:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         else:
             torch.export.save(program, path, extra_files=dict(wanted.documents))
+
+
+def _free_patches(patch: tuple[int, int]) -> dict[int, Any]:
+    """Any height and width of whole patches, by axis."""
+    rows, columns = (torch.export.Dim(name, min=2, max=4096) for name in ("rows", "columns"))
+    return {2: patch[0] * rows, 3: patch[1] * columns}
 
 
 @contextmanager

@@ -76,10 +76,10 @@ class Steps:
         layout = data_format or (LAST if isinstance(image, Image.Image) else layout)
         shape = pixels.shape if layout == LAST else (channels, height, width)
         if pixels.dtype == np.uint8:
-            table = _table(self.scale, self.mean, self.std, channels, was_unit)
-            out = out if _fits(out, shape, table.dtype) else np.empty(shape, table.dtype)
+            values = table(self.scale, self.mean, self.std, channels, was_unit)
+            out = out if _fits(out, shape, values.dtype) else np.empty(shape, values.dtype)
             planes = out.transpose(2, 0, 1) if layout == LAST else out
-            _look_up(table, pixels, planes)
+            _look_up(values, pixels, planes)
         else:
             pixels = _arithmetic(pixels, self.scale, self.mean, self.std)
             out = out if _fits(out, shape, pixels.dtype) else np.empty(shape, pixels.dtype)
@@ -130,7 +130,7 @@ def _arithmetic(pixels: Array, scale: float | None, mean: PerChannel, std: PerCh
 
 
 @lru_cache(maxsize=64)
-def _table(scale: float | None, mean: PerChannel, std: PerChannel, channels: int, was_unit: bool) -> Array:
+def table(scale: float | None, mean: PerChannel, std: PerChannel, channels: int, was_unit: bool = False) -> Array:
     """The result of every 8-bit value, (C, 256)."""
     values: Array = np.repeat(np.arange(256, dtype=np.uint8)[:, None], channels, axis=1)
     if was_unit:

@@ -29,7 +29,7 @@ from vit_core.app.cli.common import (
 from vit_core.app.export import exporting
 from vit_core.app.export.exporting import DYNAMIC, TARGETS, TOLERANCES, ExportError, ExportReport
 from vit_core.assets import DIGITS
-from vit_core.exports import OUTPUTS
+from vit_core.exports import INPUTS, OUTPUTS
 
 
 def export(
@@ -42,6 +42,7 @@ def export(
             "--pictures", metavar="IMAGE", help="Compare on these: files, folders.", show_default="two of noise"
         ),
     ] = None,
+    input: Annotated[str, typer.Option(metavar="|".join(INPUTS), help="What the file takes.")] = "pixels",
     outputs: Annotated[str, typer.Option(metavar="|".join(OUTPUTS), help="What the file gives.")] = "logits",
     dynamic: Annotated[
         str, typer.Option(metavar=",".join(DYNAMIC), help="What of the input is free; none: one picture.")
@@ -67,6 +68,7 @@ def export(
                     model,
                     out,
                     to,
+                    input=input,
                     outputs=outputs,
                     dynamic=[name for name in dynamic.split(",") if name not in ("", "none")],
                     dtype=dtype,
@@ -105,3 +107,4 @@ def _show(report: ExportReport, real: bool) -> None:
     if report.ok:
         written = f"{report.path}: {report.size / 1e6:.1f} MB in {', '.join(report.files)}"
         out.print(Text(written), soft_wrap=True)
+        out.print(Text("It takes {}: {}.".format(*INPUTS[report.input])), soft_wrap=True)

@@ -6,21 +6,27 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vit_core.app.backends import array, call
 from vit_core.app.classification import FUNCTIONS, scores_of
 from vit_core.app.differences import Difference
 from vit_core.app.export import runtime
 from vit_core.app.features import ImageFeatureExtractionPipeline
+from vit_core.app.sources import read_image
 from vit_core.config import ViTConfig, pair
 from vit_core.exports import Exported, Operations
+from vit_core.pictures.images import as_bytes, as_rgb, to_picture
 from vit_core.pictures.processing import ViTImageProcessor
 
 Array = NDArray[Any]
@@ -29,52 +35,120 @@ BATCH = 8  # pictures in a call
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "JAX_PLATFORMS": "cpu"}
 
 
-def pixels_of(pictures: Sequence[Any], processor: ViTImageProcessor, model: Any) -> Array:
-    """Pictures as float32 pixels (B, C, H, W); without any, two of seeded noise. Raises OSError or ValueError."""
+@dataclass(frozen=True)
+class Call:
+    """What a file is called with, and the pixels (B, C, H, W) that the model has for it."""
+
+    given: Array
+    pixels: Array
+
+
+def calls_of(
+    pictures: Sequence[Any], processor: ViTImageProcessor, model: Any, wanted: Exported
+) -> tuple[list[Call], list[Call]]:
+    """A call for each picture alone, or without any for two of seeded noise, and the calls beside these.
+
+    Those are batches where the file takes any number, and noise of another size where it takes any. Raises OSError or
+    ValueError.
+    """
+    own, more = (_pixels if wanted.input == "pixels" else _pictures)(pictures, processor, model, wanted)
+    return own, more + (list(_batches(own)) if wanted.any_batch else [])
+
+
+def _pixels(
+    pictures: Sequence[Any], processor: ViTImageProcessor, model: Any, wanted: Exported
+) -> tuple[list[Call], list[Call]]:
+    """Calls of pixels: for each picture or two of noise, and for noise of another size where the file takes any."""
     config: ViTConfig = model.config
-    if not pictures:
-        shape = (2, config.num_channels, *pair(config.image_size))
-        return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    size, patch = pair(config.image_size), pair(config.patch_size)
+
+    def noise(seed: int, pictures: int, rows: int, columns: int) -> Array:
+        return np.random.default_rng(seed).standard_normal((pictures, config.num_channels, rows, columns))
+
     preprocess = ImageFeatureExtractionPipeline(model, processor).preprocess
-    return np.stack([preprocess(each) for each in pictures]).astype(np.float32)
+    pixels = np.stack([preprocess(each) for each in pictures] or list(noise(0, 2, *size))).astype(np.float32)
+    calls = [Call(each, each) for each in pixels[:, None]]
+    if not wanted.any_size:
+        return calls, []
+    (height, width), (ph, pw) = size, patch
+    another = noise(1, 1, (height // ph + 1) * ph, (width // pw + 2) * pw).astype(np.float32)
+    return calls, [Call(another, another)]
+
+
+def _pictures(
+    pictures: Sequence[Any], processor: ViTImageProcessor, model: Any, wanted: Exported
+) -> tuple[list[Call], list[Call]]:
+    """Calls of pictures, encoded or not: for each or two of noise, and for noise of another size."""
+    config: ViTConfig = model.config
+    height, width = pair(config.image_size)
+    read = _encoded if wanted.input == "bytes" else _decoded
+    preprocess = ImageFeatureExtractionPipeline(model, processor).preprocess
+
+    def noise(rows: int, columns: int) -> Image.Image:
+        shape = (rows, columns, config.num_channels)
+        return to_picture(np.random.default_rng(0).integers(0, 256, shape, np.uint8))[0]
+
+    *calls, another = [
+        Call(read(each, config.num_channels), preprocess(each)[None].astype(np.float32))
+        for each in (*(pictures or (noise(height, 5), noise(9, width))), noise(3 * height, 2 * width))
+    ]
+    return calls, [another]
+
+
+def _decoded(source: Any, channels: int) -> Array:
+    """A picture (1, H, W, C) in 8 bits."""
+    picture = read_image(source)
+    pixels = np.asarray(as_rgb(picture, convert=True) if channels == 3 else as_bytes(picture, "L"))
+    return pixels.reshape(1, *pixels.shape[:2], channels)
+
+
+def _encoded(source: Any, channels: int) -> Array:
+    """The bytes (1,) of a picture: the file itself if that is a JPEG or a PNG, else a PNG of what it shows."""
+    is_file = isinstance(source, str | os.PathLike) and os.path.isfile(source)
+    data = Path(source).read_bytes() if is_file else source
+    if not (isinstance(data, bytes) and data.startswith((b"\xff\xd8", b"\x89PNG"))):
+        to_picture(_decoded(source, channels)[0])[0].save(buffer := BytesIO(), "PNG")
+        data = buffer.getvalue()
+    return np.array([data])
+
+
+def _batches(calls: Sequence[Call]) -> Iterator[Call]:
+    """Calls of neighbouring pictures of one size."""
+    for _, same in groupby(calls, key=lambda each: each.given.shape):
+        while some := list(islice(same, BATCH)):
+            yield Call(*(np.concatenate([getattr(each, name) for each in some]) for name in ("given", "pixels")))
 
 
 def compare(
-    file: Path, names: tuple[str, str], model: Any, wanted: Exported, pixels: Array, tolerance: float
+    file: Path,
+    names: tuple[str, str],
+    model: Any,
+    wanted: Exported,
+    alone: Sequence[Call],
+    others: Sequence[Call],
+    tolerance: float,
 ) -> tuple[list[Difference], int | None]:
     """The difference of each output of a file from the model's, and of how many pictures both say the same class.
 
-    Every picture is in a call alone and, where the file takes any number, in a batch; where it takes any size, noise
-    of another one is compared as well. Raises ValueError for a file that its runtime does not run.
+    Classes are counted for those that are alone. Raises ValueError for a file that its runtime does not run.
     """
-    calls = [pixels[i : i + 1] for i in range(len(pixels))]
-    if wanted.any_batch:
-        calls += [pixels[i : i + BATCH] for i in range(0, len(pixels), BATCH)]
-    if wanted.any_size:
-        calls.append(_of_another_size(model.config))
-    found = _run(file, names[1], calls)
+    calls = [*alone, *others]
+    found = _run(file, names[1], [each.given for each in calls])
     differences: dict[str, Difference] = {}
     same = 0
-    for i, (given, actual) in enumerate(zip(calls, found, strict=True)):
-        expected = _expected(model, wanted, given)
+    for i, (asked, actual) in enumerate(zip(calls, found, strict=True)):
+        expected = _expected(model, wanted, asked.pixels)
         if actual.keys() != expected.keys():
             raise ValueError(f"The file gives {', '.join(sorted(actual))}, expected {', '.join(sorted(expected))}.")
         for name, values in expected.items():
             if name == "labels":
-                same += int((actual[name] == values).sum()) if i < len(pixels) else 0
+                same += int((actual[name] == values).sum()) if i < len(alone) else 0
                 continue
             each = differences.setdefault(name, Difference(names, name, tolerance))
             each.add(actual[name].astype(np.float64), values)
-            if name in ("logits", "probabilities") and i < len(pixels):
+            if name in ("logits", "probabilities") and i < len(alone):
                 same += int((actual[name].argmax(-1) == values.argmax(-1)).sum())
     return list(differences.values()), same if wanted.outputs not in ("features", "states") else None
-
-
-def _of_another_size(config: ViTConfig) -> Array:
-    """Noise of one patch more along the height, and two along the width."""
-    (height, width), (ph, pw) = pair(config.image_size), pair(config.patch_size)
-    shape = (1, config.num_channels, (height // ph + 1) * ph, (width // pw + 2) * pw)
-    return np.random.default_rng(1).standard_normal(shape).astype(np.float32)
 
 
 def _scores(function: str, logits: Array) -> Array:
@@ -97,7 +171,7 @@ def _expected(model: Any, wanted: Exported, pixels: Array) -> dict[str, Array]:
 def _run(file: Path, target: str, calls: Sequence[Array]) -> list[dict[str, Array]]:
     """The outputs of each call, by name, of a process that knows the format's runtime alone."""
     with tempfile.TemporaryDirectory() as folder:
-        given, answered = Path(folder, "pixels.npz"), Path(folder, "outputs.npz")
+        given, answered = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(given, *calls)
         # -P: not even the folder of the program is on the path
         command = [sys.executable, "-P", str(runtime.__file__), target, str(file), str(given), str(answered)]

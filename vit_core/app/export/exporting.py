@@ -13,12 +13,13 @@ from typing import Any
 
 from vit_core.app.backends import backend_of, import_backend, import_exporter
 from vit_core.app.differences import Difference
-from vit_core.app.export.checking import compare, pixels_of
+from vit_core.app.export.checking import calls_of, compare
 from vit_core.app.opening import find_processor, load
-from vit_core.calls import score_function
-from vit_core.config import ViTConfig
-from vit_core.exports import CLASSES, OUTPUTS, Exported
+from vit_core.calls import check_pixel_values, interpolates, score_function
+from vit_core.config import ViTConfig, pair
+from vit_core.exports import CLASSES, INPUTS, OUTPUTS, Exported
 from vit_core.files.names import PREPROCESSOR_NAME
+from vit_core.pictures.graph import Preparation
 from vit_core.pictures.processing import ViTImageProcessor
 
 LABELS_NAME = "labels.txt"  # a line for each class
@@ -33,13 +34,14 @@ class Target:
     suffix: str  # "" for a folder
     modules: tuple[str, ...] = ()
     extra: str = ""  # of this package, which installs the modules
+    inputs: tuple[str, ...] = ("pixels", "image")
 
 
 TARGETS = {
     "onnx": Target("torch", ".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "pt2": Target("torch", ".pt2"),
-    "saved-model": Target("tf", ""),
-    "litert": Target("tf", ".tflite"),
+    "saved-model": Target("tf", "", inputs=("pixels", "image", "bytes")),
+    "litert": Target("tf", ".tflite", inputs=("pixels",)),
     "stablehlo": Target("flax", ".stablehlo", ("flatbuffers",), "flax"),
 }
 # Of the difference, relative to an output's largest value: what rounding in this dtype makes of the model in float32.
@@ -53,6 +55,7 @@ class ExportReport:
     path: Path
     target: str
     backend: str
+    input: str  # what it takes
     files: list[str]  # all that was written, by name
     size: int  # of them, in bytes
     differences: list[Difference] = field(default_factory=list)
@@ -67,6 +70,7 @@ class ExportReport:
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         facts = {"path": str(self.path), "target": self.target, "backend": self.backend, "ok": self.ok}
+        facts["input"] = self.input
         sizes = {"files": self.files, "bytes": self.size, "pictures": self.pictures, "same_label": self.same_label}
         return facts | sizes | {"differences": [each.to_dict() for each in self.differences]}
 
@@ -76,6 +80,7 @@ def export(
     out: str | os.PathLike[str],
     to: str,
     *,
+    input: str = "pixels",
     outputs: str = "logits",
     dynamic: Collection[str] = ("batch",),
     dtype: str = "float32",
@@ -91,11 +96,14 @@ def export(
 
     model: a folder, a file or a hub id of any format, or a model of the backend that writes the target.
     to: "onnx" and "pt2", written by PyTorch, "saved-model", a folder, and "litert", by TensorFlow, "stablehlo", by JAX.
+    input: "pixels" as the processor gives them; "image", of any size in 8 bits, or "bytes" of a JPEG or PNG, which the
+    file prepares as the processor does.
     outputs: "logits", "probabilities", "labels" (the best class and its score), "features" or "states".
     dynamic: "batch" for any number of pictures, "size" for any height and width of whole patches.
     dtype: what is computed in, float32 or float16; what goes in and comes out is float32.
     aoti: for "pt2", a program compiled for this machine by AOTInductor, which needs a C++ compiler.
-    pictures: what to compare on, paths or what the processor takes; without any, two of noise.
+    pictures: what to compare on, paths or what the processor takes, for a file that prepares them paths, bytes or PIL
+    images; without any, two of noise.
     tolerance: the allowed difference, relative to an output's largest value; of rounding if None.
     options: those of `from_pretrained`.
 
@@ -105,14 +113,14 @@ def export(
     FileExistsError for a path that is taken, unless `overwrite`; ImportError that says what to install.
     """
     out, target = _checked_out(Path(out), to, overwrite), TARGETS[to]
-    wanted = _wanted(outputs, dynamic, dtype, to, aoti)
+    wanted = _wanted(input, outputs, dynamic, dtype, to, aoti)
     _check_installed(to, target)
     tell("Loading the model")
     loaded, reference, processor = _opened(model, target, wanted, dtype, image_processor, options)
     config: ViTConfig = loaded.config
     documents = _documents(config, processor, wanted)
     function = score_function(config) if config.num_labels else "none"
-    wanted = replace(wanted, documents=documents, function=function)
+    wanted = _prepared(replace(wanted, documents=documents, function=function), config, processor)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         stage = Path(folder)
         tell(f"Writing {to}")
@@ -125,13 +133,14 @@ def export(
                 (stage / f"{out.stem}.{name}").write_text(text)
         files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
         size = sum((stage / name).stat().st_size for name in files)
-        report = ExportReport(out, to, target.backend, files, size)
+        report = ExportReport(out, to, target.backend, input, files, size)
         tell(f"Comparing with {to}")
-        pixels = pixels_of(pictures, processor, reference)
+        alone, others = calls_of(pictures, processor, reference, wanted)
         allowed = TOLERANCES[dtype] if tolerance is None else tolerance
         names = (target.backend, to)
-        report.pictures = len(pixels)
-        report.differences, report.same_label = compare(stage / out.name, names, reference, wanted, pixels, allowed)
+        report.pictures = len(alone)
+        found = compare(stage / out.name, names, reference, wanted, alone, others, allowed)
+        report.differences, report.same_label = found
         if not report.ok:
             worst = max(report.differences, key=lambda each: (not each.ok, each.relative))
             raise ExportError(
@@ -173,7 +182,17 @@ def _checked_out(out: Path, to: str, overwrite: bool) -> Path:
     return out
 
 
-def _wanted(outputs: str, dynamic: Collection[str], dtype: str, to: str, aoti: bool) -> Exported:
+def _wanted(input: str, outputs: str, dynamic: Collection[str], dtype: str, to: str, aoti: bool) -> Exported:
+    if input not in INPUTS:
+        raise ValueError(f"input must be one of {', '.join(INPUTS)}, got {input!r}.")
+    if input not in TARGETS[to].inputs:
+        lacks = "decode pictures" if input == "bytes" else "prepare pictures of any size"
+        raise ValueError(
+            f"{to} has no operations to {lacks}: ask for input {' or '.join(TARGETS[to].inputs)}. "
+            f"{PREPROCESSOR_NAME}, which stands beside the file, says how pixels are prepared."
+        )
+    if input != "pixels" and "size" in dynamic:
+        raise ValueError(f"Pictures have any size with input={input!r}: leave size out of dynamic.")
     if outputs not in OUTPUTS:
         raise ValueError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}.")
     if unknown := sorted(set(dynamic) - set(DYNAMIC)):
@@ -188,7 +207,8 @@ def _wanted(outputs: str, dynamic: Collection[str], dtype: str, to: str, aoti: b
         raise ValueError(f"litert has no operations in {dtype}: leave dtype out.")
     if to == "litert" and "size" in dynamic:
         raise ValueError("litert has no operations for pictures of any size: leave size out of dynamic.")
-    return Exported(outputs=outputs, any_batch="batch" in dynamic, any_size="size" in dynamic, native=aoti)
+    any_batch, any_size = (name in dynamic for name in DYNAMIC)
+    return Exported(input=input, outputs=outputs, any_batch=any_batch, any_size=any_size, native=aoti)
 
 
 def _check_installed(to: str, target: Target) -> None:
@@ -241,6 +261,17 @@ def _check_model(model: Any, wanted: Exported) -> None:
         raise ValueError("A model with scan_layers=True is not exported: load it without, its weights are the same.")
     if config.dtype == "bfloat16":
         raise ValueError("Exported files hold no bfloat16: load the model in float32.")
+
+
+def _prepared(wanted: Exported, config: ViTConfig, processor: ViTImageProcessor) -> Exported:
+    """With what prepares its pictures. Raises ValueError for those that do not fit the model."""
+    if wanted.input == "pixels":
+        return wanted
+    if wanted.input == "bytes" and config.num_channels != 3:
+        raise ValueError(f"Bytes are decoded to 3 channels, and the model takes {config.num_channels}: ask for image.")
+    preparation = Preparation.of(processor, config.num_channels)
+    check_pixel_values((1, config.num_channels, *preparation.size), config, interpolates(config, None))
+    return replace(wanted, preparation=preparation, any_size=preparation.size != pair(config.image_size))
 
 
 def _documents(config: ViTConfig, processor: ViTImageProcessor, wanted: Exported) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """Runs an exported file with the runtime of its format, which is all that is imported: what a user's program does.
 
-python runtime.py TARGET FILE PIXELS.npz OUTPUTS.npz
+python runtime.py TARGET FILE INPUTS.npz OUTPUTS.npz
 
-PIXELS holds arrays arr_0, arr_1, ... of pixels (B, C, H, W), each of which is a call; OUTPUTS gets `0/NAME` and so on.
+INPUTS holds arrays arr_0, arr_1, ... of what the file takes, each of which is a call; OUTPUTS gets `0/NAME` and so on.
 """
 
 import sys
@@ -20,8 +20,8 @@ def onnx(file: str) -> Function:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda pixels: dict(zip(names, session.run(names, {"pixel_values": pixels}), strict=True))
+    (taken,), names = session.get_inputs(), [output.name for output in session.get_outputs()]
+    return lambda given: dict(zip(names, session.run(names, {taken.name: given}), strict=True))
 
 
 def pt2(file: str) -> Function:
@@ -34,9 +34,9 @@ def pt2(file: str) -> Function:
     else:
         program = torch.export.load(file).module()
 
-    def run(pixels: Any) -> Mapping[str, Any]:
+    def run(given: Any) -> Mapping[str, Any]:
         with torch.no_grad():
-            return {name: value.numpy() for name, value in program(torch.from_numpy(pixels)).items()}
+            return {name: value.numpy() for name, value in program(torch.from_numpy(given)).items()}
 
     return run
 
@@ -46,7 +46,7 @@ def saved_model(folder: str) -> Function:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(folder)
-    return lambda pixels: {name: value.numpy() for name, value in loaded.serve(tf.constant(pixels)).items()}
+    return lambda given: {name: value.numpy() for name, value in loaded.serve(tf.constant(given)).items()}
 
 
 def litert(file: str) -> Function:

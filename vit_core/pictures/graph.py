@@ -1,0 +1,218 @@
+"""What a processor does to 8-bit pictures of any size, stated once over the operations of whatever computes it.
+
+Pillow's resize bit for bit: the weights of a row in float64, rounded to 22 bits after the point; the sum over the taps,
+which is exact here in float64, rounded to 8 bits; one axis after the other, columns first (Pillow's Resample.c).
+Rescaling and normalising is the look-up that the processor itself does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import PIL
+from PIL.Image import Resampling
+
+from vit_core.pictures.images import Array
+from vit_core.pictures.steps import Steps, table
+
+# Pillow resizes columns first; from 13 on rows first where the height shrinks by more than twice what the width does.
+PILLOW_ORDERS = int(PIL.__version__.partition(".")[0]) >= 13
+_BITS = 22  # of a weight, after the point
+_BLOCK = 16  # neighbouring rows, at most, that are made of one stretch of the picture, as one product
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOperations:
+    """What a framework prepares pictures with. Tensors are float64 where nothing else is said.
+
+    A length is what the framework has for one that is known when the graph runs: whole numbers of Python's operators.
+    """
+
+    lengths: Callable[[Any], Sequence[Any]]  # of the axes of a tensor
+    larger: Callable[[Any, Any], Any]  # of two lengths
+    scalar: Callable[[Any], Any]  # a length as a tensor ()
+    count: Callable[[Any], Any]  # 0, 1, 2 and so on, (length,)
+    floor: Callable[[Any], Any]
+    sin: Callable[[Any], Any]
+    where: Callable[[Any, Any, Any], Any]
+    total: Callable[[Any], Any]  # over the last axis, which stays, of length 1
+    running: Callable[[Any], Any]  # sums (n,) of x[:1], x[:2] and so on, added one after the other
+    either: Callable[[Any, Callable[[Any], Any], Callable[[Any], Any], Any], Any]  # of two functions, by a condition
+    reshape: Callable[[Any, Sequence[Any]], Any]
+    transpose: Callable[[Any, Sequence[int]], Any]
+    take: Callable[[Any, Any], Any]  # the rows of a tensor of any type whose numbers, float64 (n,), are given
+    wide: Callable[[Any], Any]  # 8 bits to float64
+    narrow: Callable[[Any], Any]  # and back
+    constant: Callable[[Array], Any]  # a tensor of the array's own type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preparation:
+    """The steps of a processor for pictures (B, H, W, C) in 8 bits, of which it makes pixels of one size."""
+
+    steps: Steps
+    channels: int
+    size: tuple[int, int]  # height and width of what is made
+
+    @classmethod
+    def of(cls, processor: Any, channels: int) -> Preparation:
+        """Raises ValueError for a processor that makes pixels of many sizes, and for 2 channels or more than 3."""
+        steps = Steps.checked(vars(processor))
+        size = steps.size or {}
+        edges = steps.crop or ((size["height"], size["width"]) if "height" in size else None)
+        if edges is None:
+            raise ValueError(
+                "The processor makes pixels of many sizes, which no graph prepares: give it a size with height and "
+                "width, or do_center_crop=True and a crop_size."
+            )
+        if channels not in (1, 3):
+            raise ValueError(f"Pictures of 1 or 3 channels are prepared in a graph, got {channels}: ask for pixels.")
+        return cls(steps=steps, channels=channels, size=edges)
+
+    def __call__(self, operations: PictureOperations, pictures: Any) -> Any:
+        """Pixels (B, C, h, w) in float32 of pictures (B, H, W, C) in 8 bits."""
+        o = operations
+        columns_first, rows_first = (partial(self._resized, o, axes) for axes in ((2, 1), (1, 2)))
+        if not PILLOW_ORDERS or self.steps.size is None:
+            return self._looked_up(o, columns_first(pictures))
+        _, height, width, _ = o.lengths(pictures)
+        rows, columns = self._target(o, height, width)
+        fewer, narrower = o.scalar(height) - o.scalar(rows), o.scalar(width) - o.scalar(columns)
+        tall = (fewer > 0) & (fewer > 2 * narrower)
+        return self._looked_up(o, o.either(tall, rows_first, columns_first, pictures))
+
+    def _target(self, o: PictureOperations, height: Any, width: Any) -> tuple[Any, Any]:
+        """The height and width that a picture is resized to, before the crop."""
+        size = self.steps.size
+        if size is None:
+            return height, width
+        if "height" in size:
+            return size["height"], size["width"]
+        short = size["shortest_edge"]
+        return o.larger(short, short * height // width), o.larger(short, short * width // height)
+
+    def _resized(self, o: PictureOperations, axes: tuple[int, int], pictures: Any) -> Any:
+        """Pictures (B, H, W, C) resized and cut to (B, C, h, w), one axis before the other."""
+        lengths = o.lengths(pictures)
+        target = self._target(o, *lengths[1:3])
+        first, second = axes
+        found = o.transpose(pictures, (second, first, 0, 3))
+        for axis in axes:
+            length, wanted = lengths[axis], self.size[axis - 1]
+            found = o.transpose(found, (1, 0, 2, 3))
+            _, *others = o.lengths(found)
+            found = self._rows(o, o.reshape(found, (length, -1)), length, target[axis - 1], wanted)
+            found = o.reshape(found, (wanted, *others))
+        return o.transpose(found, (2, 3, 0, 1) if second == 1 else (2, 3, 1, 0))
+
+    def _rows(self, o: PictureOperations, pixels: Any, length: Any, resized: Any, wanted: int) -> Any:
+        """The `wanted` rows in the middle of pixels (length, R) when they are resized to so many rows; 0 beyond."""
+        places, weights = self._taps(o, length, resized, wanted)
+        blocks, _, band = o.lengths(weights)
+        taken = o.take(pixels, _within(o, o.reshape(places, (-1,)), o.scalar(length)))
+        found = weights @ o.wide(o.reshape(taken, (blocks, band, -1)))
+        found = o.floor(found / 2.0**_BITS + 0.5)
+        found = o.where(found < 0, 0.0, o.where(found > 255, 255.0, found))
+        return o.reshape(o.narrow(found), (wanted, -1))
+
+    def _taps(self, o: PictureOperations, length: Any, resized: Any, wanted: int) -> tuple[Any, Any]:
+        """Of each block of the `wanted` rows, those that it is made of (blocks, 1, band), and their weights in each of
+        its rows (blocks, rows, band), whole numbers."""
+        resample = self.steps.resample
+        support, function = FILTERS[Resampling.BOX if resample is None else Resampling(resample)]
+        block = max(rows for rows in range(1, _BLOCK + 1) if wanted % rows == 0)
+        band = (block - 1 + support) * length // resized + support + 3
+        end, last = o.scalar(length), o.scalar(resized)
+        scale = end / (last + 0.0 * end)  # no constant, by whose reciprocal XLA would multiply, which rounds otherwise
+        rows = o.count(wanted) + o.floor((last - wanted) / 2)
+        if function is None:
+            steps = o.where(o.count(resized) > 0, scale, scale / 2)
+            low = o.floor(o.take(o.running(steps), _within(o, rows, last)))
+            high, centres, stretch = low + 1, low + 0.5, 1.0
+        else:
+            stretch = o.where(scale < 1, 1.0, scale)
+            # A choice, lest a compiler make one operation, which rounds once, of the product and what is added to it.
+            centres, reach = o.where(rows < last, (rows + 0.5) * scale, end), support / 2 * stretch
+            low, high = o.floor(centres - reach + 0.5), o.floor(centres + reach + 0.5)
+        low = o.where(low < 0, 0.0, low)
+        high = o.where((rows < 0) | (rows >= last), 0.0, o.where(high > end, end, high))
+        # Where a block begins, by whole numbers: rows are taken by it, and weights made, which compilers round apart.
+        first = o.floor(((2 * rows + 1) * end - support * o.where(end < last, last, end)) / (2 * last))
+        first, low, high, centres = (
+            o.reshape(each, (wanted // block, block, 1)) for each in (first, low, high, centres)
+        )
+        places = o.where(first < 0, 0.0, first)[:, :1] + o.count(band)
+        weights = (function or _box)(o, (places - centres + 0.5) * (1.0 / stretch))
+        weights = o.where((places >= low) & (places < high), weights, 0.0)
+        sums = o.total(weights)
+        weights = weights / o.where(sums == 0, 1.0, sums) * 2.0**_BITS
+        return places, o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))
+
+    def _looked_up(self, o: PictureOperations, pixels: Any) -> Any:
+        """Rescaled and normalised pixels (B, C, h, w) of 8 bits."""
+        values = table(self.steps.scale, self.steps.mean, self.steps.std, self.channels).astype(np.float32)
+        first = 256.0 * np.arange(self.channels)[:, None, None]
+        places = o.reshape(o.wide(pixels) + o.constant(first), (-1,))
+        return o.reshape(o.take(o.constant(values.reshape(-1)), places), (-1, self.channels, *self.size))
+
+
+def _within(o: PictureOperations, places: Any, end: Any) -> Any:
+    """Numbers of rows, those beyond an end at it."""
+    return o.where(places < 0, 0.0, o.where(places < end, places, end - 1))
+
+
+# ---- Pillow's filters, of the distance from a row's centre --------------------------------------------------------
+
+
+def _box(o: PictureOperations, x: Any) -> Any:
+    return o.where((x > -0.5) & (x <= 0.5), 1.0, 0.0 * x)
+
+
+def _bilinear(o: PictureOperations, x: Any) -> Any:
+    return o.where(abs(x) < 1, 1 - abs(x), 0.0)
+
+
+# Numbers that float32 holds, as which PyTorch writes them to ONNX: Pillow's own for this filter, and pi in two parts.
+_HALF, _REST = float(np.float32(0.54)), float(np.float32(0.46))
+_PI = float(np.float32(math.pi))
+_PI_REST = float(np.float32(math.pi - _PI))
+
+
+def _hamming(o: PictureOperations, x: Any) -> Any:
+    return o.where(abs(x) < 1, _sinc(o, x) * (_HALF + _REST * o.sin(_angle(abs(x) + 0.5))), 0.0)
+
+
+def _bicubic(o: PictureOperations, x: Any) -> Any:
+    x = abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    return o.where(x < 1, near, o.where(x < 2, far, 0.0))
+
+
+def _lanczos(o: PictureOperations, x: Any) -> Any:
+    return o.where(abs(x) < 3, _sinc(o, x) * _sinc(o, x / 3), 0.0)
+
+
+def _sinc(o: PictureOperations, x: Any) -> Any:
+    angle = o.where(x == 0, 1.0, _angle(x))
+    return o.where(x == 0, 1.0, o.sin(angle) / angle)
+
+
+def _angle(x: Any) -> Any:
+    return x * _PI + x * _PI_REST
+
+
+# Twice the support, in rows, and the weight; nearest has none.
+FILTERS: dict[Resampling, tuple[int, Callable[[PictureOperations, Any], Any] | None]] = {
+    Resampling.NEAREST: (1, None),
+    Resampling.BOX: (1, _box),
+    Resampling.BILINEAR: (2, _bilinear),
+    Resampling.HAMMING: (2, _hamming),
+    Resampling.BICUBIC: (4, _bicubic),
+    Resampling.LANCZOS: (6, _lanczos),
+}
