@@ -23,9 +23,9 @@ RESULTS, README = HERE / "results.json", HERE / "README.md"
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "30000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 NAMES = (
     "fresh_process", "image_processing", "inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2",
-    "flax_vit", "convert", "imports", "serve",
+    "flax_vit", "convert", "imports", "int8", "serve",
 )  # fmt: skip
-STEADY = ("inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2", "flax_vit")
+STEADY = ("inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2", "flax_vit", "int8")
 # What transformers is told not to import; tf_vit and fresh_process tell it themselves.
 ALONE = {
     "image_processing": ("USE_TF", "USE_FLAX"),

@@ -27,6 +27,7 @@ OWN_FILES = {
     "tf": {
         "functional.py": "a Functional model of Keras around one",
         "layers.py": "Keras's layers in a faster form", "module.py": "what every layer is built with",
+        "litert_int8.py": "TensorFlow's quantiser of LiteRT files",
         "remat.py": "gradient checkpointing, which torch brings",
         "training.py": "what fit, predict and export ask of a model",
     },
@@ -35,7 +36,10 @@ OWN_FILES = {
         "sharding.py": "partition specs of the parameters",
     },
 }  # fmt: skip
-TORCH_FILES = {"devices.py": "PyTorch alone places models where it is told"}
+TORCH_FILES = {
+    "devices.py": "PyTorch alone places models where it is told",
+    "onnx_int8.py": "ONNX Runtime's quantiser of the files that PyTorch writes",
+}
 OWN_CLASSES = {
     "tf": {"ViTDecoder": "a sequence of two, which in torch is an nn.Sequential"},
     "flax": {"ViTPatchProjection": "a convolution by a product of matrices",

@@ -13,6 +13,7 @@ from tensorflow import Tensor
 
 from vit_core.config import pair
 from vit_core.exports import INPUTS, Exported, Operations
+from vit_tf.litert_int8 import quantise
 from vit_tf.pictures import opened, prepared
 
 EXTRA = "assets.extra"  # where a SavedModel holds what is not of its graph
@@ -29,8 +30,11 @@ def outputs(model: Any, wanted: Exported, pixel_values: Tensor) -> dict[str, Ten
     return wanted.compute(model.config, OPERATIONS, call, features)
 
 
-def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
-    """Write a model as "saved-model", a folder whose endpoint is `serve`, or as "litert"."""
+def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, int] | None:
+    """Write a model as "saved-model", a folder whose endpoint is `serve`, or as "litert".
+
+    Returns how many linear layers of how many are in int8, if that is wanted, which "litert" knows of.
+    """
     batch, channels = None if wanted.any_batch else 1, model.config.num_channels
     pixels: Any = tf.identity
     if wanted.preparation is None:
@@ -55,7 +59,11 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
         (path / EXTRA).mkdir()
         for name, text in wanted.documents.items():
             (path / EXTRA / name).write_text(text)
-        return
+        return None
     with TemporaryDirectory() as folder:
         write(folder)
-        path.write_bytes(tf.lite.TFLiteConverter.from_saved_model(folder).convert())
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if wanted.int8:
+            return quantise(converter, path, wanted)
+        path.write_bytes(converter.convert())
+    return None

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from vit_core.config import pair
 from vit_core.exports import INPUTS, Exported, Operations
 from vit_core.pictures.graph import PictureOperations, Preparation
+from vit_torch.onnx_int8 import is_linear, quantise
 
 LARGEST = 1_900_000_000  # bytes of weights in an ONNX file, which ends at 2 GiB; more are in a second one beside it
 
@@ -69,8 +71,11 @@ PICTURES = PictureOperations(
 )
 
 
-def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
-    """Write a model, in evaluation mode and on the CPU, as "onnx" or "pt2"."""
+def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, int] | None:
+    """Write a model, in evaluation mode and on the CPU, as "onnx" or "pt2".
+
+    Returns how many linear layers of how many are in int8, if that is wanted, which "onnx" knows of.
+    """
     module: nn.Module = ExportedModel(model, wanted)
     batch, channels = 2 if wanted.any_batch else 1, model.config.num_channels
     if wanted.preparation is None:
@@ -88,12 +93,17 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
             options: dict[str, Any] = {"output_names": names, "dynamic_shapes": shapes}
             options["input_names"] = [INPUTS[wanted.input][0]]
             written: Any = torch.onnx.export(module, (example,), dynamo=True, verbose=False, **options)
+            linear = [node.name for node in written.model.graph.all_nodes() if is_linear(node)]
             for node in written.model.graph.all_nodes():
                 node.metadata_props.clear()  # where in whose files each operation was called, half of a small file
             written.model.metadata_props.update(wanted.documents)
-            weights = sum(x.numel() * x.element_size() for x in model.parameters())
-            written.save(path, external_data=weights > LARGEST)
-            return
+            large = sum(x.numel() * x.element_size() for x in model.parameters()) > LARGEST
+            if not wanted.int8:
+                written.save(path, external_data=large)
+                return None
+            with TemporaryDirectory(dir=path.parent) as folder:
+                written.save(Path(folder, path.name), external_data=large)
+                return quantise(Path(folder, path.name), path, wanted, linear, large)
         program = torch.export.export(module, (example,), dynamic_shapes=shapes)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # where in whose files it was called
@@ -101,6 +111,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
             torch._inductor.aoti_compile_and_package(program, package_path=str(path))
         else:
             torch.export.save(program, path, extra_files=dict(wanted.documents))
+    return None
 
 
 def _free_patches(patch: tuple[int, int]) -> dict[int, Any]:
@@ -112,12 +123,11 @@ def _free_patches(patch: tuple[int, int]) -> dict[int, Any]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Without what PyTorch's exporters say of PyTorch: what they deprecate in themselves, and what is not installed."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(max(logging.WARNING, before))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

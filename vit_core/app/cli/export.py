@@ -27,7 +27,14 @@ from vit_core.app.cli.common import (
     tolerance_option,
 )
 from vit_core.app.export import exporting
-from vit_core.app.export.exporting import DYNAMIC, TARGETS, TOLERANCES, ExportError, ExportReport
+from vit_core.app.export.exporting import (
+    DYNAMIC,
+    INT8_TOLERANCE,
+    TARGETS,
+    TOLERANCES,
+    ExportError,
+    ExportReport,
+)
 from vit_core.assets import DIGITS
 from vit_core.exports import INPUTS, OUTPUTS
 
@@ -48,8 +55,16 @@ def export(
         str, typer.Option(metavar=",".join(DYNAMIC), help="What of the input is free; none: one picture.")
     ] = "batch",
     dtype: Annotated[str, typer.Option(metavar="|".join(TOLERANCES), help="What is computed in.")] = "float32",
+    int8: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PICTURES|dynamic",
+            help="onnx, litert: linear layers in int8, calibrated on these pictures, or by each call.",
+            show_default="not",
+        ),
+    ] = None,
     aoti: Annotated[bool, typer.Option("--aoti", help="pt2: compile for this machine by AOTInductor.")] = False,
-    tolerance: Annotated[float | None, tolerance_option(TOLERANCES)] = None,
+    tolerance: Annotated[float | None, tolerance_option(TOLERANCES | {"int8": INT8_TOLERANCE})] = None,
     image_processor: Processor = None,
     revision: Revision = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is at OUT.")] = False,
@@ -59,6 +74,7 @@ def export(
     if to not in TARGETS:
         raise ValueError(f"--to must be one of {', '.join(TARGETS)}, got {to!r}.")
     found = pictures(images or ([str(DIGITS / "pictures")] if is_digits(model) else []))
+    calibration = int8 if int8 is None or int8 == "dynamic" else [picture.source for picture in pictures([int8])]
     with telling() as tell:
         tell(f"Importing {TARGETS[to].backend}")
         import_quietly(TARGETS[to].backend)
@@ -72,6 +88,7 @@ def export(
                     outputs=outputs,
                     dynamic=[name for name in dynamic.split(",") if name not in ("", "none")],
                     dtype=dtype,
+                    int8=calibration,
                     aoti=aoti,
                     pictures=[picture.source for picture in found],
                     tolerance=tolerance,
@@ -87,7 +104,7 @@ def export(
     if as_json:
         print_json({"model": model, **report.to_dict()})
     else:
-        _show(report, bool(found))
+        _show(report, bool(found or (report.int8 and report.int8.calibrated_on)))
     if wrong:
         complain(wrong)
         raise typer.Exit(1)
@@ -101,9 +118,13 @@ def _show(report: ExportReport, real: bool) -> None:
     for each in report.differences:
         table.add_row(Text(one_line(each.output)), *each.figures, "ok" if each.ok else Text("differs", style="red"))
     out.print(table)
-    same = "" if report.same_label is None else f", top-1 the same on {report.same_label}"
+    same = "" if report.agreement is None else f", top-1 the same on {report.same_label} ({report.agreement:.1%})"
     on = f"{report.pictures} picture{'s' * (report.pictures > 1)}{'' if real else ' of noise'}"
     out.print(Text(f"{report.target}, written by {report.backend}, on {on}{same}", style="bold"), soft_wrap=True)
+    if report.int8:
+        layers = f"{report.int8.quantised} of {report.int8.linear_layers} linear layers"
+        on = f"calibrated on {report.int8.calibrated_on} pictures" if report.int8.calibrated_on else "dynamic"
+        out.print(Text(f"int8: {layers}, {on}"), soft_wrap=True)
     if report.ok:
         written = f"{report.path}: {report.size / 1e6:.1f} MB in {', '.join(report.files)}"
         out.print(Text(written), soft_wrap=True)

@@ -48,7 +48,7 @@ def calls_of(
 ) -> tuple[list[Call], list[Call]]:
     """A call for each picture alone, or without any for two of seeded noise, and the calls beside these.
 
-    Those are batches where the file takes any number, and noise of another size where it takes any. Raises OSError or
+    Those are batches where the file takes any number, and one of another size where it takes any. Raises OSError or
     ValueError.
     """
     own, more = (_pixels if wanted.input == "pixels" else _pictures)(pictures, processor, model, wanted)
@@ -58,20 +58,16 @@ def calls_of(
 def _pixels(
     pictures: Sequence[Any], processor: ViTImageProcessor, model: Any, wanted: Exported
 ) -> tuple[list[Call], list[Call]]:
-    """Calls of pixels: for each picture or two of noise, and for noise of another size where the file takes any."""
+    """Calls of pixels: for each picture or two of noise, and for one continued to another size where any is taken."""
     config: ViTConfig = model.config
-    size, patch = pair(config.image_size), pair(config.patch_size)
-
-    def noise(seed: int, pictures: int, rows: int, columns: int) -> Array:
-        return np.random.default_rng(seed).standard_normal((pictures, config.num_channels, rows, columns))
-
+    noise = np.random.default_rng(0).standard_normal((2, config.num_channels, *pair(config.image_size)))
     preprocess = ImageFeatureExtractionPipeline(model, processor).preprocess
-    pixels = np.stack([preprocess(each) for each in pictures] or list(noise(0, 2, *size))).astype(np.float32)
+    pixels = np.stack([preprocess(each) for each in pictures] or list(noise)).astype(np.float32)
     calls = [Call(each, each) for each in pixels[:, None]]
     if not wanted.any_size:
         return calls, []
-    (height, width), (ph, pw) = size, patch
-    another = noise(1, 1, (height // ph + 1) * ph, (width // pw + 2) * pw).astype(np.float32)
+    ph, pw = pair(config.patch_size)
+    another = np.pad(pixels[:1], ((0, 0), (0, 0), (0, ph), (0, 2 * pw)), mode="wrap")
     return calls, [Call(another, another)]
 
 

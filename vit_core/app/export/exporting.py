@@ -6,10 +6,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vit_core.app.backends import backend_of, import_backend, import_exporter
 from vit_core.app.differences import Difference
@@ -46,6 +48,19 @@ TARGETS = {
 }
 # Of the difference, relative to an output's largest value: what rounding in this dtype makes of the model in float32.
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3}
+INT8 = ("onnx", "litert")  # what is written in int8
+INT8_TOLERANCE = 0.1  # twice what was measured
+AGREEMENT = 0.99  # of pictures, whose best class has to stay in int8
+CALIBRATION = 512  # pictures, at most; more say nothing new of how far activations reach
+
+
+@dataclass(frozen=True)
+class Int8:
+    """What of a model computes in 8-bit integers."""
+
+    calibrated_on: int  # pictures; 0 where each call measures its own activations
+    quantised: int  # linear layers, of those in the file
+    linear_layers: int
 
 
 @dataclass
@@ -61,18 +76,27 @@ class ExportReport:
     differences: list[Difference] = field(default_factory=list)
     pictures: int = 0
     same_label: int | None = None  # pictures with the same best class; None where there are no classes
+    int8: Int8 | None = None
+    agreement_needed: float = 0.0
+
+    @property
+    def agreement(self) -> float | None:
+        """The part of the pictures with the same best class; None where there are no classes."""
+        return None if self.same_label is None else self.same_label / self.pictures
 
     @property
     def ok(self) -> bool:
-        """Whether every output is within its tolerance."""
-        return all(each.ok for each in self.differences)
+        """Whether every output is within its tolerance, and as many pictures keep their class as have to."""
+        same = self.agreement is None or self.agreement >= self.agreement_needed
+        return same and all(each.ok for each in self.differences)
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         facts = {"path": str(self.path), "target": self.target, "backend": self.backend, "ok": self.ok}
         facts["input"] = self.input
         sizes = {"files": self.files, "bytes": self.size, "pictures": self.pictures, "same_label": self.same_label}
-        return facts | sizes | {"differences": [each.to_dict() for each in self.differences]}
+        quantised = {"agreement": self.agreement, "int8": None if self.int8 is None else asdict(self.int8)}
+        return facts | sizes | quantised | {"differences": [each.to_dict() for each in self.differences]}
 
 
 def export(
@@ -84,6 +108,7 @@ def export(
     outputs: str = "logits",
     dynamic: Collection[str] = ("batch",),
     dtype: str = "float32",
+    int8: str | Sequence[Any] | None = None,
     aoti: bool = False,
     pictures: Sequence[Any] = (),
     tolerance: float | None = None,
@@ -101,10 +126,13 @@ def export(
     outputs: "logits", "probabilities", "labels" (the best class and its score), "features" or "states".
     dynamic: "batch" for any number of pictures, "size" for any height and width of whole patches.
     dtype: what is computed in, float32 or float16; what goes in and comes out is float32.
+    int8: for "onnx" and "litert", linear layers in 8-bit integers: pictures that say how far activations reach, of
+        which 512 are taken, or "dynamic", with which every call measures that itself.
     aoti: for "pt2", a program compiled for this machine by AOTInductor, which needs a C++ compiler.
     pictures: what to compare on, paths or what the processor takes, for a file that prepares them paths, bytes or PIL
-    images; without any, two of noise.
-    tolerance: the allowed difference, relative to an output's largest value; of rounding if None.
+    images; without any, those of `int8`, or two of noise.
+    tolerance: the allowed difference, relative to an output's largest value; of rounding if None, and in int8 what is
+        usual, while 99 % of the pictures keep their class.
     options: those of `from_pretrained`.
 
     The file is run in a process of its own with the format's runtime, which gets nothing of this package. Labels and
@@ -114,6 +142,7 @@ def export(
     """
     out, target = _checked_out(Path(out), to, overwrite), TARGETS[to]
     wanted = _wanted(input, outputs, dynamic, dtype, to, aoti)
+    calibrating = _calibrating(int8, input, dtype, to)
     _check_installed(to, target)
     tell("Loading the model")
     loaded, reference, processor = _opened(model, target, wanted, dtype, image_processor, options)
@@ -121,11 +150,16 @@ def export(
     documents = _documents(config, processor, wanted)
     function = score_function(config) if config.num_labels else "none"
     wanted = _prepared(replace(wanted, documents=documents, function=function), config, processor)
+    wanted = replace(wanted, int8=int8 is not None)
+    if calibrating:
+        tell(f"Reading {len(calibrating)} pictures")
+        alone, _ = calls_of(calibrating, processor, reference, wanted)
+        wanted = replace(wanted, calibration=np.concatenate([each.given for each in alone]))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         stage = Path(folder)
         tell(f"Writing {to}")
         try:
-            import_exporter(target.backend).export(loaded, stage / out.name, to, wanted)
+            layers = import_exporter(target.backend).export(loaded, stage / out.name, to, wanted)
         except Exception as error:
             raise ValueError(f"{to} can't hold {type(loaded).__name__} with {outputs}: {error}") from error
         if target.suffix:
@@ -134,18 +168,24 @@ def export(
         files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
         size = sum((stage / name).stat().st_size for name in files)
         report = ExportReport(out, to, target.backend, input, files, size)
+        if wanted.int8:
+            report.int8 = Int8(0 if wanted.calibration is None else len(wanted.calibration), *layers)
+            report.agreement_needed = AGREEMENT if tolerance is None else 0.0
         tell(f"Comparing with {to}")
-        alone, others = calls_of(pictures, processor, reference, wanted)
-        allowed = TOLERANCES[dtype] if tolerance is None else tolerance
+        alone, others = calls_of(pictures or calibrating, processor, reference, wanted)
+        usual = INT8_TOLERANCE if wanted.int8 else TOLERANCES[dtype]
+        allowed = usual if tolerance is None else tolerance
         names = (target.backend, to)
         report.pictures = len(alone)
         found = compare(stage / out.name, names, reference, wanted, alone, others, allowed)
         report.differences, report.same_label = found
         if not report.ok:
             worst = max(report.differences, key=lambda each: (not each.ok, each.relative))
+            labels = f"{report.same_label} of {report.pictures} pictures keep their class, and " if wanted.int8 else ""
             raise ExportError(
-                f"{to} does not agree with the model: {worst.output} differs by {worst.relative:.2g} of its largest "
-                f"value, allowed is {worst.tolerance:.2g}. Nothing was written; pass a larger tolerance to keep it.",
+                f"{to} does not agree with the model: {labels}{worst.output} differs by {worst.relative:.2g} of its "
+                f"largest value, allowed is {worst.tolerance:.2g}. Nothing was written; pass a larger tolerance to "
+                "keep it.",
                 report,
             )
         _move(stage, out)
@@ -209,6 +249,24 @@ def _wanted(input: str, outputs: str, dynamic: Collection[str], dtype: str, to: 
         raise ValueError("litert has no operations for pictures of any size: leave size out of dynamic.")
     any_batch, any_size = (name in dynamic for name in DYNAMIC)
     return Exported(input=input, outputs=outputs, any_batch=any_batch, any_size=any_size, native=aoti)
+
+
+def _calibrating(int8: str | Sequence[Any] | None, input: str, dtype: str, to: str) -> list[Any]:
+    """The pictures that calibrate, from all over what is given, which may be sorted by class; none for "dynamic"."""
+    if int8 is None:
+        return []
+    if to not in INT8:
+        raise ValueError(f"int8 is written to {' and '.join(INT8)}, got {to}: see docs/quantize.md for its framework.")
+    if input != "pixels":
+        raise ValueError(f"int8 takes pixels, got input={input!r}: leave input out.")
+    if dtype != "float32":
+        raise ValueError(f"int8 is made of float32, got {dtype}: leave dtype out.")
+    if int8 == "dynamic":
+        return []
+    if isinstance(int8, str) or not len(int8):
+        raise ValueError(f'int8 must be "dynamic" or a list of pictures, some hundreds of them, got {int8!r}.')
+    count = min(len(int8), CALIBRATION)
+    return [int8[i * len(int8) // count] for i in range(count)]
 
 
 def _check_installed(to: str, target: Target) -> None:

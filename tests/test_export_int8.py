@@ -1,0 +1,129 @@
+"""`vit export --int8`: every linear layer in 8 bits and nothing else, the classes of float32, a quarter of the file."""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command import Command
+from conftest import CHECKPOINTS
+from test_export import ENDS, need, vit  # noqa: F401
+from trainings import EXAMPLES
+
+from vit_core import export
+from vit_core.app.backends import import_exporter
+from vit_core.app.export import exporting, runtime
+from vit_core.app.export.exporting import TARGETS, ExportError
+from vit_core.app.opening import load
+from vit_core.assets import DIGITS
+from vit_core.exports import Exported
+from vit_core.pictures.processing import ViTImageProcessor
+
+LAYERS = 31  # the linear ones of the digits model
+# Of a file, of float32's. In LiteRT a channel's scale and zero point take 12 bytes, twice where it has a bias.
+SIZES = {"onnx": 0.3, "litert": 0.39}
+
+
+@cache
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels that calibrate, of a third of the pictures for training, and of the fifth that is held out."""
+    sys.path.insert(0, str(EXAMPLES))
+    from digits import load_split
+
+    processor = ViTImageProcessor.from_pretrained(DIGITS)
+    training, held_out = (processor(split.images(), return_tensors="np").pixel_values for split in load_split())
+    return np.asarray(training[::3], np.float32), np.asarray(held_out, np.float32)
+
+
+@cache
+def float32(target: str, folder: Path) -> tuple[Any, int, np.ndarray]:
+    """A target's model, the size of its file in float32, and the logits that this gives of what is held out."""
+    model, _ = load(DIGITS, TARGETS[target].backend, None, task="ForImageClassification")
+    path = folder / f"float{ENDS[target]}"
+    import_exporter(TARGETS[target].backend).export(model, path, target, Exported())
+    return model, path.stat().st_size, logits(target, path)
+
+
+def logits(target: str, path: Path) -> np.ndarray:
+    return np.asarray(runtime.RUNTIMES[target](str(path))(digits()[1])["logits"])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of tf.lite.Interpreter, in this process
+@pytest.mark.parametrize("calibrated", [True, False])
+@pytest.mark.parametrize("target", ["onnx", "litert"])
+def test_the_digits_keep_their_classes(
+    target: str, calibrated: bool, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    need(target)
+    model, size, expected = float32(target, tmp_path_factory.getbasetemp())
+    path = tmp_path / f"digits{ENDS[target]}"
+    wanted = Exported(int8=True, calibration=digits()[0] if calibrated else None)
+    quantised, layers = import_exporter(TARGETS[target].backend).export(model, path, target, wanted)
+    small = target == "litert" and not calibrated  # its converter leaves a weight of less than 1024 values: the head
+    assert (quantised, layers) == (LAYERS - small, LAYERS)
+    assert path.stat().st_size <= SIZES[target] * size
+    found = logits(target, path)
+    assert 0.001 < np.abs(found - expected).max() / np.abs(expected).max() < exporting.INT8_TOLERANCE
+    assert np.mean(found.argmax(1) == expected.argmax(1)) >= exporting.AGREEMENT
+
+
+def test_pictures_that_calibrate_are_from_all_over_the_folder() -> None:
+    assert exporting._calibrating(range(600), "pixels", "float32", "onnx")[:8] == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert exporting._calibrating(range(5), "float32", "litert") == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="or a list of pictures, some hundreds of them, got 'pictures'"):
+        exporting._calibrating("pictures", "pixels", "float32", "onnx")
+
+
+def test_what_is_no_linear_layer_stays_in_float(vit: Command, tmp_path: Path) -> None:  # noqa: F811
+    need("onnx")
+    onnx = pytest.importorskip("onnx")
+    out = tmp_path / "digits.onnx"
+    pictures = DIGITS / "pictures"
+    found = vit.json("export", DIGITS, out, "--to", "onnx", "--int8", pictures, "--dynamic", "batch,size")
+    assert found["agreement"] == 1 and found["same_label"] == found["pictures"] == 12
+    assert found["int8"] == {"calibrated_on": 12, "quantised": LAYERS, "linear_layers": LAYERS}
+    graph = onnx.load(out).graph
+    makers = {output: node.op_type for node in graph.node for output in node.output}
+    weighted, float_alone = {"MatMul", "Gemm", "Conv"}, {"Add", "Gelu", "LayerNormalization", "Mul", "Softmax"}
+    products = [[makers.get(name) for name in node.input[:2]] for node in graph.node if node.op_type in weighted]
+    assert products.count(["DequantizeLinear"] * 2) == LAYERS + 1  # and the patches
+    assert len(products) == LAYERS + 1 + 2 * 5 + 2  # attention's, and what interpolates position embeddings
+    inputs = {makers.get(name) for node in graph.node if node.op_type in float_alone for name in node.input}
+    assert "DequantizeLinear" not in inputs
+
+
+def test_what_loses_classes_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    need("onnx")
+    monkeypatch.setattr(exporting, "AGREEMENT", 1.1)
+    folder = CHECKPOINTS / "cls" / "pt_safetensors"
+    with pytest.raises(ExportError, match=r"2 of 2 pictures keep their class, and logits differs by 0\.\d+ of its"):
+        export(folder, tmp_path / "x.onnx", "onnx", int8="dynamic", image_processor=DIGITS)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["x.pt2", "--to", "pt2", "--int8", "dynamic"],
+            "int8 is written to onnx and litert, got pt2: see docs",
+        ),
+        (["x.onnx", "--to", "onnx", "--int8", "dynamic", "--dtype", "float16"], "int8 is made of float32, got float16"),
+        (["x.onnx", "--to", "onnx", "--int8", "."], "The folder . holds no pictures"),
+    ],
+)
+def test_what_is_refused_is_one_line(
+    vit: Command,  # noqa: F811
+    arguments: list[str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    need(arguments[2])
+    monkeypatch.chdir(tmp_path)
+    assert words in vit.refused("export", DIGITS, *arguments)
+    assert not list(tmp_path.iterdir())
