@@ -17,7 +17,8 @@ from vit_core import export
 from vit_core.app.backends import is_installed
 from vit_core.app.cli import main
 from vit_core.app.export import exporting
-from vit_core.app.export.exporting import TARGETS, ExportError
+from vit_core.app.export.asking import TARGETS
+from vit_core.app.export.exporting import ExportError
 from vit_core.assets import DIGITS
 from vit_core.pictures.processing import ViTImageProcessor
 
@@ -141,7 +142,7 @@ def test_a_saved_model_takes_the_place_of_another(tmp_path: Path) -> None:
     out = tmp_path / "served"
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there, and no SavedModel: write elsewhere"):
+    with pytest.raises(FileExistsError, match=r"has no saved_model\.pb, which another export had: write"):
         export(DIGITS, out, "saved-model", overwrite=True)
     (out / "mine.txt").unlink()
     (out / "saved_model.pb").touch()
@@ -149,6 +150,52 @@ def test_a_saved_model_takes_the_place_of_another(tmp_path: Path) -> None:
         export(DIGITS, out, "saved-model")
     assert export(DIGITS, out, "saved-model", overwrite=True).ok
     assert (out / "saved_model.pb").stat().st_size and [path.name for path in tmp_path.iterdir()] == ["served"]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "input", "given", "given_back"),
+    [
+        ("probabilities", "pixels", "TYPE_FP32 [3, 24, 24]", "TYPE_FP32 [10] [] labels.txt"),
+        ("labels", "image", "TYPE_UINT8 [-1, -1, 3]", "TYPE_INT64 [1] [] "),
+    ],
+)
+def test_a_model_of_tritons_repository(
+    outputs: str, input: str, given: str, given_back: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In Triton's own words, where its client is installed; of a chosen opset, with its weights in a second file."""
+    need("onnx")
+    monkeypatch.setattr("vit_torch.exporting.LARGEST", 100_000)
+    out = tmp_path / "digits"
+    options: dict[str, Any] = {"outputs": outputs, "input": input, "opset": 18}
+    assert export(DIGITS, out, "onnx", triton=True, pictures=PICTURES[:2], **options).ok
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == ["1/model.onnx", "1/model.onnx.data", "config.pbtxt", "labels.txt", "preprocessor_config.json"]
+    with pytest.raises(FileExistsError, match="is there already"):
+        export(DIGITS, out, "onnx", triton=True)
+    model = pytest.importorskip("onnx").load(out / "1" / "model.onnx", load_external_data=False)
+    assert [each.version for each in model.opset_import if each.domain == ""] == [18]
+    text_format = pytest.importorskip("google.protobuf.text_format")
+    words = pytest.importorskip("tritonclient.grpc").model_config_pb2
+    config = text_format.Parse((out / "config.pbtxt").read_text(), words.ModelConfig())
+    assert (config.backend, config.max_batch_size, config.HasField("dynamic_batching")) == ("onnxruntime", 64, True)
+    found = [f"{words.DataType.Name(each.data_type)} {list(each.dims)}" for each in (config.input[0], config.output[0])]
+    first = config.output[0]
+    assert found[0] == given and f"{found[1]} {list(first.reshape.shape)} {first.label_filename}" == given_back
+    assert first.HasField("reshape") == (outputs == "labels")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_exporter_of_older_pytorch(tmp_path: Path) -> None:
+    """Which traces: users of it have outputs by name and any batch as well."""
+    need("onnx")
+    torch, package = pytest.importorskip("torch"), pytest.importorskip("vit_torch")
+    model, file = package.ViTForImageClassification.from_pretrained(DIGITS).eval(), tmp_path / "traced.onnx"
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 3, 24, 24)).astype(np.float32))
+    names = {"input_names": ["pixel_values"], "output_names": ["logits"], "dynamic_axes": {"pixel_values": {0: "n"}}}
+    torch.onnx.export(model, (x[:2],), file, dynamo=False, **names)
+    session = pytest.importorskip("onnxruntime").InferenceSession(file)
+    (found,) = session.run(["logits"], {"pixel_values": x.numpy()})
+    np.testing.assert_allclose(found, model(x).logits.detach().numpy(), atol=1e-5)
 
 
 REFUSED: list[tuple[list[str], str]] = [
@@ -176,6 +223,8 @@ REFUSED: list[tuple[list[str], str]] = [
         ["x.onnx", "--to", "onnx", "--input", "image", "--dynamic", "size"],
         "Pictures have any size with input='image': leave size out of dynamic.",
     ),
+    (["x.pt2", "--to", "pt2", "--triton"], "triton is written for onnx, which Triton runs, got pt2: leave it out."),
+    (["x.onnx", "--to", "onnx", "--opset", "17"], "opset is onnx's, from 18, got 17 for onnx."),
     (["x.onnx", "--to", "onnx", "--aoti"], "aoti compiles pt2 alone, got onnx"),
 ]
 

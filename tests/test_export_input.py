@@ -14,7 +14,7 @@ from PIL import Image
 from test_export import ENDS, need
 
 from vit_core.app.backends import import_exporter
-from vit_core.app.export.exporting import TARGETS
+from vit_core.app.export.asking import TARGETS
 from vit_core.app.export.runtime import RUNTIMES
 from vit_core.app.opening import load
 from vit_core.assets import DIGITS

@@ -17,7 +17,8 @@ from trainings import EXAMPLES
 from vit_core import export
 from vit_core.app.backends import import_exporter
 from vit_core.app.export import exporting, runtime
-from vit_core.app.export.exporting import TARGETS, ExportError
+from vit_core.app.export.asking import AGREEMENT, INT8_TOLERANCE, TARGETS, calibrating_pictures
+from vit_core.app.export.exporting import ExportError
 from vit_core.app.opening import load
 from vit_core.assets import DIGITS
 from vit_core.exports import Exported
@@ -67,15 +68,15 @@ def test_the_digits_keep_their_classes(
     assert (quantised, layers) == (LAYERS - small, LAYERS)
     assert path.stat().st_size <= SIZES[target] * size
     found = logits(target, path)
-    assert 0.001 < np.abs(found - expected).max() / np.abs(expected).max() < exporting.INT8_TOLERANCE
-    assert np.mean(found.argmax(1) == expected.argmax(1)) >= exporting.AGREEMENT
+    assert 0.001 < np.abs(found - expected).max() / np.abs(expected).max() < INT8_TOLERANCE
+    assert np.mean(found.argmax(1) == expected.argmax(1)) >= AGREEMENT
 
 
 def test_pictures_that_calibrate_are_from_all_over_the_folder() -> None:
-    assert exporting._calibrating(range(600), "pixels", "float32", "onnx")[:8] == [0, 1, 2, 3, 4, 5, 7, 8]
-    assert exporting._calibrating(range(5), "float32", "litert") == [0, 1, 2, 3, 4]
+    assert calibrating_pictures(range(600), "pixels", "float32", "onnx")[:8] == [0, 1, 2, 3, 4, 5, 7, 8]
+    assert calibrating_pictures(range(5), "pixels", "float32", "litert") == [0, 1, 2, 3, 4]
     with pytest.raises(ValueError, match="or a list of pictures, some hundreds of them, got 'pictures'"):
-        exporting._calibrating("pictures", "pixels", "float32", "onnx")
+        calibrating_pictures("pictures", "pixels", "float32", "onnx")
 
 
 def test_what_is_no_linear_layer_stays_in_float(vit: Command, tmp_path: Path) -> None:  # noqa: F811

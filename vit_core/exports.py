@@ -50,6 +50,7 @@ class Exported:
     any_size: bool = False  # or the model's own; position embeddings are interpolated
     documents: Mapping[str, str] = field(default_factory=dict)  # name of a file to its text
     native: bool = False  # compiled for this machine, where the target knows of that
+    opset: int | None = None  # of ONNX; what PyTorch takes if None
     int8: bool = False  # linear layers in 8-bit integers, weights by output channel, activations by tensor
     calibration: Any = None  # pixels (B, C, H, W) that say how far activations reach; else each call measures its own
 

@@ -90,7 +90,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
     with torch.no_grad(), _silent():
         if target == "onnx":
             names = wanted.names(model.config)
-            options: dict[str, Any] = {"output_names": names, "dynamic_shapes": shapes}
+            options: dict[str, Any] = {"output_names": names, "dynamic_shapes": shapes, "opset_version": wanted.opset}
             options["input_names"] = [INPUTS[wanted.input][0]]
             written: Any = torch.onnx.export(module, (example,), dynamo=True, verbose=False, **options)
             linear = [node.name for node in written.model.graph.all_nodes() if is_linear(node)]

@@ -27,14 +27,8 @@ from vit_core.app.cli.common import (
     tolerance_option,
 )
 from vit_core.app.export import exporting
-from vit_core.app.export.exporting import (
-    DYNAMIC,
-    INT8_TOLERANCE,
-    TARGETS,
-    TOLERANCES,
-    ExportError,
-    ExportReport,
-)
+from vit_core.app.export.asking import DYNAMIC, INT8_TOLERANCE, TARGETS, TOLERANCES
+from vit_core.app.export.exporting import ExportError, ExportReport
 from vit_core.assets import DIGITS
 from vit_core.exports import INPUTS, OUTPUTS
 
@@ -64,6 +58,8 @@ def export(
         ),
     ] = None,
     aoti: Annotated[bool, typer.Option("--aoti", help="pt2: compile for this machine by AOTInductor.")] = False,
+    opset: Annotated[int | None, typer.Option(help="onnx: of its operators.", show_default="PyTorch's")] = None,
+    triton: Annotated[bool, typer.Option("--triton", help="onnx: OUT is a model of Triton's repository.")] = False,
     tolerance: Annotated[float | None, tolerance_option(TOLERANCES | {"int8": INT8_TOLERANCE})] = None,
     image_processor: Processor = None,
     revision: Revision = None,
@@ -90,6 +86,8 @@ def export(
                     dtype=dtype,
                     int8=calibration,
                     aoti=aoti,
+                    opset=opset,
+                    triton=triton,
                     pictures=[picture.source for picture in found],
                     tolerance=tolerance,
                     image_processor=image_processor,

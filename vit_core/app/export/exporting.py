@@ -3,55 +3,38 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vit_core.app.backends import backend_of, import_backend, import_exporter
+from vit_core.app.backends import backend_of, import_exporter
 from vit_core.app.differences import Difference
+from vit_core.app.export.asking import (
+    AGREEMENT,
+    INT8_TOLERANCE,
+    TARGETS,
+    TOLERANCES,
+    Target,
+    calibrating_pictures,
+    check_installed,
+    checked_out,
+    wanted_of,
+)
 from vit_core.app.export.checking import calls_of, compare
+from vit_core.app.export.triton import CONFIG, VERSION, config_of
 from vit_core.app.opening import find_processor, load
 from vit_core.calls import check_pixel_values, interpolates, score_function
 from vit_core.config import ViTConfig, pair
-from vit_core.exports import CLASSES, INPUTS, OUTPUTS, Exported
+from vit_core.exports import CLASSES, Exported
 from vit_core.files.names import PREPROCESSOR_NAME
 from vit_core.pictures.graph import Preparation
 from vit_core.pictures.processing import ViTImageProcessor
 
 LABELS_NAME = "labels.txt"  # a line for each class
-DYNAMIC = ("batch", "size")
-
-
-@dataclass(frozen=True)
-class Target:
-    """A format: the backend that writes it, how its files end, and what else has to be installed."""
-
-    backend: str
-    suffix: str  # "" for a folder
-    modules: tuple[str, ...] = ()
-    extra: str = ""  # of this package, which installs the modules
-    inputs: tuple[str, ...] = ("pixels", "image")
-
-
-TARGETS = {
-    "onnx": Target("torch", ".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnx"),
-    "pt2": Target("torch", ".pt2"),
-    "saved-model": Target("tf", "", inputs=("pixels", "image", "bytes")),
-    "litert": Target("tf", ".tflite", inputs=("pixels",)),
-    "stablehlo": Target("flax", ".stablehlo", ("flatbuffers",), "flax"),
-}
-# Of the difference, relative to an output's largest value: what rounding in this dtype makes of the model in float32.
-TOLERANCES = {"float32": 1e-5, "float16": 5e-3}
-INT8 = ("onnx", "litert")  # what is written in int8
-INT8_TOLERANCE = 0.1  # twice what was measured
-AGREEMENT = 0.99  # of pictures, whose best class has to stay in int8
-CALIBRATION = 512  # pictures, at most; more say nothing new of how far activations reach
 
 
 @dataclass(frozen=True)
@@ -110,6 +93,8 @@ def export(
     dtype: str = "float32",
     int8: str | Sequence[Any] | None = None,
     aoti: bool = False,
+    opset: int | None = None,
+    triton: bool = False,
     pictures: Sequence[Any] = (),
     tolerance: float | None = None,
     image_processor: ViTImageProcessor | str | None = None,
@@ -129,6 +114,8 @@ def export(
     int8: for "onnx" and "litert", linear layers in 8-bit integers: pictures that say how far activations reach, of
         which 512 are taken, or "dynamic", with which every call measures that itself.
     aoti: for "pt2", a program compiled for this machine by AOTInductor, which needs a C++ compiler.
+    opset: of "onnx", from 18; what PyTorch takes if None.
+    triton: for "onnx", `out` is a folder of Triton's model repository, with its configuration.
     pictures: what to compare on, paths or what the processor takes, for a file that prepares them paths, bytes or PIL
     images; without any, those of `int8`, or two of noise.
     tolerance: the allowed difference, relative to an output's largest value; of rounding if None, and in int8 what is
@@ -140,10 +127,10 @@ def export(
     nothing, where the two differ by more than the tolerance, and for what a target or its runtime refuses;
     FileExistsError for a path that is taken, unless `overwrite`; ImportError that says what to install.
     """
-    out, target = _checked_out(Path(out), to, overwrite), TARGETS[to]
-    wanted = _wanted(input, outputs, dynamic, dtype, to, aoti)
-    calibrating = _calibrating(int8, input, dtype, to)
-    _check_installed(to, target)
+    out, target = checked_out(Path(out), to, triton, overwrite), TARGETS[to]
+    wanted = wanted_of(input, outputs, dynamic, dtype, to, aoti, opset)
+    calibrating = calibrating_pictures(int8, input, dtype, to)
+    check_installed(to, target)
     tell("Loading the model")
     loaded, reference, processor = _opened(model, target, wanted, dtype, image_processor, options)
     config: ViTConfig = loaded.config
@@ -157,12 +144,18 @@ def export(
         wanted = replace(wanted, calibration=np.concatenate([each.given for each in alone]))
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         stage = Path(folder)
+        file = stage / out.name / VERSION / "model.onnx" if triton else stage / out.name
+        file.parent.mkdir(parents=True, exist_ok=True)
         tell(f"Writing {to}")
         try:
-            layers = import_exporter(target.backend).export(loaded, stage / out.name, to, wanted)
+            layers = import_exporter(target.backend).export(loaded, file, to, wanted)
         except Exception as error:
             raise ValueError(f"{to} can't hold {type(loaded).__name__} with {outputs}: {error}") from error
-        if target.suffix:
+        if triton:
+            labels = LABELS_NAME if LABELS_NAME in documents else None
+            for name, text in {**documents, CONFIG: config_of(file, labels)}.items():
+                (stage / out.name / name).write_text(text)
+        elif target.suffix:
             for name, text in documents.items():
                 (stage / f"{out.stem}.{name}").write_text(text)
         files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
@@ -177,7 +170,7 @@ def export(
         allowed = usual if tolerance is None else tolerance
         names = (target.backend, to)
         report.pictures = len(alone)
-        found = compare(stage / out.name, names, reference, wanted, alone, others, allowed)
+        found = compare(file, names, reference, wanted, alone, others, allowed)
         report.differences, report.same_label = found
         if not report.ok:
             worst = max(report.differences, key=lambda each: (not each.ok, each.relative))
@@ -198,81 +191,6 @@ class ExportError(ValueError):
     def __init__(self, message: str, report: ExportReport) -> None:
         super().__init__(message)
         self.report = report
-
-
-# ---- what is asked for --------------------------------------------------------------------------------------------
-
-
-def _checked_out(out: Path, to: str, overwrite: bool) -> Path:
-    if to not in TARGETS:
-        raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}.")
-    suffix = TARGETS[to].suffix
-    if suffix and out.suffix.lower() != suffix:
-        raise ValueError(f"{out} must end in {suffix}, as files of {to} do: name it {out.with_suffix(suffix)}.")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{out}: there is no folder {out.parent}: make it first, or write elsewhere.")
-    if not os.path.lexists(out):
-        return out
-    if out.is_dir() and suffix:
-        raise FileExistsError(f"{out} is a folder: name a file.")
-    if not suffix and not (out / "saved_model.pb").is_file():
-        raise FileExistsError(f"{out} is there, and no SavedModel: write elsewhere.")
-    if not overwrite:
-        raise FileExistsError(f"{out} is there already: pass overwrite=True (--overwrite) to replace it.")
-    return out
-
-
-def _wanted(input: str, outputs: str, dynamic: Collection[str], dtype: str, to: str, aoti: bool) -> Exported:
-    if input not in INPUTS:
-        raise ValueError(f"input must be one of {', '.join(INPUTS)}, got {input!r}.")
-    if input not in TARGETS[to].inputs:
-        lacks = "decode pictures" if input == "bytes" else "prepare pictures of any size"
-        raise ValueError(
-            f"{to} has no operations to {lacks}: ask for input {' or '.join(TARGETS[to].inputs)}. "
-            f"{PREPROCESSOR_NAME}, which stands beside the file, says how pixels are prepared."
-        )
-    if input != "pixels" and "size" in dynamic:
-        raise ValueError(f"Pictures have any size with input={input!r}: leave size out of dynamic.")
-    if outputs not in OUTPUTS:
-        raise ValueError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}.")
-    if unknown := sorted(set(dynamic) - set(DYNAMIC)):
-        raise ValueError(f"dynamic must be some of {', '.join(DYNAMIC)}, got {', '.join(unknown)}.")
-    if dtype not in TOLERANCES:
-        raise ValueError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}: exported files hold no other.")
-    if aoti and to != "pt2":
-        raise ValueError(f"aoti compiles pt2 alone, got {to}: leave it out.")
-    if aoti and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        raise ValueError("aoti needs a C++ compiler, and there is no g++, c++ or clang++: install one.")
-    if to == "litert" and dtype != "float32":
-        raise ValueError(f"litert has no operations in {dtype}: leave dtype out.")
-    if to == "litert" and "size" in dynamic:
-        raise ValueError("litert has no operations for pictures of any size: leave size out of dynamic.")
-    any_batch, any_size = (name in dynamic for name in DYNAMIC)
-    return Exported(input=input, outputs=outputs, any_batch=any_batch, any_size=any_size, native=aoti)
-
-
-def _calibrating(int8: str | Sequence[Any] | None, input: str, dtype: str, to: str) -> list[Any]:
-    """The pictures that calibrate, from all over what is given, which may be sorted by class; none for "dynamic"."""
-    if int8 is None:
-        return []
-    if to not in INT8:
-        raise ValueError(f"int8 is written to {' and '.join(INT8)}, got {to}: see docs/quantize.md for its framework.")
-    if input != "pixels":
-        raise ValueError(f"int8 takes pixels, got input={input!r}: leave input out.")
-    if dtype != "float32":
-        raise ValueError(f"int8 is made of float32, got {dtype}: leave dtype out.")
-    if int8 == "dynamic":
-        return []
-    if isinstance(int8, str) or not len(int8):
-        raise ValueError(f'int8 must be "dynamic" or a list of pictures, some hundreds of them, got {int8!r}.')
-    count = min(len(int8), CALIBRATION)
-    return [int8[i * len(int8) // count] for i in range(count)]
-
-
-def _check_installed(to: str, target: Target) -> None:
-    import_backend(target.backend)
-    if missing := [name for name in target.modules if find_spec(name) is None]:
-        raise ImportError(f'{to} needs {", ".join(missing)}: pip install "vit-trio[{target.extra}]"')
 
 
 def _opened(
