@@ -117,8 +117,8 @@ def test_a_checkpoint_of_another_framework(tmp_path: Path) -> None:
 
 
 def test_what_does_not_agree_is_not_kept(vit: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    need("pt2")
-    genuine, kept = exporting.import_exporter, tmp_path / "kept.pt2"
+    need("onnx")
+    genuine, kept = exporting.import_exporter, tmp_path / "kept.onnx"
     kept.write_bytes(b"before")
 
     class Wrong:
@@ -130,14 +130,14 @@ def test_what_does_not_agree_is_not_kept(vit: Command, monkeypatch: pytest.Monke
                 model.classifier.bias[3] -= 0.5
 
     monkeypatch.setattr(exporting, "import_exporter", lambda name: Wrong)
-    vit("export", DIGITS, kept, "--to", "pt2", "--overwrite")
+    vit("export", DIGITS, kept, "--to", "onnx", "--overwrite")
     assert vit.code == 1 and "differs" in vit.out
-    assert "pt2 does not agree with the model: logits differs by" in vit.err
-    assert [path.name for path in tmp_path.iterdir()] == ["kept.pt2"] and kept.read_bytes() == b"before"
+    assert "onnx does not agree with the model: logits differs by" in vit.err
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.onnx"] and kept.read_bytes() == b"before"
     with pytest.raises(ExportError) as error:
-        export(DIGITS, tmp_path / "new.pt2", "pt2")
+        export(DIGITS, tmp_path / "new.onnx", "onnx")
     assert 0.01 < error.value.report.differences[0].relative < 1
-    assert export(DIGITS, kept, "pt2", tolerance=1, overwrite=True).ok
+    assert export(DIGITS, kept, "onnx", tolerance=1, overwrite=True).ok
     assert kept.read_bytes() != b"before"
 
 
