@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
 EXTRAS ?= torch,tf,flax,examples
+BACKENDS ?= torch,tf,flax
 DEMO ?= out/demo
 CASES ?= 20000
 PICTURES = vit_core/assets/digits/pictures
@@ -10,11 +11,16 @@ FAMILIES = timm==1.0.31 torchvision==0.28.0
 FIVE = transformers==5.24.0
 
 READY = $(VENV)/.installed-$(EXTRAS)
+DEMO_READY = $(VENV)/.demo-$(BACKENDS)
+# PyTorch without CUDA, where there is no GPU, and where the index of such builds can be reached: else the package index's.
+CPU_BUILDS = https://download.pytorch.org/whl/cpu
+CPU_TORCH = $$(command -v nvidia-smi > /dev/null || { $(PYTHON) -c 'import urllib.request as r; \
+	r.urlopen("$(CPU_BUILDS)/torch/", timeout=5)' 2> /dev/null && echo --extra-index-url $(CPU_BUILDS); })
 ORACLE_READY = $(ORACLE)/.installed
 
 .PHONY: demo test check oracle bench mutants portable fuzz clean
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	@mkdir -p $(DEMO)
 	$(VENV)/bin/vit classify $(PICTURES)
 	$(VENV)/bin/vit inspect vit_core/assets/digits
@@ -47,9 +53,16 @@ fuzz: $(READY)
 clean:
 	rm -rf $(VENV) $(ORACLE) build dist out
 
-$(READY): pyproject.toml constraints.txt
+$(DEMO_READY): pyproject.toml constraints.txt
+	@echo "Installing $(BACKENDS) into $(VENV), once: about 0.9 GB for torch, 2.2 GB for tf, 0.7 GB for flax."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS),dev]"
+	$(VENV)/bin/python -m pip install $(CPU_TORCH) -c constraints.txt -e ".[$(BACKENDS)]"
+	@touch $@
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Installing $(EXTRAS) and what tests need into $(VENV), once: about 5 GB with all frameworks."
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install $(CPU_TORCH) -c constraints.txt -e ".[$(EXTRAS),dev]"
 	@touch $@
 
 $(ORACLE_READY): pyproject.toml tests/oracle/requirements.txt
