@@ -120,7 +120,7 @@ def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
         *extras["examples"],
         *extras["dev"],
     ):
-        match = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)(,<\d+)?", requirement)
+        match = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)(,<\d+)?", requirement)
         assert match, requirement
         pinned = pins[match[1].lower().replace("-", "_")]
         assert [int(n) for n in re.findall(r"\d+", pinned)] >= [int(n) for n in match[2].split(".")]

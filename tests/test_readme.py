@@ -65,6 +65,7 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "The same loss: True",
         "(12, 10)",
         "(12, 10)",
+        "(12, 10)",
         "True",
         "(12, 37, 64)",
         "(12, 37, 64)",

@@ -18,7 +18,7 @@ except ImportError:  # before JAX 0.8
 
 from vit_core.config import pair
 from vit_core.exports import Exported, Operations
-from vit_core.pictures.graph import PictureOperations
+from vit_flax.pictures import OPERATIONS as PICTURES
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 KNOWN = ("rows >= 2", "columns >= 2", "4*rows*columns - 2*rows - 2*columns >= -1")  # the last JAX can't tell by itself
@@ -26,24 +26,6 @@ OPERATIONS = Operations(
     wide=lambda x: x.astype(jnp.float32),
     functions={"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid, "none": lambda x: x},
     best=lambda x: (x.argmax(-1), x.max(-1)),
-)
-PICTURES = PictureOperations(
-    lengths=lambda x: x.shape,
-    larger=jax.core.max_dim,
-    scalar=lambda length: jnp.asarray(length).astype(jnp.float64),
-    count=lambda length: jnp.arange(length, dtype=jnp.float64),
-    floor=jnp.floor,
-    sin=jnp.sin,
-    where=jnp.where,
-    total=lambda x: x.sum(-1, keepdims=True),
-    running=lambda x: jax.lax.scan(lambda total, each: (total + each,) * 2, jnp.zeros((), x.dtype), x)[1],
-    either=jax.lax.cond,
-    reshape=jnp.reshape,
-    transpose=jnp.transpose,
-    take=lambda x, places: x[places.astype(jnp.int32)],
-    wide=lambda x: x.astype(jnp.float64),
-    narrow=lambda x: x.astype(jnp.uint8),
-    constant=jnp.asarray,
 )
 
 

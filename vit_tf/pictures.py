@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow import Tensor
 
 from vit_core.pictures.graph import PictureOperations, Preparation
+from vit_core.pictures.processing import ViTImageProcessor
 
 _HEAD = 1 << 16  # bytes of a file in which its EXIF is looked for
 # What turns a picture of EXIF orientation 0 to 8 upright: whether rows become columns, then which axes are turned.
@@ -40,6 +44,44 @@ OPERATIONS = PictureOperations(
 def prepared(preparation: Preparation, pictures: Tensor) -> Tensor:
     """Pixels (B, C, h, w) in float32 of 8-bit pictures (B, H, W, C)."""
     return preparation(OPERATIONS, pictures)
+
+
+@keras.saving.register_keras_serializable("vit_tf")
+class Preprocessing(keras.layers.Layer):
+    """Pixels in float32 of pictures (B, H, W, C) with values 0 to 255, as an image processor makes them.
+
+    Made by `processor.as_keras_layer()`. Integers, or floats, as Keras's own input pipelines give them, which are
+    rounded. The pixels are those of the processor to the last bit, of pictures of any size, one for the batch:
+    (B, C, h, w), or (B, h, w, C) with `data_format="channels_last"`. Raises ValueError for a processor that makes
+    pixels of many sizes.
+    """
+
+    def __init__(
+        self, processor: Any, data_format: str = "channels_first", num_channels: int = 3, **kwargs: Any
+    ) -> None:
+        super().__init__(**{"dtype": "float32", "autocast": False, "trainable": False, **kwargs})
+        if data_format not in ("channels_first", "channels_last"):
+            raise ValueError(f"data_format must be channels_first or channels_last, got {data_format!r}.")
+        processor = ViTImageProcessor(**processor) if isinstance(processor, dict) else processor
+        self.processor, self.data_format = processor, data_format
+        self.preparation = Preparation.of(processor, num_channels)
+
+    def call(self, pictures: Tensor) -> Tensor:
+        """pictures: (B, H, W, C), 0 to 255."""
+        if pictures.dtype.is_floating:
+            pictures = tf.clip_by_value(tf.round(pictures), 0, 255)
+        pixels = prepared(self.preparation, tf.cast(pictures, tf.uint8))
+        return pixels if self.data_format == "channels_first" else tf.transpose(pixels, (0, 2, 3, 1))
+
+    def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
+        """For Keras."""
+        size, channels = self.preparation.size, self.preparation.channels
+        return (input_shape[0], *((channels, *size) if self.data_format == "channels_first" else (*size, channels)))
+
+    def get_config(self) -> dict[str, Any]:
+        """For Keras: the arguments."""
+        own = {"processor": self.processor.to_dict(), "num_channels": self.preparation.channels}
+        return {**super().get_config(), **own, "data_format": self.data_format}
 
 
 def opened(preparation: Preparation, data: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from vit_core.config import pair
 from vit_core.exports import INPUTS, Exported, Operations
-from vit_core.pictures.graph import PictureOperations, Preparation
+from vit_core.pictures.graph import Preparation
 from vit_torch.onnx_int8 import is_linear, quantise
+from vit_torch.pictures import OPERATIONS as PICTURES
 
 LARGEST = 1_900_000_000  # bytes of weights in an ONNX file, which ends at 2 GiB; more are in a second one beside it
 
@@ -49,25 +50,6 @@ OPERATIONS = Operations(
     wide=lambda x: x.float(),
     functions={"softmax": lambda x: x.softmax(-1), "sigmoid": torch.sigmoid, "none": lambda x: x},
     best=lambda x: (x.argmax(-1), x.amax(-1)),
-)
-
-PICTURES = PictureOperations(
-    lengths=lambda x: x.shape,
-    larger=torch.sym_max,
-    scalar=lambda length: torch.scalar_tensor(length, dtype=torch.float64),
-    count=lambda length: torch.arange(length, dtype=torch.float64),
-    floor=torch.floor,
-    sin=torch.sin,
-    where=torch.where,
-    total=lambda x: x.sum(-1, keepdim=True),
-    running=lambda x: x.cumsum(0),
-    either=lambda condition, a, b, x: torch.cond(condition, a, b, (x,)),
-    reshape=torch.reshape,
-    transpose=lambda x, axes: x.permute(*axes).contiguous(),
-    take=lambda x, places: x[places.long()],
-    wide=lambda x: x.double(),
-    narrow=lambda x: x.to(torch.uint8),
-    constant=torch.from_numpy,
 )
 
 

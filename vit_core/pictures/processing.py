@@ -125,6 +125,20 @@ class ViTImageProcessor:
             if name not in _TYPE_KEYS:
                 setattr(self, name, value)
 
+    def as_keras_layer(self, **options: Any) -> Any:
+        """A Keras layer that prepares pictures (B, H, W, C), 0 to 255, as this processor does.
+
+        options: those of `vit_tf.pictures.Preprocessing`, such as data_format. Raises ImportError without TensorFlow.
+        """
+        return _imported("vit_tf.pictures", "Preprocessing", "tf", "as_keras_layer")(self, **options)
+
+    def as_torch_module(self, **options: Any) -> Any:
+        """A module that prepares pictures (B, C, H, W) in uint8 as this processor does, on their device.
+
+        options: those of `vit_torch.pictures.Preprocessing`. Raises ImportError without PyTorch.
+        """
+        return _imported("vit_torch.pictures", "Preprocessing", "torch", "as_torch_module")(self, **options)
+
     def preprocess(
         self,
         images: Any,
@@ -468,15 +482,17 @@ def _converter(return_tensors: Any) -> Callable[[Array | list[Array]], Any]:
     kind = _choice("return_tensors", return_tensors, (*_FRAMEWORKS, None))
     if kind is None:
         return list
-    module, function, extra = _FRAMEWORKS[kind]
-    try:
-        convert = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        needs = module.partition(".")[0]
-        raise ImportError(
-            f'return_tensors="{kind}" needs {needs}, which is not there: pip install "vit-trio[{extra}]"'
-        ) from error
+    convert = _imported(*_FRAMEWORKS[kind], f'return_tensors="{kind}"')
     return lambda results: convert(_stacked(results))
+
+
+def _imported(module: str, name: str, extra: str, wanted: str) -> Any:
+    """What a module has by a name. Raises ImportError that names the extra of what is not there."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        needs = {"vit_tf": "tensorflow", "vit_torch": "torch"}.get(found := module.partition(".")[0], found)
+        raise ImportError(f'{wanted} needs {needs}, which is not there: pip install "vit-trio[{extra}]"') from error
 
 
 def _stacked(results: Array | list[Array]) -> Array:

@@ -1,0 +1,56 @@
+"""Pictures in PyTorch: prepared as the image processor does it, where the tensors are and in exported files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vit_core.pictures.graph import PictureOperations, Preparation
+
+OPERATIONS = PictureOperations(
+    lengths=lambda x: x.shape,
+    larger=torch.sym_max,
+    scalar=lambda length: torch.scalar_tensor(length, dtype=torch.float64),
+    count=lambda length: torch.arange(length, dtype=torch.float64),
+    floor=torch.floor,
+    sin=torch.sin,
+    where=torch.where,
+    total=lambda x: x.sum(-1, keepdim=True),
+    running=lambda x: x.cumsum(0),
+    either=lambda condition, a, b, x: torch.cond(condition, a, b, (x,)),
+    reshape=torch.reshape,
+    transpose=lambda x, axes: x.permute(*axes).contiguous(),
+    take=lambda x, places: x[places.long()],
+    wide=lambda x: x.double(),
+    narrow=lambda x: x.to(torch.uint8),
+    constant=torch.tensor,
+)
+EAGER = replace(OPERATIONS, either=lambda condition, a, b, x: a(x) if condition else b(x))
+
+
+class Preprocessing(nn.Module):
+    """Pixels (B, C, h, w) in float32 of pictures (B, C, H, W) in 8 bits, as an image processor makes them.
+
+    Made by `processor.as_torch_module()`. The pixels are those of the processor to the last bit, on a CPU, of pictures
+    of any size, one for the batch. Raises ValueError for a processor that makes pixels of many sizes, TypeError for
+    pictures that are not uint8.
+    """
+
+    def __init__(self, processor: Any, num_channels: int = 3) -> None:
+        super().__init__()
+        self.processor, self.preparation = processor, Preparation.of(processor, num_channels)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """pictures: (B, C, H, W), uint8."""
+        if pictures.dtype != torch.uint8:
+            raise TypeError(f"Pictures must be uint8, 0 to 255, got {pictures.dtype}: round them, and pass uint8.")
+        operations = OPERATIONS if torch.compiler.is_compiling() else EAGER
+        with torch.device(pictures.device):
+            return self.preparation(operations, pictures.permute(0, 2, 3, 1))
+
+    def extra_repr(self) -> str:
+        """The size that is made."""
+        return f"size={self.preparation.size}"
