@@ -6,12 +6,14 @@ How files are read, and what their names stand for, is `vit_core.files` and `vit
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from vit_core import __version__
+
 if TYPE_CHECKING:
     from conversion.converting import convert
     from conversion.targets import TARGETS
     from vit_core.formats.reading import read
 
-__all__ = ["TARGETS", "convert", "read"]
+__all__ = ["TARGETS", "__version__", "convert", "read"]
 
 _ROOMS = {"TARGETS": "conversion.targets", "convert": "conversion.converting", "read": "vit_core.formats.reading"}
 

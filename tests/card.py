@@ -26,7 +26,7 @@ REASONS = {
         "checkpoint checksums conversion convert_cli documents elsewhere fuzz h5 hub keras_h5 msgpack npz pytorch_bin "
         "saving"
     ),
-    REPOSITORY: "guides mirror package readme reference_examples",
+    REPOSITORY: "guides mirror package readme reference_examples types",
     CORE: "config image_processing outputs params position",
     SCRIPTS: "equal_training finetune jax_examples",
     SEVERAL: "ray_example scale_jax scale_torch",

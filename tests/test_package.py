@@ -80,6 +80,7 @@ def test_the_wheel_has_the_packages_and_the_assets_and_no_tests(wheel: Path) -> 
         assert f"vit_core/assets/digits/{asset}" in names
     assert sum(name.endswith(".png") for name in names) >= 12
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {f"{package}/py.typed" for package in packages} <= {*names}
 
 
 @pytest.mark.slow

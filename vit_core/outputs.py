@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+
+T = TypeVar("T")  # a framework's tensor
+Output = TypeVar("Output", covariant=True)
+ABSENT: Any = None  # what a field of every output is made without
 
 
-@dataclass
-class ModelOutput(OrderedDict[str, Any]):
+@dataclass(repr=False)
+class ModelOutput(OrderedDict[str, Any], Generic[T]):
     """Base of the output classes. A field is the same by attribute and by key; one that is None is no key.
 
     Made of keywords, or, as libraries rebuild a dict, of one mapping or series of (name, value).
@@ -27,6 +31,9 @@ class ModelOutput(OrderedDict[str, Any]):
             given = {**dict.fromkeys(given), **pairs}
         for name, value in given.items():
             setattr(self, name, value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in self.items())})"
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
@@ -56,6 +63,24 @@ class ModelOutput(OrderedDict[str, Any]):
     __delitem__ = pop = popitem = setdefault = update = clear = move_to_end = _refused
 
 
+class Returns(Protocol[Output]):
+    """A model whose calls return this class."""
+
+    @property
+    def output_class(self) -> type[Output]:
+        """What its calls return."""
+
+
+def _shown(value: Any) -> str:
+    """A tensor as its dtype and shape, a tuple of them as their number and the first; anything else as it is."""
+    if isinstance(value, tuple) and value and hasattr(value[0], "shape"):
+        return f"{len(value)} of {_shown(value[0])}"
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return repr(value)
+    dtype = getattr(value.dtype, "name", str(value.dtype)).removeprefix("torch.")
+    return f"{dtype} {tuple(value.shape)}"
+
+
 def _pairs(value: Any) -> dict[str, Any] | None:
     """What a mapping or a series of (name, value) holds; None of anything else."""
     if isinstance(value, Mapping):
@@ -68,110 +93,110 @@ def _pairs(value: Any) -> dict[str, Any] | None:
     return dict(value) if named else None
 
 
-@dataclass
-class BaseModelOutput(ModelOutput):
+@dataclass(repr=False)
+class BaseModelOutput(ModelOutput[T]):
     """Of the encoder; the fields are those of `BaseModelOutputWithPooling`, before the final LayerNorm."""
 
-    last_hidden_state: Any = None
-    hidden_states: tuple[Any, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
+    last_hidden_state: T = ABSENT
+    hidden_states: tuple[T, ...] | None = None
+    attentions: tuple[T, ...] | None = None
 
 
-@dataclass
-class BaseModelOutputWithPooling(ModelOutput):
+@dataclass(repr=False)
+class BaseModelOutputWithPooling(ModelOutput[T]):
     """Of ViTModel. Shapes with S tokens, the CLS token first."""
 
-    last_hidden_state: Any = None  # (B, S, D), after the final LayerNorm
-    pooler_output: Any = None  # (B, pooler_output_size)
-    hidden_states: tuple[Any, ...] | None = None  # L + 1 of (B, S, D), before the final LayerNorm
-    attentions: tuple[Any, ...] | None = None  # L of (B, h, S, S), after the softmax
+    last_hidden_state: T = ABSENT  # (B, S, D), after the final LayerNorm
+    pooler_output: T | None = None  # (B, pooler_output_size)
+    hidden_states: tuple[T, ...] | None = None  # L + 1 of (B, S, D), before the final LayerNorm
+    attentions: tuple[T, ...] | None = None  # L of (B, h, S, S), after the softmax
 
 
-@dataclass
-class ImageClassifierOutput(ModelOutput):
+@dataclass(repr=False)
+class ImageClassifierOutput(ModelOutput[T]):
     """Of ViTForImageClassification."""
 
-    loss: Any = None  # scalar
-    logits: Any = None  # (B, num_labels)
-    hidden_states: tuple[Any, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
+    loss: T | None = None  # scalar
+    logits: T = ABSENT  # (B, num_labels)
+    hidden_states: tuple[T, ...] | None = None
+    attentions: tuple[T, ...] | None = None
 
 
-@dataclass
-class MaskedImageModelingOutput(ModelOutput):
+@dataclass(repr=False)
+class MaskedImageModelingOutput(ModelOutput[T]):
     """Of ViTForMaskedImageModeling."""
 
-    loss: Any = None  # scalar
-    reconstruction: Any = None  # (B, C, H, W), or (B, H, W, C) where the model was built with channels_last
-    hidden_states: tuple[Any, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
+    loss: T | None = None  # scalar
+    reconstruction: T = ABSENT  # (B, C, H, W), or (B, H, W, C) where the model was built with channels_last
+    hidden_states: tuple[T, ...] | None = None
+    attentions: tuple[T, ...] | None = None
 
     @property
-    def logits(self) -> Any:
+    def logits(self) -> T:
         """The older name of `reconstruction` in transformers."""
         return self.reconstruction
 
 
-@dataclass
-class DeiTForImageClassificationWithTeacherOutput(ModelOutput):
+@dataclass(repr=False)
+class DeiTForImageClassificationWithTeacherOutput(ModelOutput[T]):
     """Of DeiTForImageClassificationWithTeacher."""
 
-    loss: Any = None  # scalar
-    logits: Any = None  # (B, num_labels), the mean of the two below
-    cls_logits: Any = None  # (B, num_labels), on the CLS token
-    distillation_logits: Any = None  # (B, num_labels), on the distillation token
-    hidden_states: tuple[Any, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
+    loss: T | None = None  # scalar
+    logits: T = ABSENT  # (B, num_labels), the mean of the two below
+    cls_logits: T = ABSENT  # (B, num_labels), on the CLS token
+    distillation_logits: T = ABSENT  # (B, num_labels), on the distillation token
+    hidden_states: tuple[T, ...] | None = None
+    attentions: tuple[T, ...] | None = None
 
 
-@dataclass
-class ViTMAEModelOutput(ModelOutput):
+@dataclass(repr=False)
+class ViTMAEModelOutput(ModelOutput[T]):
     """Of ViTMAEModel, with K kept patches."""
 
-    last_hidden_state: Any = None  # (B, 1 + K, D), the CLS token and the kept patches in the order of their noise
-    mask: Any = None  # (B, N) float32, 1 where a patch is removed, 0 where it is kept
-    ids_restore: Any = None  # (B, N), the place of each patch in the order of the noise
-    hidden_states: tuple[Any, ...] | None = None  # L + 1 of (B, 1 + K, D)
-    attentions: tuple[Any, ...] | None = None  # L of (B, h, 1 + K, 1 + K)
+    last_hidden_state: T = ABSENT  # (B, 1 + K, D), the CLS token and the kept patches in the order of their noise
+    mask: T = ABSENT  # (B, N) float32, 1 where a patch is removed, 0 where it is kept
+    ids_restore: T = ABSENT  # (B, N), the place of each patch in the order of the noise
+    hidden_states: tuple[T, ...] | None = None  # L + 1 of (B, 1 + K, D)
+    attentions: tuple[T, ...] | None = None  # L of (B, h, 1 + K, 1 + K)
 
 
-@dataclass
-class ViTMAEForPreTrainingOutput(ModelOutput):
+@dataclass(repr=False)
+class ViTMAEForPreTrainingOutput(ModelOutput[T]):
     """Of ViTMAEForPreTraining; states and attentions are the encoder's."""
 
-    loss: Any = None  # scalar
-    logits: Any = None  # (B, N, P Q C), the pixels of each patch, channels last
-    mask: Any = None  # (B, N) float32, 1 where a patch is removed, 0 where it is kept
-    ids_restore: Any = None  # (B, N), the place of each patch in the order of the noise
-    hidden_states: tuple[Any, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
+    loss: T | None = None  # scalar
+    logits: T = ABSENT  # (B, N, P Q C), the pixels of each patch, channels last
+    mask: T = ABSENT  # (B, N) float32, 1 where a patch is removed, 0 where it is kept
+    ids_restore: T = ABSENT  # (B, N), the place of each patch in the order of the noise
+    hidden_states: tuple[T, ...] | None = None
+    attentions: tuple[T, ...] | None = None
 
 
-@dataclass
-class BeitModelOutputWithPooling(BaseModelOutputWithPooling):
+@dataclass(repr=False)
+class BeitModelOutputWithPooling(BaseModelOutputWithPooling[T]):
     """Of BeitModel: the pooled output (B, D) is the normalised mean of the patches, or the CLS token."""
 
 
-@dataclass
-class MaskedLMOutput(ModelOutput):
+@dataclass(repr=False)
+class MaskedLMOutput(ModelOutput[T]):
     """Of BeitForMaskedImageModeling."""
 
-    loss: Any = None  # scalar
-    logits: Any = None  # (B, N, vocab_size)
-    hidden_states: tuple[Any, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
+    loss: T | None = None  # scalar
+    logits: T = ABSENT  # (B, N, vocab_size)
+    hidden_states: tuple[T, ...] | None = None
+    attentions: tuple[T, ...] | None = None
 
 
-@dataclass
-class BackboneOutput(ModelOutput):
+@dataclass(repr=False)
+class BackboneOutput(ModelOutput[T]):
     """Of ViTBackbone."""
 
-    feature_maps: tuple[Any, ...] | None = None  # (B, D, h, w) each, in the order of the stages
-    hidden_states: tuple[Any, ...] | None = None
-    attentions: tuple[Any, ...] | None = None
+    feature_maps: tuple[T, ...] = ABSENT  # (B, D, h, w) each, in the order of the stages
+    hidden_states: tuple[T, ...] | None = None
+    attentions: tuple[T, ...] | None = None
 
 
-OUTPUTS: tuple[type[ModelOutput], ...] = (
+OUTPUTS: tuple[type[ModelOutput[Any]], ...] = (
     BaseModelOutput,
     BaseModelOutputWithPooling,
     ImageClassifierOutput,

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 from vit_core.channels import with_statistics
 from vit_core.config import ViTConfig, pair
@@ -60,6 +60,15 @@ class PretrainedModel(ABC):
     config_class: ClassVar[type[ViTConfig]] = ViTConfig
     base_model_prefix: ClassVar[str] = VIT.trunk
     parts: frozenset[str]  # the optional parts of the table that the model has
+
+    def __repr__(self) -> str:
+        config = self.config
+        size, patch = ("x".join(map(str, pair(edge))) for edge in (config.image_size, config.patch_size))
+        number = sum(spec.size for spec in self.specs().values())
+        return (
+            f"{type(self).__name__}({config.num_hidden_layers} layers of {config.hidden_size}, "
+            f"{config.num_attention_heads} heads, images of {size}, patches of {patch}, {number:,} parameters)"
+        )
 
     @classmethod
     def parts_of(
@@ -163,6 +172,32 @@ class PretrainedModel(ABC):
                 f"freeze=True trains the head alone, and {type(self).__name__} has none: pass a model with one."
             )
         return parameter_groups(self.specs(), self.config.num_hidden_layers, layer_decay, freeze)
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: StrPath,
+        *,
+        output_loading_info: Literal[False] = False,
+        _do_init: Literal[True] = True,
+        **options: Any,
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: StrPath,
+        *,
+        output_loading_info: Literal[True],
+        _do_init: Literal[True] = True,
+        **options: Any,
+    ) -> tuple[Self, LoadReport]: ...
+
+    @overload  # of a Flax model without its parameters, and of options that are computed
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **options: Any) -> Any: ...
 
     @classmethod
     def from_pretrained(

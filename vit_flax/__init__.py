@@ -1,8 +1,8 @@
 """The Vision Transformer and its family in JAX, on Flax Linen, with the names that users of transformers import."""
 
-from functools import partial
-
-from vit_core.app.auto import auto
+from vit_core import __version__
+from vit_core.app.auto import Auto, auto
+from vit_core.app.pipeline import of_backend
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import (
@@ -111,7 +111,7 @@ from vit_flax.outputs import (
     ViTMAEModelOutput,
 )
 
-pipeline = partial(_pipeline, backend="flax")
+pipeline = of_backend("flax", _pipeline)
 ViTModel = FlaxViTModel
 ViTForImageClassification = FlaxViTForImageClassification
 ViTForMaskedImageModeling = FlaxViTForMaskedImageModeling
@@ -146,11 +146,18 @@ ViTMSNForImageClassification = FlaxViTMSNForImageClassification
 ViTMSNPreTrainedModel = FlaxViTMSNPreTrainedModel
 
 AutoFeatureExtractor = AutoImageProcessor
-AutoBackbone = FlaxAutoBackbone = auto("flax", "Backbone", "Flax")
-AutoModel = FlaxAutoModel = auto("flax", "Model", "Flax")
-AutoModelForImageClassification = FlaxAutoModelForImageClassification = auto("flax", "ForImageClassification", "Flax")
-AutoModelForMaskedImageModeling = FlaxAutoModelForMaskedImageModeling = auto("flax", "ForMaskedImageModeling", "Flax")
-AutoModelForPreTraining = FlaxAutoModelForPreTraining = auto("flax", "ForPreTraining", "Flax")
+AutoBackbone: type[Auto[FlaxViTBackbone]] = auto("flax", "Backbone", "Flax")
+AutoModel: type[Auto[FlaxViTModel]] = auto("flax", "Model", "Flax")
+AutoModelForImageClassification: type[Auto[FlaxViTForImageClassification]] = auto(
+    "flax", "ForImageClassification", "Flax"
+)
+AutoModelForMaskedImageModeling: type[Auto[FlaxViTPreTrainedModel]] = auto("flax", "ForMaskedImageModeling", "Flax")
+AutoModelForPreTraining: type[Auto[FlaxViTMAEForPreTraining]] = auto("flax", "ForPreTraining", "Flax")
+FlaxAutoBackbone = AutoBackbone
+FlaxAutoModel = AutoModel
+FlaxAutoModelForImageClassification = AutoModelForImageClassification
+FlaxAutoModelForMaskedImageModeling = AutoModelForMaskedImageModeling
+FlaxAutoModelForPreTraining = AutoModelForPreTraining
 
 __all__ = [
     "AutoBackbone",
@@ -283,6 +290,7 @@ __all__ = [
     "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
+    "__version__",
     "class_gradients",
     "pipeline",
 ]

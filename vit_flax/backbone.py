@@ -19,6 +19,7 @@ from vit_flax.outputs import BackboneOutput
 class FlaxViTBackboneModule(FlaxViTModule):
     """The backbone as a Linen module; see `FlaxViTBackbone`."""
 
+    output_class: ClassVar[type[BackboneOutput[Array]]] = BackboneOutput  # type: ignore[assignment]
     add_pooling_layer: ClassVar[bool] = False  # type: ignore[misc]
     use_mask_token: ClassVar[bool] = False  # type: ignore[misc]
 
@@ -46,7 +47,7 @@ class FlaxViTBackboneModule(FlaxViTModule):
             self.pooled(encoded.hidden_states[i], pool, self.size_of(pixel_values), self.config.apply_layernorm)
             for i in self.config.stages
         )
-        output = BackboneOutput(
+        output = self.output_class(
             feature_maps=maps,
             hidden_states=encoded.hidden_states if options.output_hidden_states else None,
             attentions=encoded.attentions,
@@ -62,4 +63,4 @@ class FlaxViTBackbone(FlaxViTModel, Backbone):
     """
 
     architecture = "ViTBackbone"
-    module_class = FlaxViTBackboneModule
+    module_class: ClassVar[type[FlaxViTBackboneModule]] = FlaxViTBackboneModule

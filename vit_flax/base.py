@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from vit_core.family import DECODER_LAYER, LAYER, has_head
 from vit_core.files.tensor import Tensor, own
 from vit_core.formats.reading import read
 from vit_core.initialization import draw
+from vit_core.outputs import Output, Returns
 from vit_core.params import FLAX, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_flax.attention import choose
@@ -33,6 +34,14 @@ STATIC = (
 )  # fmt: skip
 Params = dict[str, Any]
 _LAYERS = {name.split(".")[-3] for name in (LAYER, DECODER_LAYER)}  # what is around modules with a number
+
+
+class Wraps(Protocol[Output]):
+    """A wrapper of a module whose calls return this class."""
+
+    @property
+    def module_class(self) -> type[Returns[Output]]:
+        """The class of the module."""
 
 
 class FlaxViTPreTrainedModel(PretrainedModel):
@@ -102,7 +111,15 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     # ---- calling ---------------------------------------------------------------------------------------------
 
+    @overload
     def __call__(
+        self: Wraps[Output], *inputs: Any, return_dict: Literal[True] | None = None, **options: Any
+    ) -> Output: ...
+
+    @overload
+    def __call__(self, *inputs: Any, **options: Any) -> Any: ...
+
+    def __call__(  # type: ignore[misc]
         self,
         pixel_values: Any = None,
         params: Params | None = None,

@@ -8,7 +8,7 @@ Parameters stand in the tree of its `modeling_flax_beit`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,10 +17,11 @@ from jax import Array
 
 from vit_core import calls
 from vit_core.family import ATTENTION_SCALE, BEIT, MLP_SCALE, POSITION_BIAS, SHARED_POSITION_BIAS
+from vit_core.outputs import Output
 from vit_core.position import bilinear_matrix, relative_position_index
 from vit_flax.attention import additive_bias
 from vit_flax.backbone import FlaxViTBackbone, FlaxViTBackboneModule
-from vit_flax.base import FlaxViTPreTrainedModel, Params
+from vit_flax.base import FlaxViTPreTrainedModel, Params, Wraps
 from vit_flax.encoder import ViTAttention, ViTDropPath, ViTEncoder, ViTIntermediate, ViTSelfAttention, scaled
 from vit_flax.losses import check_visual_token_labels, visual_token_loss
 from vit_flax.modeling import (
@@ -189,7 +190,7 @@ class FlaxBeitModule(FlaxViTModule):
     layer_class = BeitLayer
     encoder_class = BeitEncoder
     pooler_class = BeitPooler
-    output_class = BeitModelOutputWithPooling
+    output_class: ClassVar[type[BeitModelOutputWithPooling[Array]]] = BeitModelOutputWithPooling
     use_mask_token: ClassVar[bool] = False  # type: ignore[misc]
 
     def watched(self) -> bool:
@@ -212,7 +213,7 @@ class FlaxBeitForMaskedImageModelingModule(ViTWithHead):
     """Masked image modelling as a Linen module; see `FlaxBeitForMaskedImageModeling`."""
 
     trunk_class = FlaxBeitModule
-    output_class = MaskedLMOutput
+    output_class: ClassVar[type[MaskedLMOutput[Array]]] = MaskedLMOutput
 
     def build_head(self) -> None:
         self.layernorm = self.layer_norm()
@@ -262,7 +263,15 @@ class FlaxBeitPreTrainedModel(FlaxViTPreTrainedModel):
     config_class = BEIT.config
     base_model_prefix = BEIT.trunk
 
-    def __call__(  # type: ignore[override]
+    @overload
+    def __call__(
+        self: Wraps[Output], *inputs: Any, return_dict: Literal[True] | None = None, **options: Any
+    ) -> Output: ...
+
+    @overload
+    def __call__(self, *inputs: Any, **options: Any) -> Any: ...
+
+    def __call__(  # type: ignore[misc]
         self,
         pixel_values: Any = None,
         bool_masked_pos: Any = None,
@@ -285,7 +294,7 @@ class FlaxBeitModel(FlaxBeitPreTrainedModel, FlaxViTModel):
     """The bare BEiT; returns `BeitModelOutputWithPooling`."""
 
     architecture = "BeitModel"
-    module_class = FlaxBeitModule
+    module_class: ClassVar[type[FlaxBeitModule]] = FlaxBeitModule
 
 
 class FlaxBeitForImageClassification(FlaxBeitPreTrainedModel, FlaxViTForImageClassification):
@@ -302,7 +311,7 @@ class FlaxBeitForMaskedImageModeling(FlaxBeitPreTrainedModel):
     """
 
     architecture = "BeitForMaskedImageModeling"
-    module_class = FlaxBeitForMaskedImageModelingModule
+    module_class: ClassVar[type[FlaxBeitForMaskedImageModelingModule]] = FlaxBeitForMaskedImageModelingModule
 
     def check_labels(self, inputs: Mapping[str, Any]) -> None:
         check_visual_token_labels(inputs.get("bool_masked_pos"), inputs["labels"], self.config)

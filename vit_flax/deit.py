@@ -6,7 +6,7 @@ Agrees with `modeling_deit` of transformers 5, and with that of 4.57.6 but for t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jax import Array
 
@@ -38,7 +38,9 @@ class FlaxDeiTForImageClassificationWithTeacherModule(FlaxViTForImageClassificat
     """The classifier of both tokens as a Linen module; see `FlaxDeiTForImageClassificationWithTeacher`."""
 
     trunk_class = FlaxDeiTModule
-    output_class = DeiTForImageClassificationWithTeacherOutput
+    output_class: ClassVar[type[DeiTForImageClassificationWithTeacherOutput[Array]]] = (
+        DeiTForImageClassificationWithTeacherOutput  # type: ignore[assignment]
+    )
     tokens = 2
 
     def build_head(self) -> None:
@@ -119,7 +121,9 @@ class FlaxDeiTForImageClassificationWithTeacher(FlaxDeiTPreTrainedModel, FlaxViT
     """
 
     architecture = "DeiTForImageClassificationWithTeacher"
-    module_class = FlaxDeiTForImageClassificationWithTeacherModule
+    module_class: ClassVar[type[FlaxDeiTForImageClassificationWithTeacherModule]] = (
+        FlaxDeiTForImageClassificationWithTeacherModule
+    )
 
 
 class FlaxDeiTForMaskedImageModeling(FlaxDeiTPreTrainedModel, FlaxViTForMaskedImageModeling):

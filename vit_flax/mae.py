@@ -30,6 +30,7 @@ from vit_flax.outputs import ViTMAEForPreTrainingOutput, ViTMAEModelOutput
 class FlaxViTMAEModule(FlaxViTModule):
     """The encoder as a Linen module; see `FlaxViTMAEModel`."""
 
+    output_class: ClassVar[type[ViTMAEModelOutput[Array]]] = ViTMAEModelOutput  # type: ignore[assignment]
     add_pooling_layer: ClassVar[bool] = False  # type: ignore[misc]
     use_mask_token: ClassVar[bool] = False  # type: ignore[misc]
 
@@ -62,7 +63,7 @@ class FlaxViTMAEModule(FlaxViTModule):
         ids_restore = jnp.argsort(order, axis=1)
         x = jnp.concatenate([x[:, :1], taken(x[:, 1:], order[:, :kept])], axis=1)  # (B, 1 + K, D)
         encoded = self.encoder(x, head_mask, None, options, train)
-        output = ViTMAEModelOutput(
+        output = self.output_class(
             last_hidden_state=self.layernorm(encoded.last_hidden_state),
             mask=(ids_restore >= kept).astype(jnp.float32),
             ids_restore=ids_restore,
@@ -101,7 +102,7 @@ class FlaxViTMAEForPreTrainingModule(ViTWithHead):
     """The encoder and the decoder as a Linen module; see `FlaxViTMAEForPreTraining`."""
 
     trunk_class = FlaxViTMAEModule
-    output_class = ViTMAEForPreTrainingOutput
+    output_class: ClassVar[type[ViTMAEForPreTrainingOutput[Array]]] = ViTMAEForPreTrainingOutput
 
     def build_head(self) -> None:
         self.decoder = ViTMAEDecoder(**self.common)
@@ -189,7 +190,7 @@ class FlaxViTMAEModel(FlaxViTMAEPreTrainedModel, FlaxViTModel):
     """
 
     architecture = "ViTMAEModel"
-    module_class = FlaxViTMAEModule
+    module_class: ClassVar[type[FlaxViTMAEModule]] = FlaxViTMAEModule
 
 
 class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel):
@@ -199,7 +200,7 @@ class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel):
     """
 
     architecture = "ViTMAEForPreTraining"
-    module_class = FlaxViTMAEForPreTrainingModule
+    module_class: ClassVar[type[FlaxViTMAEForPreTrainingModule]] = FlaxViTMAEForPreTrainingModule
 
     def forward_loss(
         self, pixel_values: Array, pred: Array, mask: Array, interpolate_pos_encoding: bool = False

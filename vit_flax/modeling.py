@@ -49,7 +49,7 @@ class FlaxViTModule(ViTModule):
     layer_class: ClassVar[type[nn.Module]] = ViTLayer
     encoder_class: ClassVar[type[ViTEncoder]] = ViTEncoder
     pooler_class: ClassVar[type[nn.Module]] = ViTPooler
-    output_class: ClassVar[type[ModelOutput]] = BaseModelOutputWithPooling
+    output_class: ClassVar[type[BaseModelOutputWithPooling[Array]]] = BaseModelOutputWithPooling
     add_pooling_layer: bool = True
     use_mask_token: bool = False
 
@@ -152,7 +152,7 @@ class ViTWithHead(ViTModule):
     """The trunk, under its member's name, and a head on its tokens: what every such model has."""
 
     trunk_class: ClassVar[type[FlaxViTModule]] = FlaxViTModule
-    output_class: ClassVar[type[ModelOutput]]
+    output_class: ClassVar[type[ModelOutput[Array]]]
     tokens: ClassVar[int | None] = None  # of the trunk's, the first ones that the head reads; None for all
     trunk_parts: ClassVar[tuple[str, ...]] = ()  # the optional ones of the trunk that the head needs
 
@@ -199,7 +199,7 @@ class ViTWithHead(ViTModule):
 class FlaxViTForImageClassificationModule(ViTWithHead):
     """The classifier as a Linen module; see `FlaxViTForImageClassification`."""
 
-    output_class: ClassVar[type[ModelOutput]] = ImageClassifierOutput
+    output_class: ClassVar[type[ImageClassifierOutput[Array]]] = ImageClassifierOutput
     tokens: ClassVar[int | None] = 1
     reads: ClassVar[str] = "last_hidden_state"  # of the trunk's output
 
@@ -272,7 +272,7 @@ class ViTDecoder(ViTModule):
 class FlaxViTForMaskedImageModelingModule(ViTWithHead):
     """Masked image modelling as a Linen module; see `FlaxViTForMaskedImageModeling`."""
 
-    output_class = MaskedImageModelingOutput
+    output_class: ClassVar[type[MaskedImageModelingOutput[Array]]] = MaskedImageModelingOutput
     trunk_parts = ("mask_token",)
 
     def build_head(self) -> None:
@@ -328,7 +328,7 @@ class FlaxViTModel(FlaxViTPreTrainedModel):
     """
 
     architecture = "ViTModel"
-    module_class = FlaxViTModule
+    module_class: ClassVar[type[FlaxViTModule]] = FlaxViTModule
 
 
 class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
@@ -339,11 +339,11 @@ class FlaxViTForImageClassification(FlaxViTPreTrainedModel):
     """
 
     architecture = "ViTForImageClassification"
-    module_class = FlaxViTForImageClassificationModule
+    module_class: ClassVar[type[FlaxViTForImageClassificationModule]] = FlaxViTForImageClassificationModule
 
 
 class FlaxViTForMaskedImageModeling(FlaxViTPreTrainedModel):
     """A 1x1 convolution and a pixel shuffle that reconstruct the image; returns `MaskedImageModelingOutput`."""
 
     architecture = "ViTForMaskedImageModeling"
-    module_class = FlaxViTForMaskedImageModelingModule
+    module_class: ClassVar[type[FlaxViTForMaskedImageModelingModule]] = FlaxViTForMaskedImageModelingModule

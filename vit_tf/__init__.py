@@ -1,7 +1,5 @@
 """The Vision Transformer and its family in TensorFlow, on Keras 3, with the names that users of transformers import."""
 
-from functools import partial
-
 import keras
 
 if keras.config.backend() != "tensorflow":
@@ -10,7 +8,9 @@ if keras.config.backend() != "tensorflow":
         "KERAS_BACKEND=tensorflow before Keras is first imported, or use vit_torch or vit_flax."
     )
 
-from vit_core.app.auto import auto
+from vit_core import __version__
+from vit_core.app.auto import Auto, auto
+from vit_core.app.pipeline import of_backend
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import (
@@ -80,7 +80,7 @@ from vit_tf.outputs import (
     ViTMAEModelOutput,
 )
 
-pipeline = partial(_pipeline, backend="tf")
+pipeline = of_backend("tf", _pipeline)
 ViTModel = TFViTModel
 ViTForImageClassification = TFViTForImageClassification
 ViTForMaskedImageModeling = TFViTForMaskedImageModeling
@@ -115,11 +115,16 @@ ViTMSNModel = TFViTMSNModel
 ViTMSNPreTrainedModel = TFViTMSNPreTrainedModel
 
 AutoFeatureExtractor = AutoImageProcessor
-AutoBackbone = TFAutoBackbone = auto("tf", "Backbone", "TF")
-AutoModel = TFAutoModel = auto("tf", "Model", "TF")
-AutoModelForImageClassification = TFAutoModelForImageClassification = auto("tf", "ForImageClassification", "TF")
-AutoModelForMaskedImageModeling = TFAutoModelForMaskedImageModeling = auto("tf", "ForMaskedImageModeling", "TF")
-AutoModelForPreTraining = TFAutoModelForPreTraining = auto("tf", "ForPreTraining", "TF")
+AutoBackbone: type[Auto[TFViTBackbone]] = auto("tf", "Backbone", "TF")
+AutoModel: type[Auto[TFViTModel]] = auto("tf", "Model", "TF")
+AutoModelForImageClassification: type[Auto[TFViTForImageClassification]] = auto("tf", "ForImageClassification", "TF")
+AutoModelForMaskedImageModeling: type[Auto[TFViTPreTrainedModel]] = auto("tf", "ForMaskedImageModeling", "TF")
+AutoModelForPreTraining: type[Auto[TFViTMAEForPreTraining]] = auto("tf", "ForPreTraining", "TF")
+TFAutoBackbone = AutoBackbone
+TFAutoModel = AutoModel
+TFAutoModelForImageClassification = AutoModelForImageClassification
+TFAutoModelForMaskedImageModeling = AutoModelForMaskedImageModeling
+TFAutoModelForPreTraining = AutoModelForPreTraining
 
 __all__ = [
     "AutoBackbone",
@@ -228,6 +233,7 @@ __all__ = [
     "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
+    "__version__",
     "class_gradients",
     "pipeline",
 ]

@@ -26,7 +26,7 @@ class TFViTBackbone(TFViTModel, Backbone):
     """
 
     architecture = "ViTBackbone"
-    output_class = BackboneOutput
+    output_class: type[BackboneOutput[Tensor]] = BackboneOutput  # type: ignore[assignment]
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         super().__init__(config, False, False, **options)
@@ -54,7 +54,7 @@ class TFViTBackbone(TFViTModel, Backbone):
         assert encoded.hidden_states is not None
         pool = "patches" if self.config.reshape_hidden_states else "tokens"
         size, normalize = self.size_of(pixel_values), self.config.apply_layernorm
-        output = BackboneOutput(
+        output = self.output_class(
             feature_maps=tuple(
                 self.pooled(encoded.hidden_states[i], pool, size, normalize) for i in self.config.stages
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial, wraps
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import keras
 import numpy as np
@@ -19,6 +19,7 @@ from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.files.tensor import own
 from vit_core.formats.reading import read
 from vit_core.initialization import constant, draw
+from vit_core.outputs import Output, Returns
 from vit_core.params import TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_tf.attention import choose
@@ -103,6 +104,14 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         raise NotImplementedError(f"{type(self).__name__} must make its layers in a method build_parts().")
 
     # ---- calling ---------------------------------------------------------------------------------------------
+
+    @overload
+    def __call__(
+        self: Returns[Output], *inputs: Any, return_dict: Literal[True] | None = None, **options: Any
+    ) -> Output: ...
+
+    @overload
+    def __call__(self, *inputs: Any, **options: Any) -> Any: ...
 
     @tf.autograph.experimental.do_not_convert  # which would wrap errors in words of its own
     def __call__(self, pixel_values: Any = None, *others: Any, **inputs: Any) -> Any:

@@ -210,7 +210,7 @@ class TFBeitModel(TFBeitPreTrainedModel, TFViTModel):
     layer_class = BeitLayer
     encoder_class = BeitEncoder
     pooler_class = BeitPooler
-    output_class = BeitModelOutputWithPooling
+    output_class: type[BeitModelOutputWithPooling[Tensor]] = BeitModelOutputWithPooling
 
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, **options: Any) -> None:
         super().__init__(config, add_pooling_layer, False, **options)
@@ -238,7 +238,7 @@ class TFBeitForMaskedImageModeling(TFBeitPreTrainedModel, TFViTWithHead):
 
     architecture = "BeitForMaskedImageModeling"
     trunk_class = TFBeitModel
-    output_class = MaskedLMOutput
+    output_class: type[MaskedLMOutput[Tensor]] = MaskedLMOutput
 
     def build_head(self) -> None:
         self.layernorm = self.layer_norm("layernorm")

@@ -49,7 +49,9 @@ class TFDeiTForImageClassificationWithTeacher(TFDeiTPreTrainedModel, TFViTForIma
 
     architecture = "DeiTForImageClassificationWithTeacher"
     trunk_class = TFDeiTModel
-    output_class = DeiTForImageClassificationWithTeacherOutput
+    output_class: type[DeiTForImageClassificationWithTeacherOutput[Tensor]] = (
+        DeiTForImageClassificationWithTeacherOutput  # type: ignore[assignment]
+    )
     tokens = 2
 
     def build_head(self) -> None:

@@ -42,7 +42,7 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel, TFViTModel):
     """
 
     architecture = "ViTMAEModel"
-    output_class = ViTMAEModelOutput
+    output_class: type[ViTMAEModelOutput[Tensor]] = ViTMAEModelOutput  # type: ignore[assignment]
 
     def __init__(self, config: ViTConfig, **options: Any) -> None:
         super().__init__(config, False, False, **options)
@@ -80,7 +80,7 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel, TFViTModel):
         ids_restore = tf.argsort(order, axis=1)
         x = tf.concat([x[:, :1], taken(x[:, 1:], order[:, :kept])], axis=1)  # (B, 1 + K, D)
         encoded = self.encoder(x, head_mask, None, options=options, training=training)
-        output = ViTMAEModelOutput(
+        output = self.output_class(
             last_hidden_state=self.layernorm(encoded.last_hidden_state),
             mask=tf.cast(ids_restore >= kept, tf.float32),
             ids_restore=ids_restore,
@@ -128,7 +128,7 @@ class TFViTMAEForPreTraining(TFViTMAEPreTrainedModel, TFViTWithHead):
 
     architecture = "ViTMAEForPreTraining"
     trunk_class = TFViTMAEModel
-    output_class = ViTMAEForPreTrainingOutput
+    output_class: type[ViTMAEForPreTrainingOutput[Tensor]] = ViTMAEForPreTrainingOutput
 
     def build_head(self) -> None:
         self.decoder = self.child(ViTMAEDecoder, "decoder")

@@ -31,7 +31,6 @@ from vit_tf.outputs import (
     BaseModelOutputWithPooling,
     ImageClassifierOutput,
     MaskedImageModelingOutput,
-    ModelOutput,
 )
 
 
@@ -58,7 +57,7 @@ class TFViTModel(TFViTPreTrainedModel):
     layer_class: type[ViTModule] = ViTLayer
     encoder_class: type[ViTEncoder] = ViTEncoder
     pooler_class: type[ViTModule] = ViTPooler
-    output_class: type[ModelOutput] = BaseModelOutputWithPooling
+    output_class: type[BaseModelOutputWithPooling[Tensor]] = BaseModelOutputWithPooling
 
     def __init__(
         self, config: ViTConfig, add_pooling_layer: bool = True, use_mask_token: bool = False, **options: Any
@@ -219,7 +218,7 @@ class TFViTForImageClassification(TFViTWithHead):
     """
 
     architecture = "ViTForImageClassification"
-    output_class: type[ModelOutput] = ImageClassifierOutput
+    output_class: type[ImageClassifierOutput[Tensor]] = ImageClassifierOutput
     tokens: int | None = 1
     reads = "last_hidden_state"  # of the trunk's output
 
@@ -299,7 +298,7 @@ class TFViTForMaskedImageModeling(TFViTWithHead):
     """A 1x1 convolution and a pixel shuffle that reconstruct the image; returns `MaskedImageModelingOutput`."""
 
     architecture = "ViTForMaskedImageModeling"
-    output_class = MaskedImageModelingOutput
+    output_class: type[MaskedImageModelingOutput[Tensor]] = MaskedImageModelingOutput
 
     def build_head(self) -> None:
         self.decoder = self.child(ViTDecoder, "decoder")

@@ -47,7 +47,7 @@ class Training(keras.Model):
 
     config: ViTConfig
     parts: frozenset[str]
-    output_class: type[ModelOutput]
+    output_class: type[ModelOutput[Tensor]]
     data_format: str
 
     @property

@@ -1,8 +1,8 @@
 """The Vision Transformer and its family in PyTorch, with the names that users of transformers import."""
 
-from functools import partial
-
-from vit_core.app.auto import auto
+from vit_core import __version__
+from vit_core.app.auto import Auto, auto
+from vit_core.app.pipeline import of_backend
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
 from vit_core.family import (
@@ -72,14 +72,14 @@ from vit_torch.outputs import (
     ViTMAEModelOutput,
 )
 
-pipeline = partial(_pipeline, backend="torch")
+pipeline = of_backend("torch", _pipeline)
 
 AutoFeatureExtractor = AutoImageProcessor
-AutoBackbone = auto("torch", "Backbone")
-AutoModel = auto("torch", "Model")
-AutoModelForImageClassification = auto("torch", "ForImageClassification")
-AutoModelForMaskedImageModeling = auto("torch", "ForMaskedImageModeling")
-AutoModelForPreTraining = auto("torch", "ForPreTraining")
+AutoBackbone: type[Auto[ViTBackbone]] = auto("torch", "Backbone")
+AutoModel: type[Auto[ViTModel]] = auto("torch", "Model")
+AutoModelForImageClassification: type[Auto[ViTForImageClassification]] = auto("torch", "ForImageClassification")
+AutoModelForMaskedImageModeling: type[Auto[ViTPreTrainedModel]] = auto("torch", "ForMaskedImageModeling")
+AutoModelForPreTraining: type[Auto[ViTMAEForPreTraining]] = auto("torch", "ForPreTraining")
 
 __all__ = [
     "AutoBackbone",
@@ -151,6 +151,7 @@ __all__ = [
     "ViTMSNPreTrainedModel",
     "ViTModel",
     "ViTPreTrainedModel",
+    "__version__",
     "class_gradients",
     "pipeline",
 ]

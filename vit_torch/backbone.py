@@ -24,6 +24,7 @@ class ViTBackbone(ViTModel, Backbone):
     """
 
     architecture = "ViTBackbone"
+    output_class: type[BackboneOutput[Tensor]] = BackboneOutput  # type: ignore[assignment]
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__(config, False, False, seed=seed)
@@ -58,7 +59,7 @@ class ViTBackbone(ViTModel, Backbone):
             self.pooled(encoded.hidden_states[i], pool, pixel_values.shape[2:], self.config.apply_layernorm)
             for i in self.config.stages
         )
-        output = BackboneOutput(
+        output = self.output_class(
             feature_maps=maps,
             hidden_states=encoded.hidden_states if options.output_hidden_states else None,
             attentions=encoded.attentions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +19,7 @@ from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, DRAWN, constant, draw, uniform_bound
 from vit_core.loading import LoadReport
+from vit_core.outputs import Output, Returns
 from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
 from vit_torch.attention import choose
@@ -71,6 +72,19 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         self.num_labels = config.num_labels
         self._parts = parts
         self.register_load_state_dict_pre_hook(_accept_new_names)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(
+            self: Returns[Output], *inputs: Any, return_dict: Literal[True] | None = None, **options: Any
+        ) -> Output: ...
+
+        @overload
+        def __call__(self, *inputs: Any, **options: Any) -> Any: ...
+
+        def __call__(self, *inputs: Any, **options: Any) -> Any:
+            """What `forward` gives."""
 
     @property
     def parts(self) -> frozenset[str]:  # type: ignore[override]

@@ -199,7 +199,7 @@ class BeitModel(BeitPreTrainedModel, ViTModel):
     layer_class = BeitLayer
     encoder_class = BeitEncoder
     pooler_class = BeitPooler
-    output_class = BeitModelOutputWithPooling
+    output_class: type[BeitModelOutputWithPooling[Tensor]] = BeitModelOutputWithPooling
 
     def __init__(self, config: ViTConfig, add_pooling_layer: bool = True, *, seed: int | None = None) -> None:
         super().__init__(config, add_pooling_layer, False, seed=seed)
@@ -225,7 +225,7 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel, ViTWithHead):
 
     architecture = "BeitForMaskedImageModeling"
     trunk_class = BeitModel
-    output_class = MaskedLMOutput
+    output_class: type[MaskedLMOutput[Tensor]] = MaskedLMOutput
 
     def build_head(self) -> None:
         self.layernorm = layer_norm(self.config)

@@ -45,7 +45,9 @@ class DeiTForImageClassificationWithTeacher(DeiTPreTrainedModel, ViTForImageClas
 
     architecture = "DeiTForImageClassificationWithTeacher"
     trunk_class = DeiTModel
-    output_class = DeiTForImageClassificationWithTeacherOutput
+    output_class: type[DeiTForImageClassificationWithTeacherOutput[Tensor]] = (
+        DeiTForImageClassificationWithTeacherOutput  # type: ignore[assignment]
+    )
     tokens = 2
 
     def build_head(self) -> None:

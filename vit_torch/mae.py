@@ -38,6 +38,7 @@ class ViTMAEModel(ViTMAEPreTrainedModel, ViTModel):
     """
 
     architecture = "ViTMAEModel"
+    output_class: type[ViTMAEModelOutput[Tensor]] = ViTMAEModelOutput  # type: ignore[assignment]
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__(config, False, False, seed=seed)
@@ -71,7 +72,7 @@ class ViTMAEModel(ViTMAEPreTrainedModel, ViTModel):
         ids_restore = order.argsort(dim=1)
         x = torch.cat([x[:, :1], taken(x[:, 1:], order[:, :kept])], dim=1)  # (B, 1 + K, D)
         encoded = self.encoder(x, head_mask, None, options)
-        output = ViTMAEModelOutput(
+        output = self.output_class(
             last_hidden_state=self.layernorm(encoded.last_hidden_state),
             mask=(ids_restore >= kept).float(),
             ids_restore=ids_restore,
@@ -115,7 +116,7 @@ class ViTMAEForPreTraining(ViTMAEPreTrainedModel, ViTWithHead):
 
     architecture = "ViTMAEForPreTraining"
     trunk_class = ViTMAEModel
-    output_class = ViTMAEForPreTrainingOutput
+    output_class: type[ViTMAEForPreTrainingOutput[Tensor]] = ViTMAEForPreTrainingOutput
 
     def build_head(self) -> None:
         self.decoder = ViTMAEDecoder(self.config)

@@ -55,7 +55,7 @@ class ViTModel(ViTPreTrainedModel):
     layer_class: type[nn.Module] = ViTLayer
     encoder_class: type[ViTEncoder] = ViTEncoder
     pooler_class: type[nn.Module] = ViTPooler
-    output_class: type[ModelOutput] = BaseModelOutputWithPooling
+    output_class: type[BaseModelOutputWithPooling[Tensor]] = BaseModelOutputWithPooling
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class ViTWithHead(ViTPreTrainedModel):
     """The trunk, under its member's name, and a head on its tokens: what every such model has."""
 
     trunk_class: type[ViTModel] = ViTModel
-    output_class: type[ModelOutput]
+    output_class: type[ModelOutput[Tensor]]
     tokens: int | None = None  # of the trunk's, the first ones that the head reads; None for all
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
@@ -212,7 +212,7 @@ class ViTForImageClassification(ViTWithHead):
     """
 
     architecture = "ViTForImageClassification"
-    output_class: type[ModelOutput] = ImageClassifierOutput
+    output_class: type[ImageClassifierOutput[Tensor]] = ImageClassifierOutput
     tokens: int | None = 1
     reads = "last_hidden_state"  # of the trunk's output
 
@@ -276,7 +276,7 @@ class ViTForMaskedImageModeling(ViTWithHead):
     """A 1x1 convolution and a pixel shuffle that reconstruct the image; returns `MaskedImageModelingOutput`."""
 
     architecture = "ViTForMaskedImageModeling"
-    output_class = MaskedImageModelingOutput
+    output_class: type[MaskedImageModelingOutput[Tensor]] = MaskedImageModelingOutput
 
     def build_head(self) -> None:
         rh, rw = pair(self.config.encoder_stride)

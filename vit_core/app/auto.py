@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar, overload
 
 from vit_core.app.backends import import_backend
 from vit_core.config import ViTConfig
@@ -11,8 +11,10 @@ from vit_core.family import FAMILIES, Family, family_of
 from vit_core.files.hub import DOWNLOAD_OPTIONS
 from vit_core.formats.reading import read
 from vit_core.keywords import understood
+from vit_core.loading import LoadReport
 from vit_core.pretrained import READING
 
+Model = TypeVar("Model")  # a class that all those are of
 _OPENING = (*READING, *DOWNLOAD_OPTIONS, "variant")
 
 
@@ -47,7 +49,7 @@ def _fitting(family: Family, task: str, config: ViTConfig | None) -> str:
     return (named or fitting)[0]
 
 
-class Auto:
+class Auto(Generic[Model]):
     """`from_pretrained` and `from_config` of whatever class a checkpoint, or a configuration, is of."""
 
     backend: str
@@ -55,6 +57,32 @@ class Auto:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise TypeError(f"{type(self).__name__} is not made itself: use its from_pretrained(name), or from_config().")
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[False] = False,
+        _do_init: Literal[True] = True,
+        **options: Any,
+    ) -> Model: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        output_loading_info: Literal[True],
+        _do_init: Literal[True] = True,
+        **options: Any,
+    ) -> tuple[Model, LoadReport]: ...
+
+    @overload  # of a Flax model without its parameters, and of options that are computed
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any: ...
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Any:
@@ -65,13 +93,14 @@ class Auto:
         )
 
     @classmethod
-    def from_config(cls, config: ViTConfig, **options: Any) -> Any:
+    def from_config(cls, config: ViTConfig, **options: Any) -> Model:
         """A new model of the class that a configuration is for."""
         architecture = _fitting(family_of(config), cls.task, config)
-        return getattr(import_backend(cls.backend), architecture).from_config(config, **options)
+        model: Model = getattr(import_backend(cls.backend), architecture).from_config(config, **options)
+        return model
 
 
-def auto(backend: str, task: str, prefix: str = "") -> type[Auto]:
+def auto(backend: str, task: str, prefix: str = "") -> type[Auto[Any]]:
     """The automatic class for a task in a backend."""
     name = f"{prefix}Auto{'' if task == 'Backbone' else 'Model'}{task.removeprefix('Model')}"
     return type(name, (Auto,), {"backend": backend, "task": task, "__doc__": Auto.__doc__})

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import groupby, islice
 from queue import SimpleQueue
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,15 @@ from vit_core.pictures.images import LAST, as_bytes, as_rgb
 from vit_core.pictures.processing import ViTImageProcessor
 
 Array = NDArray[Any]
+Result = TypeVar("Result")  # of one image
+Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image
 
 _PREPARING = ("timeout", "image_processor_kwargs")  # the options that `preprocess` takes
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 _MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
 
 
-class ImagePipeline(ABC):
+class ImagePipeline(ABC, Generic[Result]):
     """A model, what prepares its pictures, and the options of calls that give none of their own.
 
     options: those of the task, with batch_size and timeout. replicas: copies of the model on other devices, which take
@@ -55,12 +57,24 @@ class ImagePipeline(ABC):
                 each.eval()
 
     @abstractmethod
-    def answers(self, model: Any, pixels: Array, **options: Any) -> Sequence[Any]:
+    def answers(self, model: Any, pixels: Array, **options: Any) -> Sequence[Result]:
         """What a model gives for each of the images of pixels (B, C, H, W), with the options of the task."""
 
     @abstractmethod
     def check(self, **options: Any) -> None:
         """Raise ValueError for options of the task that can't be."""
+
+    @overload
+    def __call__(self, inputs: Encoded, **options: Any) -> Result: ...
+
+    @overload
+    def __call__(self, inputs: list[Any] | tuple[Any, ...], **options: Any) -> list[Result]: ...
+
+    @overload
+    def __call__(self, inputs: Iterator[Any], **options: Any) -> Iterator[Result]: ...
+
+    @overload
+    def __call__(self, inputs: Any, **options: Any) -> Any: ...
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """The result for one image, or a list of results for a list of images or an array (B, C, H, W).
@@ -80,14 +94,23 @@ class ImagePipeline(ABC):
         results = list(self._raised(inputs if several else [inputs], **options))
         return results if several else results[0]
 
-    def _raised(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
+    def __repr__(self) -> str:
+        models = (self.model, *self.replicas)
+        devices = ", ".join(str(model.device) for model in models if hasattr(model, "device"))  # PyTorch's alone say it
+        where = f"backend={self.backend!r}, " + f"device={devices!r}, " * bool(devices)
+        return (
+            f"{type(self).__name__}(task={self.task!r}, model={type(self.model).__name__}, {where}"
+            f"batch_size={self.defaults['batch_size']})"
+        )
+
+    def _raised(self, images: Iterable[Any], **options: Any) -> Iterator[Result]:
         """What `stream` gives, errors raised."""
         for result in self.stream(images, **options):
             if isinstance(result, Exception):
                 raise result
             yield result
 
-    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Any]:
+    def stream(self, images: Iterable[Any], **options: Any) -> Iterator[Result | OSError | ValueError]:
         """For each image, in order and as soon as its batch is done, its result, or why it can't be read.
 
         Takes what a call takes, but images one by one from any iterable, and prepares them in threads while the model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
@@ -11,12 +11,20 @@ from vit_core.app.base import Array, ImagePipeline, check_count, check_finite
 from vit_core.calls import score_function
 from vit_core.pictures.processing import ViTImageProcessor
 
-Predictions = list[dict[str, Any]]  # {"label": str, "score": float}, the highest score first
+
+class Prediction(TypedDict):
+    """A label and its score."""
+
+    label: str
+    score: float
+
+
+Predictions = list[Prediction]  # the highest score first
 
 FUNCTIONS = ("softmax", "sigmoid", "none")
 
 
-class ImageClassificationPipeline(ImagePipeline):
+class ImageClassificationPipeline(ImagePipeline[Predictions]):
     """Classifies one image or several: `classifier("cat.png")`.
 
     Options: top_k, all classes if None; function_to_apply, "softmax", "sigmoid" or "none", which if None follows the

@@ -12,7 +12,7 @@ from vit_core.app.backends import array, call
 from vit_core.app.base import Array, ImagePipeline, check_finite
 
 
-class ImageFeatureExtractionPipeline(ImagePipeline):
+class ImageFeatureExtractionPipeline(ImagePipeline[Any]):
     """Features of one image or several: `extractor("cat.png")` is its last hidden state, (1, S, D) as nested lists.
 
     Options: pool=True for the pooler's output, (1, O), in its place. features, "cls" or "mean" (1, D) or "patches"

@@ -6,7 +6,9 @@ Arguments and results are those of Hugging Face's `pipeline`.
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from functools import partial, update_wrapper
+from typing import Any, Literal, TypeVar, cast, overload
 
 from vit_core.app.backends import backend_of, place, replica
 from vit_core.app.base import ImagePipeline
@@ -17,9 +19,27 @@ from vit_core.assets import DIGITS
 from vit_core.keywords import understood
 from vit_core.pictures.processing import ViTImageProcessor
 
-TASKS: dict[str, type[ImagePipeline]] = {
+TASKS: dict[str, type[ImagePipeline[Any]]] = {
     each.task: each for each in (ImageClassificationPipeline, ImageFeatureExtractionPipeline)
 }
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@overload
+def pipeline(
+    task: Literal["image-classification"] = "image-classification", model: Any = None, **options: Any
+) -> ImageClassificationPipeline: ...
+
+
+@overload
+def pipeline(
+    task: Literal["image-feature-extraction"], model: Any = None, **options: Any
+) -> ImageFeatureExtractionPipeline: ...
+
+
+@overload
+def pipeline(task: str, model: Any = None, **options: Any) -> ImagePipeline[Any]: ...
 
 
 def pipeline(
@@ -77,6 +97,11 @@ def pipeline(
         loaded, processor = model, find_processor(None, model.config, image_processor)
     replicas = [replica(loaded, each) for each in others]
     return cls(loaded, processor, replicas=replicas, batch_size=batch_size, timeout=timeout, **own)
+
+
+def of_backend(backend: str, function: Function) -> Function:
+    """A function with this backend where a call names no other, for the front door of that backend."""
+    return cast(Function, update_wrapper(partial(function, backend=backend), function))
 
 
 def _one(name: str, value: Any, older: str, other: Any) -> Any:

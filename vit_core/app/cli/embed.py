@@ -96,10 +96,12 @@ def embed(
     conclude(failures, len(found))
 
 
-def extractor_of(model: str, pool: str | None, layers: Sequence[int], **options: Any) -> ImagePipeline:
+def extractor_of(model: str, pool: str | None, layers: Sequence[int], **options: Any) -> ImagePipeline[Any]:
     """The pipeline whose results `joined` makes vectors of."""
     task = ImageFeatureExtractionPipeline.task
-    found: ImagePipeline = pipeline(task, model, features=pool, layers=list(layers), return_tensors="np", **options)
+    found: ImagePipeline[Any] = pipeline(
+        task, model, features=pool, layers=list(layers), return_tensors="np", **options
+    )
     return found
 
 
@@ -109,7 +111,7 @@ def joined(result: Sequence[Array]) -> Array:
     return vector
 
 
-def settings_of(extractor: ImagePipeline, model: str, image_processor: str | None, revision: str | None) -> Row:
+def settings_of(extractor: ImagePipeline[Any], model: str, image_processor: str | None, revision: str | None) -> Row:
     """What vectors depend on, and how a query is embedded as they were."""
     config = extractor.model.config
     layers = calls.depths(config, extractor.defaults["layers"])

@@ -22,7 +22,7 @@ from vit_core.files.tensor import raw_bytes
 Failures = list[tuple[Picture, str]]
 
 
-def identity(pipe: ImagePipeline) -> str:
+def identity(pipe: ImagePipeline[Any]) -> str:
     """A number of what results depend on: configuration, image processor and every weight. It is every backend's."""
     documents = (pipe.model.config.to_dict(), pipe.image_processor.to_dict())
     found = xxh3_128(json.dumps(documents, sort_keys=True, default=str).encode())
@@ -36,7 +36,7 @@ def identity(pipe: ImagePipeline) -> str:
 class Work:
     """What is done to pictures: by which pipeline, in what words, and the values of a row that a result gives."""
 
-    pipe: ImagePipeline
+    pipe: ImagePipeline[Any]
     doing: str  # "Classifying"
     done: str  # "classified"
     values: Callable[[Any], Sequence[Any]]
