@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from inspect import signature
 from math import prod
 from typing import Annotated, Any
 
@@ -25,7 +24,17 @@ from conversion.converting import convert
 from conversion.report import Entry, Report, Verification
 from conversion.targets import TARGETS
 from vit_core.app.backends import BACKENDS, is_installed
-from vit_core.app.cli.common import AsJson, complain, console, execute, import_quietly, one_line, print_json
+from vit_core.app.cli.common import (
+    CONTEXT,
+    AsJson,
+    Version,
+    complain,
+    console,
+    execute,
+    import_quietly,
+    one_line,
+    print_json,
+)
 from vit_core.app.cli.inspect import by, config_facts, ranges, size_in_bytes
 from vit_core.config import AutoConfig
 from vit_core.loading import COMPUTE_DTYPES
@@ -35,7 +44,7 @@ PROGRAM = "vit-convert"
 _READING, _MODEL, _WRITING, _SHOWING = "What is read", "What is changed", "What is written", "What is shown"
 _SHOWN = 6
 
-app = typer.Typer(name=PROGRAM, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(name=PROGRAM, pretty_exceptions_enable=False, rich_markup_mode="rich")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +64,7 @@ def _flag(panel: str, text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=panel)
 
 
-@app.command()
+@app.command(context_settings=CONTEXT)
 def vit_convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, weights file or hub id.")] = "",
     target: Annotated[str, typer.Argument(metavar="DST", help="Folder, or file with the format's suffix.")] = "",
@@ -104,6 +113,7 @@ def vit_convert(
     formats: Annotated[bool, _flag(_SHOWING, "Show the formats.", "--list")] = False,
     quiet: Annotated[bool, _flag(_SHOWING, "Print errors and warnings only.", "--quiet", "-q")] = False,
     as_json: AsJson = False,
+    version: Version = False,
 ) -> None:
     """Convert a Vision Transformer's checkpoint, of any format, to FORMAT."""
     if formats:
@@ -113,7 +123,7 @@ def vit_convert(
         raise ValueError(f"SRC, DST and --to are needed, as in `{PROGRAM} SRC DST --to torch`; see --list and --help.")
     if verify and not dry_run:
         _import_backends()
-    with _progress(visible=not (as_json or quiet or dry_run)) as progress, _options_by_their_flags():
+    with _progress(visible=not (as_json or quiet or dry_run)) as progress:
         report = convert(
             source,
             target,
@@ -167,24 +177,6 @@ def _pixels(text: str | None, option: str) -> int | tuple[int, int] | None:
     if match is None:
         raise ValueError(f"{option} must be pixels, as 224 or as 224x384 (height x width), got {text!r}.")
     return (int(match[1]), int(match[2])) if match[2] else int(match[1])
-
-
-_FLAGS = {name: "--" + name.replace("_", "-") for name in signature(vit_convert).parameters}
-_FLAGS["num_attention_heads"] = _FLAGS["heads"]
-_ARGUMENT = re.compile(rf"\b({'|'.join(_FLAGS)})=(?:True\b|(\(height, width\))|(['\"])(.*?)\3|(\w*))")
-
-
-@contextmanager
-def _options_by_their_flags() -> Iterator[None]:
-    """Errors speak of `head='drop'` where they come from the library, of `--head drop` here."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-
-        def flag(match: re.Match[str]) -> str:
-            return f"{_FLAGS[match[1]]} {'HEIGHTxWIDTH' if match[2] else match[4] or match[5] or ''}".rstrip()
-
-        raise ValueError(_ARGUMENT.sub(flag, str(error))) from error
 
 
 @contextmanager
@@ -398,3 +390,7 @@ def _format_table() -> Table:
             act or "-",
         )
     return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

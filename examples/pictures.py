@@ -111,7 +111,7 @@ def read_pictures(source: Path, classes: str | None = None, skip_bad: bool = Fal
     found, problems = (_from_folder if source.is_dir() else _from_csv)(source, stated)
     bad = _unreadable([path for path, _ in found])
     if skip_bad and bad:
-        print(f"Left out {len(bad)} pictures that can't be read: {'; '.join(bad.values())}.")
+        print(f"Left out {len(bad)} pictures that can't be read: {_told([*bad.values()])}")
         found = [(path, label) for path, label in found if path not in bad]
     names = stated or sorted({name for _, name in found}, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else n))
     numbers = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
@@ -127,9 +127,14 @@ def read_pictures(source: Path, classes: str | None = None, skip_bad: bool = Fal
     if not skip_bad:
         problems += bad.values()
     if problems:
-        more = f"; and {len(problems) - 20} more problems" if len(problems) > 20 else ""
-        raise typer.BadParameter("; ".join(problems[:20]) + more + ".")
+        raise typer.BadParameter(_told(problems))
     return Pictures([path for path, _ in found], labels, names)
+
+
+def _told(problems: list[str]) -> str:
+    """The first ten problems, and how many others there are."""
+    more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+    return "; ".join(problems[:10]) + more + "."
 
 
 def find_pictures(folder: Path) -> Pictures:
@@ -137,7 +142,7 @@ def find_pictures(folder: Path) -> Pictures:
     paths = _pictures_below(folder)
     problems = list(_unreadable(paths).values()) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
     if problems:
-        raise typer.BadParameter("; ".join(problems) + ".")
+        raise typer.BadParameter(_told(problems))
     return Pictures(paths, np.zeros(len(paths), np.int64), [])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import signal
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from inspect import Signature, signature
@@ -91,8 +92,11 @@ def command(train: Callable[[Any], None], settings: type[Any]) -> None:
 class Run:
     """A training's folder and its progress, as a context; `main` is whether this process prints and writes.
 
-    `done` epochs are in a checkpoint already. `steps` are those of an epoch.
+    `done` epochs are in a checkpoint already. `steps` are those of an epoch. Ctrl-C ends the run after its step, and a
+    second one at once: a framework may lose the exception of a signal in the middle of a step.
     """
+
+    interrupted = False
 
     def __init__(self, settings: Settings, steps: int, done: int = 0, main: bool = True) -> None:
         self.out, self.main, self.epochs, self.steps, self.done = settings.out, main, settings.epochs, steps, done
@@ -106,12 +110,31 @@ class Run:
 
     def __enter__(self) -> Self:
         self.progress.start()
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.progress.stop()
+        if signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if kind is KeyboardInterrupt:
+            self.say(self._stopped())
         if self.writer is not None:
             self.writer.close()
+
+    def _interrupt(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.interrupted = True
+
+    def _stopped(self) -> str:
+        """Where the run is, and how it goes on."""
+        step = int(self.progress.tasks[self.bar].completed)
+        epoch = min(step // self.steps + 1, self.epochs)
+        where = f"Stopped after step {step} of {self.epochs * self.steps}, in epoch {epoch} of {self.epochs}"
+        if step < self.steps:
+            return f"{where}. Checkpoints are of whole epochs: the same command starts from the beginning."
+        return f"{where}. The same command goes on from the checkpoint of the last whole epoch."
 
     def say(self, text: str) -> None:
         """Print a line, in the one process that does."""
@@ -119,8 +142,10 @@ class Run:
             self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self) -> None:
-        """Move the bar on by one step."""
+        """Move the bar on by one step. Raises KeyboardInterrupt after a Ctrl-C."""
         self.progress.advance(self.bar)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def end_epoch(self, epoch: int, losses: Iterable[Any], rates: Iterable[Any], **metrics: float) -> None:
         """Write what an epoch gave, counted from 0: the loss and learning rate of each step, and its metrics.

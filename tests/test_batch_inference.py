@@ -178,7 +178,9 @@ def test_results_in_a_file(vit: Command, folder: Path, suffix: str) -> None:
     vit("classify", folder, "--top-k", 2, "--devices", "cpu,cpu", "--batch-size", 2, "--out", out)
     assert vit.code == 1
     assert re.fullmatch(rf"6 classified, 1 could not be read, \d+ a second: {re.escape(str(out))}\n", vit.out)
-    assert re.fullmatch(r"vit: .*0\.png is no picture .*\nvit: 1 of 7 pictures could not be read\.\n", vit.err)
+    assert re.fullmatch(
+        r"vit: the digits demo .*\nvit: .*0\.png is no picture .*\nvit: 1 of 7 pictures could not be read\.\n", vit.err
+    )
     assert sorted(path.name for path in folder.parent.iterdir()) == ["pictures", out.name]
 
     vit("classify", folder, "--top-k", 2, "--batch-size", 2, "--json")
@@ -259,9 +261,9 @@ def test_what_a_stopped_run_left_is_for_the_same_command(vit: Command, tmp_path:
     assert (vit.code, vit.out, vit.err) == (130, "", "")
     left = journal.read_bytes()
     assert left.count(b"\n") == 1 + 8
-    assert f"{journal} is the journal of a run with top_k=3, not 1: repeat" in vit.refused(*arguments, "-k", 1)
+    assert f"{journal} is the journal of a run with --top-k 3, not 1: repeat" in vit.refused(*arguments, "-k", 1)
     other = CKPT / "cls" / "pt_safetensors"
-    assert f"model='{DIGITS}', not '{other}'" in vit(*arguments, "--model", other).err
+    assert f"--model {DIGITS}, not '{other}'" in vit(*arguments, "--model", other).err
     assert (vit.code, journal.read_bytes()) == (2, left)
     assert vit(*arguments).out.startswith("4 classified, 8 by an earlier run, ")
     assert list(tmp_path.iterdir()) == [out]
@@ -395,8 +397,8 @@ def test_a_run_that_does_nothing_leaves_nothing(vit: Command, tmp_path: Path, mo
         (["--out", DIGITS], f"--out {DIGITS} is a folder: name a file in it"),
         (["--out", "nowhere/results.csv"], "there is no folder nowhere: make it first"),
         (["--out", "results.parquet"], 'pip install "vit-trio[parquet]"'),
-        (["--devices", "cpu,nope"], "device='nope' can't be used"),
-        (["--devices", ""], "device='' can't be used"),
+        (["--devices", "cpu,nope"], "--devices nope can't be used"),
+        (["--devices", ""], "--devices can't be used"),
     ],
 )
 def test_what_can_not_be(vit: Command, arguments: list[Any], message: str, monkeypatch: Any) -> None:

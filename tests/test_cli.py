@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from vit_core.params import count
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 PICTURES = sorted((DIGITS / "pictures").iterdir())
 NINE = next(path for path in PICTURES if path.name[0] == "9")
+DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 VIT = Path(sys.executable).with_name("vit")
 torch = pytest.importorskip("torch")
 
@@ -65,6 +67,45 @@ def test_help_and_inspect_import_no_framework() -> None:
     assert result.stderr == "[0, 0, 0, 0] []\n"
     for command in ("classify", "embed", "similar", "inspect", "attend", "verify"):
         assert f" {command} " in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["-h"], ["classify", "-h"], ["diff", "--help"]])
+def test_help(vit: Command, arguments: list[str]) -> None:
+    vit(*arguments)
+    assert (vit.code, vit.err) == (0, "")
+    assert "Usage: vit " in vit.out
+
+
+def test_names_are_completed() -> None:
+    typed = {"_VIT_COMPLETE": "complete_bash", "COMP_WORDS": "vit cl", "COMP_CWORD": "1"}
+    assert process(VIT, env={**os.environ, **typed}).stdout.split() == ["classify"]
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("classify", []),
+        ("attend", ["--out", "x.png"]),
+        ("embed", ["--out", "x.npy"]),
+        ("verify", []),
+        ("export", ["--to", "onnx"]),
+        ("serve", []),
+    ],
+)
+def test_a_mistyped_folder_is_told_before_a_framework_is_imported(
+    vit: Command, monkeypatch: pytest.MonkeyPatch, command: str, options: list[str]
+) -> None:
+    def imported(name: str) -> None:
+        raise AssertionError(f"{name} is imported")
+
+    for module in ("common", "comparing"):
+        monkeypatch.setattr(f"vit_core.app.cli.{module}.import_backend", imported)
+    mistyped = str(DIGITS).removesuffix("s")
+    takes = {"verify": [mistyped], "export": [mistyped, "out"], "serve": [mistyped]}
+    arguments = takes.get(command, [NINE, "--model", mistyped])
+    assert f"does not exist, but {DIGITS} does" in vit.refused(command, *arguments, *options)
+    if command in ("classify", "attend", "embed"):
+        assert "'./nope' does not exist" in vit.refused(command, NINE, "--image-processor", "./nope", *options)
 
 
 def test_a_reader_that_leaves_early_and_a_full_disk() -> None:
@@ -100,7 +141,7 @@ def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         (["nosuch"], "No such command 'nosuch'"),
         (["classify", NINE, "--nope"], "No such option: --nope"),
         (["classify", NINE, "--top-k", "0"], "Invalid value for '--top-k'"),
-        (["classify", NINE, "--backend", "jax"], "backend must be one of torch, tf, flax, got 'jax'"),
+        (["classify", NINE, "--backend", "jax"], "--backend must be one of torch, tf, flax, got 'jax'"),
         (["classify", "nope.png"], "There is no image file nope.png"),
         (["classify", DIGITS / "nope*.png"], "There is no image file"),
         (["classify", DIGITS / "config.json"], "is no picture that Pillow can read"),
@@ -127,7 +168,7 @@ def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
             ["attend", NINE, "--out", "x.png", "--segment", "--method", "pca", "--tokens", "cls"],
             "--segment has no use for --tokens, --method",
         ),
-        (["classify", NINE, "--devices", "meta"], "device='meta' can't be used (it holds no numbers): pass one that"),
+        (["classify", NINE, "--devices", "meta"], "--devices meta can't be used (it holds no numbers): pass one that"),
         (["attend", NINE, "--out", "x.png", "--layer", "9"], "--layer must be from 0 to 4, or from -5 to -1, got 9"),
     ],
 )
@@ -185,6 +226,50 @@ def test_files_folders_patterns_and_hidden_files(tmp_path: Path, monkeypatch: py
         pictures(["empty"])
 
 
+def test_files_of_other_kinds_are_counted(vit: Command, tmp_path: Path) -> None:
+    shutil.copy(NINE, tmp_path)
+    for name in ("a.HEIC", "sub/b.heic", "notes.txt", "README", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    vit("classify", tmp_path, "--json")
+    hint = "" if find_spec("pillow_heif") else "; pip install pillow-heif reads HEIF"
+    assert (vit.code, len(json.loads(vit.out)["images"])) == (0, 1)
+    first, rest = vit.err.removesuffix(f"{hint}.\n").split("left out ")
+    assert first == f"vit: The folder {tmp_path}: "
+    assert sorted(rest.split(", ")) == ["1 .txt", "1 without a suffix", "2 .heic"]
+    assert "it holds 1 .heic" in vit.refused("classify", tmp_path / "sub")
+    assert hint in vit.refused("classify", tmp_path / "a.HEIC")
+
+
+def test_heif_where_a_decoder_is_installed(tmp_path: Path) -> None:
+    """A module of that name which takes a PNG with another signature for such a file."""
+    (tmp_path / "pillow_heif.py").write_text(
+        "from io import BytesIO\nfrom PIL import Image, PngImagePlugin\n"
+        "def opened(file, name=None):\n"
+        "    return PngImagePlugin.PngImageFile(BytesIO(file.read()[4:]), name)\n"
+        "def register_heif_opener():\n"
+        "    Image.register_open('HEIF', opened, lambda prefix: prefix.startswith(b'heif'))\n"
+    )
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "nine.HEIC").write_bytes(b"heif" + NINE.read_bytes())
+    path = os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))
+    result = process(VIT, "classify", tmp_path / "pictures", "--json", env={**os.environ, "PYTHONPATH": path})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["images"][0]["predictions"][0]["label"] == "9"
+
+
+def test_of_many_failures_the_first_are_shown(vit: Command, tmp_path: Path) -> None:
+    for i in range(12):
+        (tmp_path / f"{i:02}.png").touch()
+    vit("classify", tmp_path)
+    *shown, last = vit.err.splitlines()
+    assert (vit.code, vit.out) == (1, "")
+    assert [Path(line.removeprefix("vit: ").split()[0]).name for line in shown] == [f"{i:02}.png" for i in range(10)]
+    assert last == "vit: 12 of 12 pictures could not be read: above are the first 10, --json lists all."
+    vit("classify", tmp_path, "--json")
+    assert len(json.loads(vit.out)["failed"]) == 12
+
+
 def test_classify_a_folder(vit: Command) -> None:
     document = vit.json("classify", DIGITS / "pictures", "--batch-size", 5, "--top-k", 2)
     assert list(document) == ["model", "backend", "images", "failed"]
@@ -196,10 +281,11 @@ def test_classify_a_folder(vit: Command) -> None:
 
 def test_classify_prints_a_table(vit: Command) -> None:
     vit("classify", NINE)
-    assert vit.err == ""
+    assert vit.err == f"vit: {DEMO}\n"
     lines = [line for line in vit.out.splitlines() if " % " in line]
     assert len(lines) == 3
     assert lines[0].split()[:2] == [str(NINE), "9"]
+    assert vit("classify", NINE, "--model", DIGITS).err == ""
 
 
 def test_classify_the_standard_input(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +302,7 @@ def test_classify_the_standard_input(vit: Command, monkeypatch: pytest.MonkeyPat
 def test_unreadable_pictures_are_reported_and_the_rest_go_on(vit: Command, tmp_path: Path) -> None:
     broken, missing = tmp_path / "bro\nken\x1b[31m.png", tmp_path / "missing.png"
     broken.write_bytes(NINE.read_bytes()[:60])
-    vit("classify", broken, NINE, missing, PICTURES[0])
+    vit("classify", broken, NINE, missing, PICTURES[0], "--model", DIGITS)
     assert vit.code == 1
     assert NINE.name in vit.out
     assert PICTURES[0].name in vit.out

@@ -99,7 +99,7 @@ def test_golden_checkpoints(verify: Run, model: Path, architecture: str, dtype: 
 @needs_all
 def test_float32_is_not_tf32(verify: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """JAX and TensorFlow are told so while they compute, and only then."""
-    jax, tf, module = map(import_module, ("jax", "tensorflow", "vit_core.app.cli.verify"))
+    jax, tf, module = map(import_module, ("jax", "tensorflow", "vit_core.app.cli.comparing"))
     genuine, seen = module._outputs, []
 
     def told() -> tuple[str | None, bool]:

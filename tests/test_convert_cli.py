@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -35,7 +36,10 @@ CKPT, FORMATS = ROOT / "tests" / "golden" / "ckpt", ROOT / "tests" / "golden" / 
 CASES = json.loads((FORMATS / "cases.json").read_text())
 MINI = CKPT / "mini" / "pt_safetensors"
 SCRIPT = Path(sys.executable).with_name("vit-convert")
-OPTIONS = {option for parameter in get_command(app).params for option in parameter.opts}
+OF_EVERY_COMMAND = {"--version", "--install-completion", "--show-completion"}
+OPTIONS = {
+    option for each in get_command(app).params for option in each.opts if option.startswith("--")
+} - OF_EVERY_COMMAND
 INSTALLED = [name for name, modules in BACKENDS.items() if all(find_spec(module) for module in modules)]
 
 
@@ -231,15 +235,15 @@ def test_layer_scale(run: Command, tmp_path: Path) -> None:
         ([MINI, "new"], "SRC, DST and --to are needed"),
         ([MINI, "new", "more", "--to", "torch"], "Got unexpected extra argument"),
         ([MINI, "new", "--nope"], "No such option: --nope"),
-        ([MINI, "new", "--to", "onnx"], "to must be one of torch, tf, flax, timm"),
+        ([MINI, "new", "--to", "onnx"], "--to must be one of torch, tf, flax, timm"),
         ([MINI, "new", "--to", "torch", "--container", "h5"], "--container h5 is none that Hugging Face's PyTorch ViT"),
-        ([MINI, "new", "--to", "torch", "--dtype", "int8"], "dtype must be one of float32"),
+        ([MINI, "new", "--to", "torch", "--dtype", "int8"], "--dtype must be one of float32"),
         ([MINI, "new", "--to", "torch", "--image-size", "big"], "--image-size must be pixels, as 224 or as 224x384"),
         ([MINI, "new", "--to", "torch", "--image-size", "32", "--position-kernel", "x"], "kernel 'x': expected one of"),
         ([MINI, "new", "--to", "torch", "--stored-image-size", "1x"], "--stored-image-size must be pixels"),
-        ([MINI, "new", "--to", "torch", "--head", "off"], 'head must be "keep" or "drop", got \'off\''),
+        ([MINI, "new", "--to", "torch", "--head", "off"], '--head must be "keep" or "drop", got \'off\''),
         ([MINI, "new", "--to", "torch", "--num-labels", "x"], "Invalid value for '--num-labels'"),
-        ([MINI, "new", "--to", "torch", "--hidden-act", "x"], "hidden_act must be one of gelu"),
+        ([MINI, "new", "--to", "torch", "--hidden-act", "x"], "--hidden-act must be one of gelu"),
         ([MINI, "new.h5", "--to", "torch"], "new.h5 can't be the target: expected a folder, or a file ending in"),
         ([MINI, MINI, "--to", "torch"], "would replace the source"),
         (["./nope", "new", "--to", "torch"], "The folder './nope' does not exist"),
@@ -253,6 +257,15 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert message in run.refused(*arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_and_version(run: Command) -> None:
+    for flag in ("-h", "--help"):
+        assert "Usage: vit-convert " in run(flag).out
+    assert run("--version").out == f"vit-trio {version('vit-trio')}\n"
+    assert (run.code, run.err) == (0, "")
+    result = process(sys.executable, "-m", "conversion.cli", "--version")
+    assert (result.returncode, result.stdout, result.stderr) == (0, run.out, "")
 
 
 # ---- what is shown -----------------------------------------------------------------------------------------------
@@ -558,4 +571,4 @@ def test_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for name, target in TARGETS.items():
         row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
         assert all(container.names()[0] in row for container in target.containers.values())
-    assert set(re.findall(r"--[a-z][a-z-]+", guide)) == {option for option in OPTIONS if option.startswith("--")}
+    assert set(re.findall(r"--[a-z][a-z-]+", guide)) == OPTIONS

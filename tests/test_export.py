@@ -224,7 +224,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["x.onnx", "--to", "onnx", "--input", "audio"], "input must be one of pixels, image, bytes, got 'audio'."),
     (
         ["x.onnx", "--to", "onnx", "--input", "image", "--dynamic", "size"],
-        "Pictures have any size with input='image': leave size out of dynamic.",
+        "Pictures have any size with --input image: leave size out of dynamic.",
     ),
     (["x.pt2", "--to", "pt2", "--triton"], "triton is written for onnx, which Triton runs, got pt2: leave it out."),
     (["x.onnx", "--to", "onnx", "--opset", "17"], "opset is onnx's, from 18, got 17 for onnx."),

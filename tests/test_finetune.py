@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from functools import partial
@@ -15,6 +16,7 @@ import trainings
 import typer
 from adapters import BACKENDS
 from closeness import assert_close
+from command import interruptible
 from PIL import Image
 from safetensors.numpy import load_file
 from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF
@@ -609,6 +611,46 @@ def test_bad_pictures_are_skipped_on_request(tmp_path: Path, capsys: pytest.Capt
     training, _ = read_split(root, None, 0.5, 0, skip_bad=True)
     assert [path.name for path in training.paths] == ["0.png", "1.png"] * 2
     assert "Left out 1 pictures that can't be read" in capsys.readouterr().out
+
+
+def test_of_many_bad_pictures_the_first_are_listed(tmp_path: Path) -> None:
+    need("torch")
+    root = split_folder(tmp_path / "data", "train", "val")
+    for i in range(12):
+        (root / "train" / "cat" / f"torn{i:02}.png").write_bytes(b"torn")
+    with pytest.raises(typer.BadParameter, match=r"torn09\.png .*; and 2 more\.$") as raised:
+        import_module("pictures").read_split(root, None, 0.5, 0)
+    assert "torn10" not in str(raised.value)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_ctrl_c_ends_a_run_after_its_step_and_says_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
+) -> None:
+    need("torch")
+    training = import_module("training")
+    settings = training.Settings(pictures=tmp_path, out=tmp_path, epochs=3)
+
+    def stopped(signals: int) -> None:
+        with training.Run(settings, 5) as run:
+            for _ in range(steps - 1):
+                run.advance()
+            for _ in range(signals):
+                os.kill(os.getpid(), signal.SIGINT)
+            assert signals == 1 and run.interrupted  # nothing was raised in the middle of a step
+            run.advance()
+
+    with interruptible():
+        with pytest.raises(KeyboardInterrupt):
+            stopped(1)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    said = {
+        1: "in epoch 1 of 3. Checkpoints are of whole epochs: the same command starts from the beginning.",
+        7: "in epoch 2 of 3. The same command goes on from the checkpoint of the last whole epoch.",
+    }
+    assert f"Stopped after step {steps} of 15, {said[steps]}" in capsys.readouterr().out
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        stopped(2)  # the second one ends it at once
 
 
 def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> None:

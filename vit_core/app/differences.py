@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 @dataclass
 class Difference:
-    """How far two backends, or a backend and a file, are apart in one output, over all pictures."""
+    """How far two backends, a backend and a file, or two checkpoints are apart in one output or tensor."""
 
     backends: tuple[str, str]
     output: str
@@ -45,8 +45,12 @@ class Difference:
         """For a table: the difference, the relative one, and what is allowed."""
         return f"{self.absolute:.2g}", f"{self.relative:.2g}", f"{self.tolerance:.2g}"
 
+    @property
+    def numbers(self) -> dict[str, float | None]:
+        """For JSON, which has no infinity and no not-a-number: they are None."""
+        found = {"absolute": self.absolute, "relative": self.relative}
+        return {name: value if isfinite(value) else None for name, value in found.items()}
+
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, which has no infinity and no not-a-number: they are None."""
-        numbers = {"absolute": self.absolute, "relative": self.relative}
-        finite = {name: value if isfinite(value) else None for name, value in numbers.items()}
-        return {"backends": list(self.backends), "output": self.output, **finite, "ok": self.ok}
+        """Ready for JSON."""
+        return {"backends": list(self.backends), "output": self.output, **self.numbers, "ok": self.ok}

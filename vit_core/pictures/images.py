@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,9 @@ FORMATS = {
     "JPEG2000": (".jp2",),
     "AVIF": (".avif",),  # which not every Pillow has
 }
+HEIF = (".heic", ".heif")
+if find_spec("pillow_heif") is not None:
+    FORMATS["HEIF"] = HEIF
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
@@ -52,7 +58,7 @@ def load_image(source: Any) -> Image.Image:
             source.load()
             return source
         encoded = isinstance(source, bytes | bytearray | memoryview)
-        with Image.open(BytesIO(source) if encoded else source, formats=list(FORMATS)) as image:
+        with Image.open(BytesIO(source) if encoded else source, formats=_formats()) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image
@@ -63,8 +69,21 @@ def load_image(source: Any) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise anything, from OSError to SyntaxError
         fits = not isinstance(error, UnidentifiedImageError) and error.args != ("AVIF",)
-        why = error if fits else f"it is none of {', '.join(FORMATS)}"
+        why = error if fits else f"it is none of {', '.join(FORMATS)}{heif_hint(name)}"
         raise ValueError(f"{name} is no picture that Pillow can read ({why}): expected a whole image file.") from error
+
+
+@cache
+def _formats() -> list[str]:
+    if "HEIF" in FORMATS:
+        import_module("pillow_heif").register_heif_opener()
+    return list(FORMATS)
+
+
+def heif_hint(*names: str) -> str:
+    """What reads HEIF, where one of the names is of such a file and nothing does."""
+    missing = "HEIF" not in FORMATS and any(name.lower().endswith(HEIF) for name in names)
+    return "; pip install pillow-heif reads HEIF" if missing else ""
 
 
 def _name(source: Any) -> str:

@@ -38,7 +38,7 @@ from vit_core.app.cli.common import (
     Revision,
     complain,
     drawing_format,
-    import_quietly,
+    import_for,
     one_line,
     pictures,
     print_json,
@@ -206,7 +206,7 @@ def _load(
     model: str, backend: str | None, image_processor: str | None, revision: str | None
 ) -> tuple[ImageClassificationPipeline, bool]:
     """The model, and whether it has a trained classifier; a trunk alone, which has none, attends all the same."""
-    import_quietly(backend)
+    import_for(backend, model, image_processor, revision)
     loaded, report = load(model, backend, revision=revision)
     fresh = [*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)]
     if any(not name.startswith("classifier.") for name in fresh):

@@ -19,13 +19,14 @@ from vit_core.app.cli.common import (
     BatchSize,
     Devices,
     Images,
-    Model,
+    ModelIfGiven,
     Overwrite,
     Picture,
     Processor,
     Revision,
+    complain,
     console,
-    import_quietly,
+    import_for,
     one_line,
     pictures,
     print_json,
@@ -35,11 +36,12 @@ from vit_core.app.cli.results import IDENTITY, WRITERS, Columns, Journal, check_
 from vit_core.app.pipeline import pipeline
 
 Results = list[tuple[Picture, Predictions]]
+_DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 
 
 def classify(
     images: Images,
-    model: Model = DEFAULT_MODEL,
+    model: ModelIfGiven = None,
     backend: Backend = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="N", help="Labels for each picture.")] = 3,
     batch_size: BatchSize = 16,
@@ -64,9 +66,10 @@ def classify(
         check_target(out, overwrite, "results.csv", WRITERS)
     elif overwrite:
         raise ValueError("--overwrite replaces the file of --out: name that too.")
-    import_quietly(backend)
+    named = model or DEFAULT_MODEL
+    import_for(backend, named, image_processor, revision)
     classifier = pipeline(
-        model=model,
+        model=named,
         backend=backend,
         image_processor=image_processor,
         revision=revision,
@@ -75,14 +78,17 @@ def classify(
         batch_size=batch_size,
     )
     work = Work(classifier, "Classifying", "classified", _values)
-    facts = {"model": model, "backend": classifier.backend}
+    facts = {"model": named, "backend": classifier.backend}
+    demo = model is None and not as_json
     if out is not None:
         settings = {**facts, IDENTITY: identity(classifier), "revision": revision, "top_k": top_k}
         with Journal(out, settings, columns(min(top_k, classifier.model.config.num_labels))) as journal:
             check_target(out, overwrite, "results.csv", WRITERS)  # another run may have written it meanwhile
             failures = work.write(found, journal, WRITERS[out.suffix.lower()], facts if as_json else None)
+        if demo:
+            complain(_DEMO)
     else:
-        failures = _show(work, found, facts if as_json else None)
+        failures = _show(work, found, facts if as_json else None, demo)
     conclude(failures, len(found))
 
 
@@ -96,7 +102,7 @@ def _values(predictions: Predictions) -> list[Any]:
     return [value for each in predictions for value in (each["label"], each["score"])]
 
 
-def _show(work: Work, found: list[Picture], facts: dict[str, str] | None) -> Failures:
+def _show(work: Work, found: list[Picture], facts: dict[str, str] | None, demo: bool) -> Failures:
     """Print the results, as JSON with these facts if there are any. Raises the error of a single picture."""
     results, failures = Results(), Failures()
     for picture, result in work.run(found):
@@ -110,6 +116,8 @@ def _show(work: Work, found: list[Picture], facts: dict[str, str] | None) -> Fai
         images = [{"file": picture.name, "predictions": predictions} for picture, predictions in results]
         print_json({**facts, "images": images, "failed": as_documents(failures)})
     elif results:
+        if demo:
+            complain(_DEMO)
         _print_table(results)
     return failures
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,14 +20,26 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn
+from typer.main import get_command
 
+from vit_core.app.auto import architecture_for
 from vit_core.app.backends import BACKENDS, first_installed, import_backend
 from vit_core.assets import DIGITS
-from vit_core.pictures.images import SUFFIXES
+from vit_core.pictures.images import SUFFIXES, heif_hint
+from vit_core.pictures.processing import AutoImageProcessor
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="PATH_OR_ID", help="Folder or hub id.", show_default="the digits model")
-]
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vit-trio {version('vit-trio')}")
+        raise typer.Exit
+
+
+_MODEL: Any = typer.Option(
+    "--model", "-m", metavar="PATH_OR_ID", help="Folder or hub id.", show_default="the digits model"
+)
+Model = Annotated[str, _MODEL]
+ModelIfGiven = Annotated[str | None, _MODEL]
 Backend = Annotated[
     str | None,
     typer.Option("--backend", metavar="|".join(BACKENDS), help="Framework.", show_default="the first installed"),
@@ -53,8 +68,20 @@ Devices = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file of --out.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 DEFAULT_MODEL = str(DIGITS)
+CONTEXT = {"help_option_names": ["-h", "--help"]}  # what typer is to know of every command
+_SHOWN = 5  # kinds of files
+_TASK = "ForImageClassification"
 _DRAWINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+# What arguments of the library are called here that are no options of their own names.
+_ELSEWHERE = {
+    "cache_dir": "HF_HUB_CACHE",
+    "device": "--devices",
+    "num_attention_heads": "--heads",
+    "token": "HF_TOKEN",
+}
 
 # Whatever is wrong with a command line: the root of typer's usage errors, which has moved between its versions.
 _UsageError: Any = typer.BadParameter.__mro__[2]
@@ -94,12 +121,27 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
             complain(error.format_message(), program)
             return 2
         except (OSError, ValueError, ImportError) as error:
-            complain(str(error), program)
+            complain(_by_flags(str(error), command), program)
             return 2
         except MemoryError as error:
             complain(f"there is not enough memory for that ({error}): ask for less at a time.", program)
             return 2
     return code or 0
+
+
+def _by_flags(message: str, command: typer.Typer) -> str:
+    """An error of the library, which speaks of `head='drop'`, in the command's words, `--head drop`."""
+    root: Any = get_command(command)
+    flags = dict(_ELSEWHERE)
+    for each in (root, *getattr(root, "commands", {}).values()):
+        flags |= {option.name: max(option.opts, key=len) for option in each.params if option.opts[0].startswith("-")}
+    names = "|".join(flags)
+
+    def flag(match: re.Match[str]) -> str:
+        return f"{flags[match[1]]} {'HEIGHTxWIDTH' if match[2] else match[4] or match[5] or ''}".rstrip()
+
+    message = re.sub(rf"^({names})(?= must be )", lambda match: flags[match[1]], message)
+    return re.sub(rf"(?<![\w./?&-])({names})=(?!\[)(?:True\b|(\(height, width\))|(['\"])(.*?)\3|(\w*))", flag, message)
 
 
 @dataclass(frozen=True)
@@ -143,11 +185,27 @@ def _expanded(argument: str) -> Iterator[Picture]:
 
 
 def _in_folders(folders: list[str], name: str, empty: bool = False) -> list[Picture]:
-    """The pictures in folders. Raises ValueError that names them where there are none, unless they may be empty."""
-    found = sorted({path for each in folders for path in _walk(each) if path.suffix.lower() in SUFFIXES})
+    """The pictures in folders. Raises ValueError that names them where there are none, unless they may be empty.
+
+    Files of other kinds are counted on the standard error.
+    """
+    files = {path for each in folders for path in _walk(each)}
+    found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    others = _counted(path.suffix.lower() for path in files.difference(found))
     if not found and not empty:
-        raise ValueError(f"{name} holds no pictures: expected files in {', '.join(SUFFIXES)}.")
+        left = f"; it holds {others}" if others else ""
+        raise ValueError(f"{name} holds no pictures: expected files in {', '.join(SUFFIXES)}{left}.")
+    if others:
+        complain(f"{name}: left out {others}.")
     return [Picture(str(path), path) for path in found]
+
+
+def _counted(suffixes: Iterable[str]) -> str:
+    """How many files there are of the suffixes, the most frequent first."""
+    found = Counter(suffixes)
+    shown = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in found.most_common(_SHOWN))
+    more = f" and {len(found) - _SHOWN} other kinds" if len(found) > _SHOWN else ""
+    return shown + more + heif_hint(*found)
 
 
 def _walk(folder: str) -> Iterator[Path]:
@@ -162,6 +220,16 @@ def _stdin() -> bytes:
     if sys.stdin.isatty():
         raise ValueError("`-` reads a picture from the standard input, which is a terminal: pipe one in.")
     return sys.stdin.buffer.read()
+
+
+def import_for(
+    backend: str | None, model: str, image_processor: str | None, revision: str | None, task: str = _TASK
+) -> None:
+    """Import a backend for a model. What is wrong with its files is told before, as the import takes seconds."""
+    architecture_for(model, task, revision=revision)
+    if image_processor is not None:
+        AutoImageProcessor.from_pretrained(image_processor, revision=revision)
+    import_quietly(backend)
 
 
 def import_quietly(backend: str | None) -> None:

@@ -22,7 +22,7 @@ from vit_core.app.cli.common import (
     Overwrite,
     Processor,
     Revision,
-    import_quietly,
+    import_for,
     pictures,
 )
 from vit_core.app.cli.many import Work, conclude, identity
@@ -76,7 +76,7 @@ def embed(
         raise ValueError(f"--pool must be one of {', '.join(_POOLS)}, got {pool!r}.")
     found = pictures(images)
     check_target(out, overwrite, _EXAMPLE, SUFFIXES)
-    import_quietly(backend)
+    import_for(backend, model, image_processor, revision, ImageFeatureExtractionPipeline.architecture)
     extractor = extractor_of(
         model,
         pool,

@@ -17,7 +17,7 @@ from vit_core.app.cli.common import (
     Revision,
     complain,
     console,
-    import_quietly,
+    import_for,
     is_digits,
     one_line,
     pictures,
@@ -73,7 +73,7 @@ def export(
     calibration = int8 if int8 is None or int8 == "dynamic" else [picture.source for picture in pictures([int8])]
     with telling() as tell:
         tell(f"Importing {TARGETS[to].backend}")
-        import_quietly(TARGETS[to].backend)
+        import_for(TARGETS[to].backend, model, image_processor, revision, "Model")
         try:
             with silence() if TARGETS[to].backend == "tf" else nullcontext():
                 report = exporting.export(

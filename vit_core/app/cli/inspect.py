@@ -60,7 +60,7 @@ def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any
     no parameter of a ViT at all is unexpected.
     """
     named = config.architectures[0] if config and config.architectures else None
-    tensors = _ordered(checkpoint)
+    tensors = ordered(checkpoint)
     summary: dict[str, Any] = {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -89,7 +89,7 @@ def _count(tensor: Tensor) -> int:
     return tensor.nbytes // tensor.dtype.itemsize
 
 
-def _ordered(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def ordered(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The tensors in the order of the model."""
     return dict(sorted(checkpoint.tensors.items(), key=lambda item: _place(item[0], checkpoint.family)))
 
@@ -184,7 +184,7 @@ def _modules(checkpoint: Checkpoint) -> Table:
 def _folded(checkpoint: Checkpoint) -> Iterator[tuple[str, list[int], list[_Module]]]:
     """The modules in the order of the model, in blocks: of layers, with their place and numbers, or of none."""
     blocks: dict[tuple[int, str, str], dict[str, dict[str, Tensor]]] = {}
-    for name, tensor in _ordered(checkpoint).items():
+    for name, tensor in ordered(checkpoint).items():
         template, layer = parted(name)
         above, _, inner = template.rpartition("{}.")
         module, _, leaf = inner.rpartition(".")

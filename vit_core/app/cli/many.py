@@ -20,6 +20,7 @@ from vit_core.app.cli.results import Journal, Writer
 from vit_core.files.tensor import raw_bytes
 
 Failures = list[tuple[Picture, str]]
+_SHOWN = 10  # failures
 
 
 def identity(pipe: ImagePipeline[Any]) -> str:
@@ -84,11 +85,12 @@ class Work:
 
 
 def conclude(failures: Failures, total: int) -> None:
-    """Say which of all pictures could not be read, and end with 1 where there are any."""
-    for _, error in failures:
+    """Say which of all pictures could not be read, the first of many, and end with 1 where there are any."""
+    for _, error in failures[:_SHOWN]:
         complain(error)
     if failures:
-        complain(f"{len(failures)} of {total} pictures could not be read.")
+        rest = f": above are the first {_SHOWN}, --json lists all" if len(failures) > _SHOWN else ""
+        complain(f"{len(failures)} of {total} pictures could not be read{rest}.")
         raise typer.Exit(1)
 
 

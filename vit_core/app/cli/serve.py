@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from PIL import Image
 
-from vit_core.app.cli.common import Backend, BatchSize, Devices, Processor, Revision, import_quietly, telling
+from vit_core.app.cli.common import Backend, BatchSize, Devices, Processor, Revision, import_for, telling
 from vit_core.app.pipeline import pipeline
 
 _LOGS = ("text", "json")
@@ -64,7 +64,7 @@ def serve(
         raise ImportError(f'vit serve needs more ({error}): pip install "vit-trio[serve]"') from error
     with telling() as tell:
         tell("Loading")
-        import_quietly(backend)
+        import_for(backend, model, image_processor, revision)
         classifier = pipeline(
             model=model,
             backend=backend,

@@ -20,7 +20,7 @@ from vit_core.app.cli.common import (
     complain,
     console,
     drawing_format,
-    import_quietly,
+    import_for,
     one_line,
     one_picture,
     print_json,
@@ -30,6 +30,7 @@ from vit_core.app.cli.many import identity
 from vit_core.app.cli.results import IDENTITY, Array
 from vit_core.app.cli.vectors import Vectors, read_vectors
 from vit_core.app.contact_sheet import Cell, contact_sheet
+from vit_core.app.features import ImageFeatureExtractionPipeline
 from vit_core.app.sources import read_image
 from vit_core.files.disk import atomic_file
 from vit_core.pictures.images import as_rgb
@@ -110,10 +111,11 @@ def _picture(query: str, vectors: Vectors, source: Path) -> Picture:
 
 def _embedded(picture: Picture, vectors: Vectors, source: Path, given: dict[str, Any]) -> Array:
     """The vector of a picture, made as those of a file. Raises ValueError where that was another model."""
-    import_quietly(given.get("backend"))
     settings = vectors.settings
     stored = {} if "model" in given else {name: settings.get(name) for name in ("image_processor", "revision")}
     options = {"model": settings["model"], **stored, **given}
+    named = options["model"], options.get("image_processor"), options.get("revision")
+    import_for(options.get("backend"), *named, ImageFeatureExtractionPipeline.architecture)
     extractor = extractor_of(pool=settings["pool"], layers=settings["layers"], **options)
     if identity(extractor) != settings[IDENTITY]:
         raise ValueError(

@@ -65,7 +65,7 @@ def checked_out(out: Path, to: str, triton: bool, overwrite: bool) -> Path:
     if not suffix and not (out / known).is_file():
         raise FileExistsError(f"{out} is there, and has no {known}, which another export had: write elsewhere.")
     if not overwrite:
-        raise FileExistsError(f"{out} is there already: pass overwrite=True (--overwrite) to replace it.")
+        raise FileExistsError(f"{out} is there already: pass overwrite=True to replace it.")
     return out
 
 
