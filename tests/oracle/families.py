@@ -740,7 +740,7 @@ def make_transformers(golden: Golden) -> None:
             tf_class = transformers.TFData2VecVisionForImageClassification
             model, case = tf_class.from_pretrained(golden.root / case, from_pt=True), f"{case}_h5"
             model.save_pretrained(golden.folder(case))
-            golden.add("pt", golden.root / case, {}, "the same model in TensorFlow's file", {"logits": logits})
+            golden.add("tf", golden.root / case, {}, "the same model in TensorFlow's file", {"logits": logits})
     config = transformers.ViTMAEConfig(**sizes, mask_ratio=0.0, decoder_hidden_size=8, decoder_num_hidden_layers=1)
     model = randomized(transformers.ViTMAEModel(config).eval(), "transformers_vit_mae")
     model.save_pretrained(golden.folder("transformers_vit_mae"))
