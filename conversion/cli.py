@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -87,6 +89,7 @@ def vit_convert(
         str | None, _text(_MODEL, "|".join(KERNELS), "How they are resized, if not as the configuration says.")
     ] = None,
     num_labels: Annotated[int | None, _text(_MODEL, "N", "Labels; another number gets a new classifier.")] = None,
+    labels: Annotated[Path | None, _text(_MODEL, "FILE", "Names of the classes: a line each, or JSON.")] = None,
     num_channels: Annotated[int | None, _text(_MODEL, "N", "Channels; sums or repeats the patch projection.")] = None,
     head: Annotated[str, _text(_MODEL, "keep|drop", "The classifier, or the decoder.")] = "keep",
     pooler: Annotated[str, _text(_MODEL, "keep|drop", "The pooler.")] = "keep",
@@ -134,6 +137,7 @@ def vit_convert(
             image_size=_pixels(image_size, "--image-size"),
             position_kernel=position_kernel,
             num_labels=num_labels,
+            labels=_labels(labels),
             num_channels=num_channels,
             head=head,
             pooler=pooler,
@@ -177,6 +181,25 @@ def _pixels(text: str | None, option: str) -> int | tuple[int, int] | None:
     if match is None:
         raise ValueError(f"{option} must be pixels, as 224 or as 224x384 (height x width), got {text!r}.")
     return (int(match[1]), int(match[2])) if match[2] else int(match[1])
+
+
+def _labels(file: Path | None) -> list[str] | None:
+    """The names in a file: a line for each, or JSON, a list of them or an object by their numbers."""
+    if file is None:
+        return None
+    text = file.read_text(encoding="utf-8")
+    if not text.lstrip().startswith(("[", "{")):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        found = json.loads(text)
+        if isinstance(found, dict):
+            found = found.get("id2label", found)
+            found = [found[str(number)] for number in range(len(found))]
+        if all(isinstance(name, str) for name in found):
+            return list(found)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"--labels {file}: expected a JSON list of names, or an object of names by the numbers from 0.")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -46,6 +46,7 @@ def convert(
     image_size: int | tuple[int, int] | None = None,
     position_kernel: str | None = None,
     num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
     num_channels: int | None = None,
     head: str = "keep",
     pooler: str = "keep",
@@ -63,7 +64,8 @@ def convert(
     `target` is a folder, which also gets the configuration and the preprocessor, or a single file with the suffix of
     the format. `to` is one of `TARGETS`, `container` one of the kinds of file it is written in. Without a `dtype` every
     tensor keeps its own. `image_size` (pixels) resizes the position embeddings with `position_kernel`; `num_labels`
-    gives the model a newly initialised classifier where its own has another number; `num_channels` sums or repeats the
+    gives the model a newly initialised classifier where its own has another number; `labels` name its classes, in their
+    order; `num_channels` sums or repeats the
     patch projection for pictures of another number of channels, as timm does; `head="drop"` and `pooler="drop"`
     leave those out; `hidden_act` and `layer_norm_eps` correct the configuration; `ignore_unknown` leaves out tensors
     that no ViT has, which are an error otherwise. `reading` are options of `read`. Another model in the target is an
@@ -84,6 +86,7 @@ def convert(
         image_size=image_size,
         position_kernel=position_kernel,
         num_labels=num_labels,
+        labels=labels,
         num_channels=num_channels,
         head=head,
         pooler=pooler,

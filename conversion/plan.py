@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +46,7 @@ def plan(
     image_size: int | tuple[int, int] | None = None,
     position_kernel: str | None = None,
     num_labels: int | None = None,
+    labels: Sequence[str] | None = None,
     num_channels: int | None = None,
     head: str = "keep",
     pooler: str = "keep",
@@ -89,6 +91,8 @@ def plan(
         tensors[PROJECTION] = with_channels(tensors[PROJECTION], num_channels)
     if num_labels is not None:
         config = _with_head(tensors, config, num_labels, notes)
+    if labels is not None:
+        config = _named(tensors, config, labels)
     return _checked(checkpoint, tensors, config, notes)
 
 
@@ -139,6 +143,18 @@ def _with_head(tensors: dict[str, Tensor], config: ViTConfig, num_labels: int, n
             tensors[name] = replace(Tensor.of(draw(spec, changed, seed=0)).astype(like), source="(drawn)")
     notes.append(f"the classifier of {num_labels} labels is newly initialised (seed 0): train it before you use it")
     return changed
+
+
+def _named(tensors: dict[str, Tensor], config: ViTConfig, labels: Sequence[str]) -> ViTConfig:
+    """The configuration with names of the classes. Raises ValueError where there are not as many, or no classifier."""
+    if "classifier.weight" not in tensors:
+        raise ValueError("labels name the classes of a classifier, and there is none: leave them out.")
+    if len(labels) != config.num_labels:
+        raise ValueError(
+            f"labels must name {config.num_labels} classes, got {len(labels)}: pass as many, or "
+            f"num_labels={len(labels)} for a new classifier."
+        )
+    return config.copy(id2label=dict(enumerate(labels)))
 
 
 def _checked(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> Plan:

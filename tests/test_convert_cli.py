@@ -108,6 +108,37 @@ def test_a_single_file(run: Command, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["vit.npz"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.txt", "one\n two\n\nthree\n"),
+        ("labels.json", '["one", "two", "three"]'),
+        ("config.json", '{"id2label": {"0": "one", "1": "two", "2": "three"}}'),
+    ],
+)
+def test_names_of_the_classes(run: Command, tmp_path: Path, name: str, content: str) -> None:
+    file, source = tmp_path / name, FORMATS / "timm"
+    file.write_text(content)
+    run.json(source, tmp_path / "named", "--to", "torch", "--labels", file)
+    assert config_of(tmp_path / "named").id2label == {0: "one", 1: "two", 2: "three"}
+    document = run.json(tmp_path / "named", tmp_path / "vit.npz", "--to", "google")
+    assert any("no place for the names of the 3 labels" in note for note in document["notes"])
+
+
+def test_names_that_do_not_fit(run: Command, tmp_path: Path) -> None:
+    file, source, target = tmp_path / "labels.json", FORMATS / "timm", tmp_path / "new"
+    for content, words in (
+        ('["one", "two"]', "labels must name 3 classes, got 2: pass as many, or --num-labels 2 for a new classifier."),
+        ('{"a": 1}', "expected a JSON list of names, or an object of names by the numbers from 0."),
+        ("{", "expected a JSON list"),
+    ):
+        file.write_text(content)
+        assert words in run.refused(source, target, "--to", "torch", "--labels", file)
+    file.write_text("one\n")
+    assert "there is none" in run.refused(source, target, "--to", "torch", "--labels", file, "--head", "drop")
+    assert not target.exists()
+
+
 def test_list(run: Command) -> None:
     document = run.json("--list")
     assert [each["name"] for each in document["formats"]] == list(TARGETS)
