@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from itertools import product
@@ -67,6 +67,9 @@ def weights() -> dict[str, Tensor]:
 def run(backend: Any, dtype: str) -> Any:
     """The output for the photographs of a model that computes in a dtype, with its 13 hidden states."""
     model = getattr(backend.package, backend.prefix + CLS).from_tensors(CONFIG.copy(dtype=dtype), weights(), None)
+    if backend.name == "flax":  # compiled as for users, not as for the rest of the suite (compilation.py)
+        jit, static = import_module("jax").jit, import_module("vit_flax.base").STATIC
+        model._apply = jit(model._apply, static_argnames=static, compiler_options=AS_USERS)
     return backend.call(model, pixel_values=photographs(), output_hidden_states=True)
 
 
@@ -119,7 +122,7 @@ def write() -> None:
 
 
 @pytest.fixture
-def optimised(backend: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def optimised(backend: Any) -> Iterator[None]:
     """JAX compiles as for users, not as for the rest of the suite (compilation.py)."""
     if backend.name != "flax":
         yield
@@ -127,7 +130,6 @@ def optimised(backend: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jax = import_module("jax")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
-    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=AS_USERS))
     yield
     jax.config.update("jax_disable_most_optimizations", before)
 
