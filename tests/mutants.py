@@ -534,6 +534,27 @@ MUTANTS = (
         "unpooled = False",
         ("tests/test_pretrained.py", "test_trunk_of_a_classifier and torch"),
     ),
+    Mutant(
+        "core: the weights of a resize are not rounded as Pillow does",
+        "vit_core/pictures/graph.py",
+        "return places, o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))",
+        "return places, weights",
+        ("tests/test_export_input.py", "test_a_graph_is_the_processor"),
+    ),
+    Mutant(
+        "export: int8 that loses classes is kept",
+        "vit_core/app/export/exporting.py",
+        "same = self.agreement is None or self.agreement >= self.agreement_needed",
+        "same = True",
+        ("tests/test_export_int8.py", "test_what_loses_classes_is_not_kept"),
+    ),
+    Mutant(
+        "serve: a queue without an end",
+        "vit_core/app/serve/batching.py",
+        "if self.taken + number > self.places:",
+        "if False:",
+        ("tests/test_serve.py", "test_a_server_that_is_full_says_so"),
+    ),
 )
 
 
