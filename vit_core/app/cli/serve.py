@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import PurePath
 from typing import Annotated
@@ -66,20 +65,17 @@ def serve(
     with telling() as tell:
         tell("Loading")
         import_for(backend, model, image_processor, revision)
-        runners = ThreadPoolExecutor(len(devices.split(",")) if devices else 1, "model")
-        loading = runners.submit(
-            pipeline,
+        classifier = pipeline(
             model=model,
             backend=backend,
             image_processor=image_processor,
             revision=revision,
             device=devices.split(",") if devices is not None else None,
         )
-        classifier = loading.result()
     Image.MAX_IMAGE_PIXELS = max_pixels * 10**6
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # refused, not warned of
     server.log_to_stderr(log)
     limits = server.Limits(batch_size, max_queue, max_body * 10**6, timeout, grace)
     host = host or ("0.0.0.0" if _ON_VERTEX in os.environ else "127.0.0.1")
-    if server.serve(server.Served(classifier, name, top_k), runners, (host, port), limits):
+    if server.serve(server.Served(classifier, name, top_k), (host, port), limits):
         raise typer.Exit(1)

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -95,14 +94,10 @@ class Metrics:
 class Service:
     """What answers requests of a classifier."""
 
-    def __init__(
-        self, served: Served, runners: ThreadPoolExecutor, limits: Limits, vertex_routes: tuple[str, str]
-    ) -> None:
+    def __init__(self, served: Served, limits: Limits, vertex_routes: tuple[str, str]) -> None:
         self.served, self.limits, self.metrics = served, limits, Metrics()
         self.stopping, self.dropped = False, 0
-        self.batcher = Batcher(
-            served.classifier, runners, limits.batch_size, limits.max_queue, self.metrics.batches.observe
-        )
+        self.batcher = Batcher(served.classifier, limits.batch_size, limits.max_queue, self.metrics.batches.observe)
         self.metrics.queued.set_function(self.batcher.waiting.qsize)
         self.metrics.taken.set_function(lambda: self.batcher.taken)
         health, predict = vertex_routes

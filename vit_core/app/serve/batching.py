@@ -32,26 +32,19 @@ class Full(Exception):
 class Batcher:
     """The way to a classifier: all but preparing and computing happens in the event loop, so nothing needs a lock.
 
-    runners: the threads that compute, in one of which the classifier was loaded: OpenMP gives each thread that calls it
-    a team of its own, and where two teams are more than the cores, both sleep at the end of every operation.
     batch_size: pictures that the model sees at once. places: pictures that may be under way. observe: is told the size
     of each batch.
     """
 
     def __init__(
-        self,
-        classifier: ImageClassificationPipeline,
-        runners: ThreadPoolExecutor,
-        batch_size: int,
-        places: int,
-        observe: Callable[[int], None],
+        self, classifier: ImageClassificationPipeline, batch_size: int, places: int, observe: Callable[[int], None]
     ) -> None:
         self.classifier, self.batch_size, self.places, self.observe = classifier, batch_size, places, observe
         self.models = (classifier.model, *classifier.replicas)
         self.taken = 0  # of the places
         self.waiting: asyncio.Queue[tuple[Array, asyncio.Future[Array]]] = asyncio.Queue()
         self.preparers = ThreadPoolExecutor(os.cpu_count() or 1, "preparing")
-        self.runners = runners
+        self.runners = ThreadPoolExecutor(len(self.models), "model")
 
     def warm_up(self) -> None:
         """Compute once in every size of batch that is compiled, so that no request waits for it."""
@@ -59,7 +52,7 @@ class Batcher:
         shape = config.num_channels, *pair(config.image_size)
         for model in self.models:
             for size in sorted({self._padded(number) for number in range(1, self.batch_size + 1)}):
-                self.runners.submit(self.compute, model, [np.zeros(shape, np.float32)] * size).result()
+                self.compute(model, [np.zeros(shape, np.float32)] * size)
 
     @contextmanager
     def place(self) -> Iterator[Callable[[int], None]]:

@@ -9,7 +9,6 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -24,14 +23,13 @@ _HEADERS_WITHIN = 15  # seconds for the headers of a request
 _LAST_CHANCE = 1  # seconds for a request to arrive on a connection that was made before the stop
 
 
-def serve(served: Served, runners: ThreadPoolExecutor, address: tuple[str, int], limits: Limits) -> int:
+def serve(served: Served, address: tuple[str, int], limits: Limits) -> int:
     """Serve until SIGTERM or Ctrl-C, answer what was taken, and return the exit code: 1 where that took too long.
 
-    runners: the threads that compute, in one of which the classifier was loaded. Raises OSError where the address can't
-    be had.
+    Raises OSError where the address can't be had.
     """
     routes = os.environ.get("AIP_HEALTH_ROUTE", "/health"), os.environ.get("AIP_PREDICT_ROUTE", "/predict")
-    service = Service(served, runners, limits, routes)
+    service = Service(served, limits, routes)
     service.batcher.warm_up()
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     try:
