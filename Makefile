@@ -54,7 +54,7 @@ clean:
 	rm -rf $(VENV) $(ORACLE) build dist out
 
 $(DEMO_READY): pyproject.toml constraints.txt
-	@echo "Installing $(BACKENDS) into $(VENV), once: about 0.9 GB for torch, 2.2 GB for tf, 0.7 GB for flax."
+	@echo "Installing $(BACKENDS) into $(VENV), once: about 1.1 GB for torch, 2.2 GB for tf, 0.7 GB for flax."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(CPU_TORCH) -c constraints.txt -e ".[$(BACKENDS)]"
 	@touch $@

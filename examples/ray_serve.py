@@ -18,6 +18,8 @@ from starlette.responses import JSONResponse, Response
 from vit_core.app.pipeline import pipeline
 from vit_core.assets import DIGITS
 
+DEFAULTS = {"model": str(DIGITS), "backend": "torch", "batch": "16", "replicas": "1", "gpus": "0"}
+
 
 @serve.deployment
 class Classifier:
@@ -40,11 +42,14 @@ class Classifier:
 
 
 def app(arguments: dict[str, str]) -> serve.Application:
-    """The application of `serve run`, whose arguments are model, backend, batch, replicas and gpus (of each)."""
-    model, backend = arguments.get("model", str(DIGITS)), arguments.get("backend", "torch")
+    """The application of `serve run`, whose arguments are those of `DEFAULTS`; gpus are of each replica."""
+    if unknown := arguments.keys() - DEFAULTS.keys():
+        raise ValueError(f"Arguments are {', '.join(DEFAULTS)}, got {', '.join(sorted(unknown))}.")
+    given = DEFAULTS | arguments
+    batch = int(given["batch"])
     deployment = Classifier.options(
-        num_replicas=int(arguments.get("replicas", 1)),
-        max_ongoing_requests=4 * int(arguments.get("batch", 16)),
-        ray_actor_options={"num_gpus": float(arguments.get("gpus", 0))},
+        num_replicas=int(given["replicas"]),
+        max_ongoing_requests=4 * batch,
+        ray_actor_options={"num_gpus": float(given["gpus"])},
     )
-    return deployment.bind(model, backend, int(arguments.get("batch", 16)))
+    return deployment.bind(given["model"], given["backend"], batch)

@@ -103,7 +103,8 @@ def execute(run: Run, tests: list[str]) -> None:
         chosen.write_text("\n".join(tests))
         env = os.environ | run.variables | {RECORD: str(record), "OMP_NUM_THREADS": str(run.threads)}
         env["TORCHINDUCTOR_CACHE_DIR"] = str(Path(folder) / "inductor")  # whose kernels are for one instruction set
-        env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"  # as users have it, which conftest.py does not
+        env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "0"  # as users have it, which compilation.py does not
+        env.setdefault("XLA_FLAGS", "")
         command = [sys.executable, "-m", "pytest", "-q", "--tb=line", "-p", "no:cacheprovider", f"@{chosen}"]
         done = subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, preexec_fn=on_its_cores)
         if record.exists():

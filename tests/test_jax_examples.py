@@ -26,7 +26,8 @@ for name in ("jax", "flax", "optax", "orbax.checkpoint", "sklearn"):
 
 def start(script: str, *arguments: Any, dies: str = "") -> subprocess.Popen[str]:
     """A script; `dies` is the function whose third call kills it."""
-    as_users = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # they train for long
+    quick = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")  # compilation.py; these train for long, as users do
+    as_users = {k: v for k, v in os.environ.items() if k not in quick}
     env = as_users | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     killer = [str(ROOT / "tests" / "dying.py"), dies, "3", "0"] if dies else []
     command = [sys.executable, "-W", "error", *killer, str(ROOT / "examples" / script), *map(str, arguments)]

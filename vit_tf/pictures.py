@@ -51,9 +51,9 @@ class Preprocessing(keras.layers.Layer):
     """Pixels in float32 of pictures (B, H, W, C) with values 0 to 255, as an image processor makes them.
 
     Made by `processor.as_keras_layer()`. Integers, or floats, as Keras's own input pipelines give them, which are
-    rounded. The pixels are those of the processor to the last bit, of pictures of any size, one for the batch:
-    (B, C, h, w), or (B, h, w, C) with `data_format="channels_last"`. Raises ValueError for a processor that makes
-    pixels of many sizes.
+    rounded: floats of 0 to 1 would be black, or nearly so. The pixels are those of the processor to the last bit, of
+    pictures of any size, one for the batch: (B, C, h, w), or (B, h, w, C) with `data_format="channels_last"`. Raises
+    ValueError for a processor that makes pixels of many sizes.
     """
 
     def __init__(

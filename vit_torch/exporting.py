@@ -105,11 +105,18 @@ def _free_patches(patch: tuple[int, int]) -> dict[int, Any]:
 @contextmanager
 def _silent() -> Iterator[None]:
     """Without what PyTorch's exporters say of PyTorch: what they deprecate in themselves, and what is not installed."""
-    before = logging.root.manager.disable
-    logging.disable(max(logging.WARNING, before))
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    logging.root.addFilter(_is_error)  # what ONNX Runtime's quantisers say by no logger of their own
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.root.removeFilter(_is_error)
+        logger.setLevel(level)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

@@ -490,7 +490,7 @@ def _imported(module: str, name: str, extra: str, wanted: str) -> Any:
     """What a module has by a name. Raises ImportError that names the extra of what is not there."""
     try:
         return getattr(importlib.import_module(module), name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         needs = {"vit_tf": "tensorflow", "vit_torch": "torch"}.get(found := module.partition(".")[0], found)
         raise ImportError(f'{wanted} needs {needs}, which is not there: pip install "vit-trio[{extra}]"') from error
 

@@ -138,7 +138,10 @@ def _by_flags(message: str, command: typer.Typer) -> str:
     names = "|".join(flags)
 
     def flag(match: re.Match[str]) -> str:
-        return f"{flags[match[1]]} {'HEIGHTxWIDTH' if match[2] else match[4] or match[5] or ''}".rstrip()
+        if message.startswith(", not ", match.end()):  # a setting of a run, among others that are no options
+            return match[0]
+        value = "HEIGHTxWIDTH" if match[2] else match[5] if match[4] is None else match[4] or "''"
+        return f"{flags[match[1]]} {value or ''}".rstrip()
 
     message = re.sub(rf"^({names})(?= must be )", lambda match: flags[match[1]], message)
     return re.sub(rf"(?<![\w./?&-])({names})=(?!\[)(?:True\b|(\(height, width\))|(['\"])(.*?)\3|(\w*))", flag, message)

@@ -51,9 +51,8 @@ def checked_out(out: Path, to: str, triton: bool, overwrite: bool) -> Path:
         raise ValueError(f"to must be one of {', '.join(TARGETS)}, got {to!r}.")
     if triton and to != "onnx":
         raise ValueError(f"triton is written for onnx, which Triton runs, got {to}: leave it out.")
-    suffix, known = TARGETS[to].suffix, TRITON_CONFIG if triton else "saved_model.pb"
-    if triton:  # a model of its repository, a folder
-        suffix = ""
+    # What is written to a folder has a file by which such a folder is known; Triton's is a model of its repository.
+    suffix, known = ("", TRITON_CONFIG) if triton else (TARGETS[to].suffix, "saved_model.pb")
     if suffix and out.suffix.lower() != suffix:
         raise ValueError(f"{out} must end in {suffix}, as files of {to} do: name it {out.with_suffix(suffix)}.")
     if not out.absolute().parent.is_dir():
