@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def test_no_model_is_held_and_no_framework_imported(tmp_path: Path) -> None:
         f"main(['diff', {str(tmp_path / 'one')!r}, {str(tmp_path / 'other')!r}])\n"
         "print(peak() - before, {'torch', 'tensorflow', 'jax'} & set(sys.modules), sep='|')"
     )
-    first, second, last = process("python", "-c", code).stdout.splitlines()
+    first, second, last = process(sys.executable, "-c", code).stdout.splitlines()
     more, imported = last.split("|")
     assert (first, second) == ("the same: 88 tensors, the configuration", "the same: 120 tensors, the configuration")
     assert int(more) < 100 * 1024
