@@ -26,13 +26,13 @@ CALLS = {"torch": "forward", "tf": "call", "flax": "__call__"}
 OWN_FILES = {
     "tf": {
         "functional.py": "a Functional model of Keras around one",
-        "layers.py": "Keras's layers in a faster form", "module.py": "what every layer is built with",
+        "module.py": "what every layer is built with",
         "litert_int8.py": "TensorFlow's quantiser of LiteRT files",
         "remat.py": "gradient checkpointing, which torch brings",
         "training.py": "what fit, predict and export ask of a model",
     },
     "flax": {
-        "layers.py": "Linen's layers in a faster form", "module.py": "what every module knows",
+        "module.py": "what every module knows",
         "sharding.py": "partition specs of the parameters",
     },
 }  # fmt: skip

@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as _anywhere
 
 from vit_core import calls
 from vit_core.config import ViTConfig
@@ -24,8 +23,7 @@ from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, spec
 from vit_core.pretrained import PretrainedModel
 from vit_torch.attention import choose
 from vit_torch.devices import accelerator, torch_device
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from vit_torch.layers import hooks_of
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
@@ -340,9 +338,7 @@ def hooked(*modules: nn.Module) -> bool:
 
     What PyTorch itself hooks there, to shard a module or to count its operations for example, does not count.
     """
-    found = [getattr(module, kind) for module in modules for kind in _HOOKS]
-    found += [getattr(_anywhere, f"_global{kind}") for kind in _HOOKS]
-    return any(not str(hook.__module__).startswith("torch.") for hooks in found for hook in hooks.values())
+    return any(not str(hook.__module__).startswith("torch.") for hook in hooks_of(*modules))
 
 
 def _accept_new_names(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:

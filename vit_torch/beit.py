@@ -30,6 +30,7 @@ from vit_torch.encoder import (
     scaled,
     wanted,
 )
+from vit_torch.layers import linear
 from vit_torch.losses import visual_token_loss
 from vit_torch.modeling import ViTForImageClassification, ViTModel, ViTWithHead
 from vit_torch.outputs import BeitModelOutputWithPooling, MaskedLMOutput
@@ -101,7 +102,7 @@ class BeitOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.dropout(self.dense(hidden_states))
+        return self.dropout(linear(self.dense, hidden_states))
 
 
 class BeitLayer(nn.Module):
@@ -255,7 +256,7 @@ class BeitForMaskedImageModeling(BeitPreTrainedModel, ViTWithHead):
             return_dict=return_dict,
         )
         patches = trunk.last_hidden_state[:, self.config.num_prefix_tokens :]
-        logits = self.lm_head(self.layernorm(patches))
+        logits = linear(self.lm_head, self.layernorm(patches))
         loss = visual_token_loss(logits, bool_masked_pos, labels, self.config) if labels is not None else None
         return self.answer(options, trunk, loss=loss, logits=logits)
 

@@ -18,6 +18,7 @@ from vit_torch.activations import ViTActivation
 from vit_torch.backbone import ViTBackbone
 from vit_torch.base import ViTPreTrainedModel
 from vit_torch.encoder import ViTAttention, ViTDropPath, layer_norm, wanted
+from vit_torch.layers import linear
 from vit_torch.modeling import ViTForImageClassification, ViTModel
 
 
@@ -42,7 +43,7 @@ class Dinov2MLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.fc2(self.activation(self.fc1(hidden_states)))
+        return linear(self.fc2, linear(self.fc1, hidden_states, self.activation))
 
 
 class Dinov2SwiGLUFFN(nn.Module):
@@ -54,8 +55,8 @@ class Dinov2SwiGLUFFN(nn.Module):
         self.weights_out = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gate, x = self.weights_in(hidden_states).chunk(2, dim=-1)
-        return self.weights_out(nn.functional.silu(gate) * x)
+        gate, x = linear(self.weights_in, hidden_states).chunk(2, dim=-1)
+        return linear(self.weights_out, nn.functional.silu(gate) * x)
 
 
 class Dinov2Layer(nn.Module):

@@ -17,6 +17,7 @@ from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_torch.activations import ViTActivation
 from vit_torch.attention import additive_bias, choose
+from vit_torch.layers import linear
 from vit_torch.outputs import BaseModelOutput
 
 
@@ -39,7 +40,7 @@ class ViTSelfAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         x, heads = hidden_states, (self.config.num_attention_heads, -1)
         projections = (self.query, self.key, self.value)
-        q, k, v = (torch.unflatten(f(x), 2, heads).transpose(1, 2) for f in projections)  # (B, h, S, d)
+        q, k, v = (torch.unflatten(linear(f, x), 2, heads).transpose(1, 2) for f in projections)  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, probs = attend(q, k, v, bias, head_mask, dropout)
@@ -56,7 +57,7 @@ class ViTSelfOutput(nn.Module):
         self.scale = layer_scale(config)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return scaled(self.dropout(self.dense(hidden_states)), self.scale)
+        return scaled(self.dropout(linear(self.dense, hidden_states)), self.scale)
 
 
 class ViTAttention(nn.Module):
@@ -89,7 +90,7 @@ class ViTIntermediate(nn.Module):
         self.intermediate_act_fn = ViTActivation(config.hidden_act)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.intermediate_act_fn(self.dense(hidden_states))
+        return linear(self.dense, hidden_states, self.intermediate_act_fn)
 
 
 class ViTDropPath(nn.Module):
@@ -123,7 +124,7 @@ class ViTOutput(nn.Module):
         self.drop_path = ViTDropPath(drop_path)
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-        return input_tensor + self.drop_path(scaled(self.dropout(self.dense(hidden_states)), self.scale))
+        return input_tensor + self.drop_path(scaled(self.dropout(linear(self.dense, hidden_states)), self.scale))
 
 
 class ViTLayer(nn.Module):

@@ -19,6 +19,7 @@ from vit_core.params import spec_of
 from vit_torch.base import ViTPreTrainedModel, shapes
 from vit_torch.embeddings import resized_positions, weight
 from vit_torch.encoder import ViTLayer, computed, layer_norm
+from vit_torch.layers import linear
 from vit_torch.losses import masked_patch_loss
 from vit_torch.modeling import ViTModel, ViTWithHead
 from vit_torch.outputs import ViTMAEForPreTrainingOutput, ViTMAEModelOutput
@@ -100,7 +101,7 @@ class ViTMAEDecoder(nn.Module):
 
     def forward(self, hidden_states: Tensor, ids_restore: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Pixels (B, N, P Q C) of the encoder's tokens (B, 1 + K, D); `size`, height x width, where it is another."""
-        x = self.decoder_embed(hidden_states)
+        x = linear(self.decoder_embed, hidden_states)
         removed = ids_restore.shape[1] + 1 - x.shape[1]
         x = torch.cat([x, self.mask_token.expand(x.shape[0], removed, -1)], dim=1)
         x = torch.cat([x[:, :1], taken(x[:, 1:], ids_restore)], dim=1)  # (B, 1 + N, Dd)
@@ -108,7 +109,7 @@ class ViTMAEDecoder(nn.Module):
         x = x + (table if size is None else resized_positions(table, size, self.config))
         for layer in self.decoder_layers:
             x = computed(layer, self.checkpointing, x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+        return linear(self.decoder_pred, self.decoder_norm(x))[:, 1:]
 
 
 class ViTMAEForPreTraining(ViTMAEPreTrainedModel, ViTWithHead):
