@@ -75,6 +75,7 @@ def train(model: keras.Model, data: Data, out: Path, epochs: int, batch: int, ra
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
         metrics=["accuracy"],
     )
+    model.optimizer.build(model.trainable_variables)  # in the first step they would have it traced twice
     model.fit(
         pixels,
         labels,

@@ -1,4 +1,4 @@
-"""How JAX compiles in the suite: quickly, since tests compile much and compute little.
+"""How JAX compiles in the suite: quickly, since tests compile much and compute little, and once for all processes.
 
 `make portable` compiles as users do.
 """
@@ -6,7 +6,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from tempfile import TemporaryDirectory
 
 # XLA's older emitters of loops take half the time; an XLA that does not know a flag of XLA_FLAGS ends the process.
 QUICK = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
@@ -18,6 +21,20 @@ def compile_quickly() -> None:
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     if _release("jaxlib") >= (0, 10):
         os.environ.setdefault("XLA_FLAGS", QUICK)
+
+
+@contextmanager
+def compiled_once() -> Iterator[None]:
+    """Within, what this process or one that it starts has compiled, none of them compiles again."""
+    if _release("jaxlib") < (0, 10) or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="vit-trio-jax-") as folder:
+        # However small it is, and however short it took.
+        kept = {"COMPILATION_CACHE_DIR": folder, "PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        kept["PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+        os.environ.update({f"JAX_{name}": value for name, value in kept.items()})
+        yield
 
 
 def _release(package: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from adapters import BACKENDS
 from card import left_out, use_card
-from compilation import compile_quickly
+from compilation import compile_quickly, compiled_once
 from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -57,6 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
         use_card()
     else:
         compile_quickly()  # but for test_full_size.py
+        once = ExitStack()
+        once.enter_context(compiled_once())
+        config.add_cleanup(once.close)
     if PERTURBED:
         drawn = np.random.default_rng
         np.random.default_rng = lambda seed=None: drawn([PERTURBED, seed] if isinstance(seed, int) else seed)

@@ -74,6 +74,13 @@ class Training(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Keras's, once the optimizer has its variables: if the first step created them, it would be traced twice."""
+        if self.built and self.optimizer is not None and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        super().make_train_function(force)
+
     train_step, test_step = following(keras.Model.train_step), following(keras.Model.test_step)
     _symbolic_build = following(keras.Model._symbolic_build)
 
