@@ -39,7 +39,7 @@ oracle: $(ORACLE_READY)
 	$(ORACLE)/bin/python -m pytest tests/oracle
 
 bench: $(ORACLE_READY)
-	$(ORACLE)/bin/python -m benchmarks
+	$(ORACLE)/bin/python -m benchmarks $(if $(QUICK),--quick)
 
 mutants: $(READY)
 	$(VENV)/bin/python tests/mutants.py

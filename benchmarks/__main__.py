@@ -1,6 +1,10 @@
 """Runs the benchmarks one after another, writes results.json and quotes it in the README beside it.
 
 python -m benchmarks [name ...]     e.g. inference fresh_process; those not named keep their results
+python -m benchmarks --quick        every row, in a few rounds and with wider spreads
+
+Results are kept by machine. The README quotes the newest machine that has them all; until one has, of each benchmark
+the newest result. What was measured is kept after each benchmark, so a run that is interrupted loses one.
 """
 
 from __future__ import annotations
@@ -11,10 +15,14 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-import torch
+from vit_core.files.disk import write_atomically
+
+Document = dict[str, Any]
 
 HERE = Path(__file__).parent
 RESULTS, README = HERE / "results.json", HERE / "README.md"
@@ -36,12 +44,18 @@ ALONE = {
     "beit": ("USE_TF", "USE_FLAX"),
     "flax_vit": ("USE_TF", "USE_TORCH"),
 }
+QUICK = ("--rounds", "2", "--seconds", "1")
+LIBRARIES = (
+    "vit-trio", "torch", "tensorflow", "keras", "jax", "flax", "numpy", "pillow", "transformers", "timm", "keras-hub",
+    "torchvision", "torchao", "onnxruntime", "openvino", "litserve",
+)  # fmt: skip
+SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that speed depends on
 QUOTED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
 
-def run(name: str) -> dict[str, Any]:
-    """The results of one benchmark, run in a process of its own."""
-    command = [sys.executable, str(HERE / f"{name}.py"), "--json"]
+def run(name: str, quick: bool) -> dict[str, Any]:
+    """The results of one benchmark, run in a process of its own. Raises CalledProcessError where it fails."""
+    command = [sys.executable, str(HERE / f"{name}.py"), "--json", *(QUICK if quick else ())]
     memory = STEADY_MEMORY if name in STEADY else {}
     alone = dict.fromkeys(ALONE.get(name, ()), "0")
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), **memory, **alone}
@@ -58,37 +72,86 @@ def _as_fraction(row: dict[str, Any]) -> dict[str, Any]:
     return {name: round(1 / value, 3) for name, value in values.items()}
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results as Markdown, a table for each machine that they were measured on."""
+def machine() -> str:
+    """The processor, its cores and its instruction sets, as the system names them."""
+    lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = [name.upper().replace("_", "-") for name in SETS if name in said["flags"].split()]
+    kind = f"family {said['cpu family']}, model {said['model']}"
+    return f"{said['model name']} ({kind}), {len(os.sched_getaffinity(0))} cores, {', '.join(flags)}"
+
+
+def versions() -> dict[str, str]:
+    """Of what is measured, and of what it is measured against."""
+    return {name: version(name) for name in LIBRARIES if any(distributions(name=name))}
+
+
+def quoted(machines: Document) -> Document:
+    """By machine, the results that the README quotes; `machines` are in the order in which they were measured."""
+    for name, results in reversed(machines.items()):
+        if set(NAMES) <= results.keys():
+            return {name: results}
+    left, found = set(NAMES), {}
+    for name, results in reversed(machines.items()):
+        found[name] = {benchmark: results[benchmark] for benchmark in NAMES if benchmark in results.keys() & left}
+        left -= results.keys()
+    return {name: results for name, results in found.items() if results}
+
+
+def table(machines: Document) -> str:
+    """The results as Markdown, a table for each machine that is quoted."""
     lines = []
-    for machine in sorted({results[name]["machine"] for name in NAMES if name in results}):
-        lines += [f"Measured on {machine}:", "", "| case | ours / theirs | 10th to 90th percentile |", "|---|---|---|"]
-        for name in NAMES:
-            if name in results and results[name]["machine"] == machine:
-                for case, row in results[name]["cases"].items():
-                    lines.append(f"| {case} | {row['ratio']:.2f} | {row['p10']:.2f} to {row['p90']:.2f} |")
+    for name, results in quoted(machines).items():
+        few = ", in a few rounds" if any(found.get("quick") for found in results.values()) else ""
+        lines += [
+            f"Measured on {name}{few}:",
+            "",
+            "| case | ours / theirs | 10th to 90th percentile |",
+            "|---|---|---|",
+        ]
+        for found in results.values():
+            for case, row in found["cases"].items():
+                lines.append(f"| {case} | {row['ratio']:.2f} | {row['p10']:.2f} to {row['p90']:.2f} |")
         lines.append("")
-    rates = [
-        f"{case.removeprefix('inference, ')}: {row[key]}"
-        for case, row in results.get("inference", {"cases": {}})["cases"].items()
-        for key in row
-        if key.startswith("fraction")
-    ]
-    return "\n".join([*lines, f"Arithmetic rate of ours as a fraction of torch.mm's: {'; '.join(rates)}.", ""])
+        rates = [
+            f"{case.removeprefix('inference, ')}: {row[key]}"
+            for case, row in results.get("inference", {"cases": {}})["cases"].items()
+            for key in row
+            if key.startswith("fraction")
+        ]
+        if rates:
+            lines += [f"Arithmetic rate of ours as a fraction of torch.mm's: {'; '.join(rates)}.", ""]
+    return "\n".join(lines)
+
+
+def keep(name: str, found: Document) -> None:
+    """Put the results of a benchmark on this machine beside what is there, and quote them."""
+    results = json.loads(RESULTS.read_text())
+    here = machine()
+    results["machines"][here] = results["machines"].pop(here, {}) | {name: found}  # the newest last
+    write_atomically(RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    readme = QUOTED.sub(lambda _: table(results["machines"]), README.read_text())
+    write_atomically(README, readme.encode())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name", help=f"some of {', '.join(NAMES)}")
-    names = parser.parse_args().names or NAMES
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    machine = f"{torch.get_num_threads()} CPU cores with {torch.backends.cpu.get_cpu_capability()}"
-    for name in names:
+    parser.add_argument("--quick", action="store_true", help="a few rounds of each")
+    given = parser.parse_args()
+    failed = []
+    for name in given.names or NAMES:
         print(f"{name} ...", flush=True)
-        results[name] = {"machine": machine, "cases": run(name)}
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    README.write_text(QUOTED.sub(lambda _: table(results), README.read_text()))
-    print(table(results))
+        try:
+            cases = run(name, given.quick)
+        except subprocess.CalledProcessError as error:
+            print(f"{name} failed with exit code {error.returncode}.", file=sys.stderr)
+            failed.append(name)
+            continue
+        keep(name, {"measured": str(date.today()), "quick": given.quick, "versions": versions(), "cases": cases})
+    print(table(json.loads(RESULTS.read_text())["machines"]))
+    if failed:
+        raise SystemExit(f"Not measured: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":
