@@ -38,7 +38,8 @@ write_checkpoint(folder, tensors, table, "ViTForImageClassification")
 CONVERT = """
 import sys
 from conversion import convert
-convert(sys.argv[1] + "/source", sys.argv[1] + "/target", to=sys.argv[2], container=sys.argv[3])
+sync = len(sys.argv) == 4
+convert(sys.argv[1] + "/source", sys.argv[1] + "/target", to=sys.argv[2], container=sys.argv[3], sync=sync)
 """
 TRANSFORMERS = """
 import sys
@@ -53,6 +54,7 @@ WAYS = [
     ("tf", "h5"),
     ("flax", "safetensors"),
     ("flax", "msgpack"),
+    ("torch", "safetensors", "--no-sync"),
 ]
 Measured = tuple[float, float]
 

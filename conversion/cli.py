@@ -108,6 +108,9 @@ def vit_convert(
     verify: Annotated[
         bool, _flag(_WRITING, "Read the target again; compare tensors, and outputs in every backend.", "--verify")
     ] = False,
+    no_sync: Annotated[
+        bool, _flag(_WRITING, "Do not wait for the disk: faster, but a power cut may lose the files.", "--no-sync")
+    ] = False,
     overwrite: Annotated[bool, _flag(_WRITING, "Replace another model that DST holds.", "--overwrite")] = False,
     dry_run: Annotated[bool, _flag(_SHOWING, "Show the plan and write nothing.", "--dry-run")] = False,
     every: Annotated[
@@ -147,6 +150,7 @@ def vit_convert(
             overwrite=overwrite,
             dry_run=dry_run,
             verify=verify,
+            sync=not no_sync,
             progress=progress,
             filename=filename,
             key=key,

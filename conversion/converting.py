@@ -6,6 +6,7 @@ import glob
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +19,7 @@ from conversion.plan import Plan, cast, plan, with_qkv_biases
 from conversion.report import Entry, Report
 from conversion.targets import ALL_CONTAINERS, TARGETS, Target
 from vit_core.family import PARTS, has_head
-from vit_core.files.disk import write_atomically
+from vit_core.files.disk import unsynced, write_atomically
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME
 from vit_core.files.saving import find, listing, replacing_files
 from vit_core.files.tensor import Array, Tensor, contiguous
@@ -56,6 +57,7 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     verify: bool = False,
+    sync: bool = True,
     progress: Progress | None = None,
     **reading: Any,
 ) -> Report:
@@ -72,7 +74,8 @@ def convert(
     error unless `overwrite`, which removes its weights; the same weights in other kinds of files stay beside.
 
     `progress` is called after each tensor with its entry, the bytes written and the bytes in all. `verify` reads the
-    target again and compares every tensor, and the outputs of both models under every backend installed.
+    target again and compares every tensor, and the outputs of both models under every backend installed. Without `sync`
+    the system puts the files on disk when it likes to, which is faster: a power cut may lose or damage them.
 
     Raises OSError for what can't be read or written, ValueError for what can't be converted; the target is then as it
     was, as it is when the process is killed.
@@ -120,7 +123,8 @@ def convert(
     if dry_run:
         return report
     hashes = _Watch(report.entries, prepared.native, progress)
-    _write(replace(prepared, native=hashes.tensors), Path(target), files, documents, max_shard_size, others)
+    with nullcontext() if sync else unsynced():
+        _write(replace(prepared, native=hashes.tensors), Path(target), files, documents, max_shard_size, others)
     report.entries = hashes.entries()
     if verify:
         from conversion.verification import verified

@@ -25,6 +25,7 @@ from xxhash import xxh3_128_hexdigest
 from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
 from vit_core.app.opening import find_processor
+from vit_core.assets import DIGITS
 from vit_core.config import pair
 from vit_core.family import BEIT, DEIT, MAE, PARTS, Dinov2Config, IJepaConfig
 from vit_core.files.safetensors import read_safetensors, write_safetensors
@@ -476,6 +477,21 @@ def test_a_single_file_as_target(tmp_path: Path, to: str, name: str) -> None:
     assert bits(read(tmp_path / name, config=config)) == bits(read(CLS))
     with pytest.raises(ValueError, match="expected a folder, or a file ending in"):
         convert(CLS, tmp_path / "b.dat.npz", to="torch")
+
+
+@pytest.mark.parametrize("name", ["target", "target.npz"])
+def test_without_sync_the_disk_is_not_waited_for(tmp_path: Path, monkeypatch: Any, name: str) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    to = "google" if name.endswith(".npz") else "torch"
+    (tmp_path / "other").mkdir()
+    convert(DIGITS, tmp_path / "other" / name, to=to)
+    count = len(synced)
+    assert count
+    convert(DIGITS, tmp_path / name, to=to, sync=False)
+    assert len(synced) == count
+    same, other = read(tmp_path / name), read(tmp_path / "other" / name)
+    assert all(np.array_equal(same.tensors[key].read(), tensor.read()) for key, tensor in other.tensors.items())
 
 
 def test_the_source_is_never_written_over(tmp_path: Path) -> None:

@@ -473,6 +473,11 @@ def test_no_framework_is_imported_without_verify(tmp_path: Path) -> None:
         assert f" {option} " in result.stdout
 
 
+def test_no_sync(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda descriptor: pytest.fail("the disk was waited for"))
+    assert run(MINI, tmp_path / "mini", "--to", "flax", "--no-sync").code == 0
+
+
 def test_ctrl_c_is_quiet(run: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -23,7 +23,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
-from vit_core.files.disk import is_at, keep_permissions, write_atomically
+from vit_core.files.disk import is_at, keep_permissions, sync, write_atomically
 
 try:
     import fcntl
@@ -238,7 +238,7 @@ def _sync(folder: Path) -> None:
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 
