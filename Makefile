@@ -1,4 +1,4 @@
-# make demo | test | check | oracle | bench | mutants | portable | fuzz: each sets up what it needs once, and reuses it.
+# make demo | test | check | docs | oracle | bench | mutants | portable | fuzz: each sets up what it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
@@ -18,7 +18,7 @@ CPU_TORCH = $$(command -v nvidia-smi > /dev/null || { $(PYTHON) -c 'import urlli
 	r.urlopen("$(CPU_BUILDS)/torch/", timeout=5)' 2> /dev/null && echo --extra-index-url $(CPU_BUILDS); })
 ORACLE_READY = $(ORACLE)/.installed
 
-.PHONY: demo test check oracle bench mutants portable fuzz clean
+.PHONY: demo test check docs oracle bench mutants portable fuzz clean
 
 demo: $(DEMO_READY)
 	@mkdir -p $(DEMO)
@@ -34,6 +34,10 @@ check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
+	@echo "Open out/site/index.html; its search needs a server: $(VENV)/bin/python -m http.server --directory out/site"
 
 oracle: $(ORACLE_READY)
 	$(ORACLE)/bin/python -m pytest tests/oracle

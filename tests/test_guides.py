@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import runpy
@@ -16,7 +17,9 @@ import pytest
 from test_readme import run_blocks
 from trainings import EXAMPLES, FRAMEWORKS, ROOT, need
 
+from vit_core import keywords
 from vit_core.app.cli import main
+from vit_core.pretrained import READING
 
 
 def commands(document: str) -> list[str]:
@@ -179,3 +182,60 @@ def test_the_guide_to_deployment(tmp_path: Path, monkeypatch: Any, capsys: Any) 
             run(line, monkeypatch)
     found = {path.name for path in tmp_path.iterdir()}
     assert found >= {"digits.onnx", "digits.pt2", "digits.stablehlo", "digits.labels.txt"}
+
+
+def test_the_commands_of_the_guide_to_installing(monkeypatch: Any, capsys: Any) -> None:
+    need("torch")
+    monkeypatch.chdir(ROOT)
+    for line in commands("install.md"):
+        run(line, monkeypatch)
+    assert "2-1466.png" in capsys.readouterr().out
+
+
+def test_the_page_for_users_of_transformers_has_every_keyword() -> None:
+    page = (ROOT / "docs" / "from-transformers.md").read_text()
+    names = {name for name in (*keywords._ANYWAY, *keywords._INSTEAD) if not name.startswith("_")}
+    assert not [name for name in sorted({*names, *READING}) if f"`{name}`" not in page]
+
+
+def test_every_error_of_the_page_about_them_is_one(monkeypatch: Any) -> None:
+    """Its box raises it, or it is in the source of the package; what pip, CUDA and Keras say has no box."""
+    for framework in ("torch", "jax"):
+        need(framework)
+    monkeypatch.chdir(ROOT)
+    said = messages()
+    elsewhere = {"No matching distribution found for vit-trio", "CUDA out of memory"}
+    elsewhere |= {"Could not locate class 'TFViTForImageClassification'"}
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    entries = re.findall(r"^### `([^\n]+)`\n(.*?)(?=^##|\Z)", page, re.DOTALL | re.MULTILINE)
+    assert len(entries) == page.count("\n### ")
+    for error, text in entries:
+        if box := re.search(r"```python\n(.*?)```", text, re.DOTALL):
+            with pytest.raises(Exception) as raised:  # noqa: PT011
+                exec(compile(box[1], error, "exec"), {})
+            assert quotes(error, str(raised.value)), error
+        else:
+            assert error in elsewhere or any(quotes(error, each) for each in said), error
+
+
+def quotes(error: str, text: str) -> bool:
+    """Whether the words of an error, which has three dots for values, stand in a text in their order."""
+    end = 0
+    for part in error.split("..."):
+        if (start := text.find(part, end)) < 0:
+            return False
+        end = start + len(part)
+    return True
+
+
+def messages() -> list[str]:
+    """The texts in the source of the packages, with three dots where values are put in."""
+    found = []
+    for package in ("vit_core", "vit_torch", "vit_tf", "vit_flax", "conversion"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    found.append("".join(v.value if isinstance(v, ast.Constant) else "..." for v in node.values))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return found

@@ -135,5 +135,9 @@ def test_no_script_hides_a_package(folder: str) -> None:
     assert not packages & {path.stem for path in (ROOT / folder).glob("*.py")}
 
 
-def test_the_changelog_knows_the_version() -> None:
-    assert f"## {importlib.import_module('vit_core').__version__}" in (ROOT / "CHANGELOG.md").read_text()
+def test_the_changelog_and_the_citation_know_the_version() -> None:
+    version = importlib.import_module("vit_core").__version__
+    dated = re.search(rf"^## {re.escape(version)} \((\d{{4}}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert dated is not None
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert {f"version: {version}", f"date-released: {dated[1]}"} <= {*lines}
