@@ -26,6 +26,7 @@ from vit_core.family import ViTMAEConfig
 
 OURS, THEIRS, HUB, TIMM = "vit_trio", "transformers", "keras-hub", "timm"
 Seconds = dict[str, np.ndarray]
+_declared: list[Any] = []  # operators live as long as what declares them
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
@@ -96,23 +97,27 @@ def _of_patches(config: ViTConfig, width: int) -> int:
     return config.num_patches * math.prod(pair(config.patch_size)) * config.num_channels * width
 
 
-def timm_of(folder: Path, **options: Any) -> Any:
-    """timm's model of a folder, in the environment of `make oracle`, where it stands beside the others' packages.
+def find_families() -> None:
+    """Let timm and torchvision be imported, in the environment of `make oracle`, where they stand beside the others.
 
-    To be called when transformers is imported, which would prepare pictures by torchvision, that timm needs.
+    Before transformers is imported, if that is to prepare pictures by torchvision; else after.
     """
     import torch
 
     sys.path.append(str(Path(sys.prefix) / "families"))
-    operators = torch.library.Library("torchvision", "DEF")  # which a ViT does not call
+    operators = torch.library.Library("torchvision", "DEF")  # which neither a ViT nor a resize calls
     pools = ("roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d")
     for name in ("nms", "qnms", *pools, *(f"_{pool}_backward" for pool in pools)):
         operators.define(f"{name}(Tensor a) -> Tensor")
+    _declared.append(operators)
+
+
+def timm_of(folder: Path, **options: Any) -> Any:
+    """timm's model of a folder; see `find_families`, which this calls."""
+    find_families()
     import timm
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
-    model.declared = operators  # they live as long as it does
-    return model
+    return timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
 
 
 def arguments(description: str | None, **defaults: float) -> argparse.Namespace:

@@ -79,6 +79,10 @@ class TorchBackend:
         """An array as the framework's tensor."""
         return self.torch.from_numpy(array).to(self.torch.get_default_device())
 
+    def traced(self, model: Any, pixels: np.ndarray) -> None:
+        """A call whose values can't be seen."""
+        self.torch.export.export(model, (self.tensor(pixels),))
+
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""
         return {name: tensor.read() for name, tensor in model.to_tensors().items()}
@@ -140,6 +144,10 @@ class TfBackend:
         """An array as the framework's tensor."""
         return self.tf.convert_to_tensor(array)
 
+    def traced(self, model: Any, pixels: np.ndarray) -> None:
+        """A call whose values can't be seen."""
+        self.tf.function(model)(self.tensor(pixels))
+
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""
         return {name: tensor.read() for name, tensor in model.to_tensors().items()}
@@ -200,6 +208,10 @@ class FlaxBackend:
     def tensor(self, array: np.ndarray) -> Any:
         """An array as the framework's tensor."""
         return self.jax.numpy.asarray(array)
+
+    def traced(self, model: Any, pixels: np.ndarray) -> None:
+        """A call whose values can't be seen."""
+        self.jax.jit(lambda x: model(x).logits)(self.tensor(pixels))
 
     def parameters(self, model: Any) -> dict[str, np.ndarray]:
         """Every parameter by canonical name, in PyTorch's layout."""

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vit_core.pictures import processing
+from vit_core.pictures import processing, torchvision
+from vit_core.pictures.graph import Preparation
 from vit_core.pictures.images import FORMATS
 from vit_core.pictures.processing import (
     AutoImageProcessor,
@@ -503,8 +504,11 @@ def test_modes_other_than_rgb(mode: str, processor: ViTImageProcessor, tmp_path:
     if mode not in ("F", "YCbCr"):
         path = tmp_path / "picture.tiff"
         picture.save(path)
-        with pytest.raises(ValueError, match=f"picture.tiff has mode '{mode}', expected 'RGB'"):
-            processor(path)
+        with path.open("rb") as file:
+            for source in (path, str(path), path.read_bytes(), file):
+                assert same(processor(source, return_tensors="np").pixel_values, black)
+                with pytest.raises(ValueError, match=f"has mode '{mode}', expected 'RGB'"):
+                    processor(source, do_convert_rgb=False)
 
 
 @pytest.mark.parametrize(
@@ -597,7 +601,8 @@ LOADED_AS = json.loads((GOLDEN / "configs" / "_loaded_as.json").read_text())
 
 @pytest.mark.parametrize("name", LOADED_AS)
 def test_configs_load_as_transformers_load_them(name: str) -> None:
-    processor = ViTImageProcessor.from_pretrained(GOLDEN / "configs" / f"{name}.json")
+    """Into the slow class: this one is the fast one too, and else follows the file."""
+    processor = ViTImageProcessor.from_pretrained(GOLDEN / "configs" / f"{name}.json", use_fast=False)
     expected = {key: value for key, value in LOADED_AS[name].items() if key != "_processor_class"}
     assert {key: value for key, value in processor.to_dict().items() if key in expected} == expected
 
@@ -626,7 +631,7 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
 
 def test_overrides(tmp_path: Path) -> None:
     ViTImageProcessor(resample=3).save_pretrained(tmp_path)
-    loaded = ViTImageProcessor.from_pretrained(tmp_path, size=32, do_normalize=False, use_fast=True)
+    loaded = ViTImageProcessor.from_pretrained(tmp_path, size=32, do_normalize=False, use_fast=False)
     assert loaded == ViTImageProcessor(resample=3, size=32, do_normalize=False)
     assert ViTImageProcessor.from_dict({"size": 16}, resample=0) == ViTImageProcessor(size=16, resample=0)
     with pytest.raises(TypeError, match=r"\['do_resise'\] are no arguments of ViTImageProcessor"):
@@ -678,6 +683,65 @@ def test_every_name_is_the_same_class() -> None:
     assert DeiTImageProcessor is DeiTImageProcessorFast is DeiTFeatureExtractor
 
 
+# ---- torchvision's numbers -----------------------------------------------------------------------------------------
+
+FAST: dict[str, dict[str, Any]] = json.loads((GOLDEN / "fast" / "cases.json").read_text())
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_golden_of_fast_processors(name: str, tmp_path: Path) -> None:
+    """The file says it, and what is saved says it again."""
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(FAST[name]["file"]))
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    again = AutoImageProcessor.from_pretrained(tmp_path)
+    assert processor.is_fast and again == processor
+    assert again.to_dict()["image_processor_type"] == FAST[name]["file"]["image_processor_type"]
+    for each in (processor, again):
+        found = each(INPUTS[FAST[name]["picture"]], return_tensors="np").pixel_values
+        assert same(found, np.load(GOLDEN / "fast" / "outputs.npz")[name])
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+def test_torchvisions_resize_is_that_of_pytorch(mode: str) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        pytest.skip("PyTorch resizes uint8 in other numbers here")
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        height, width, *size = (int(edge) for edge in random.integers(1, 200, 4))
+        levels = random.choice([2, 256])  # black and white goes beyond 0 and 255
+        planes = (random.integers(0, levels, (3, height, width)) * (255 // (levels - 1))).astype(np.uint8)
+        smooth = mode != "nearest"
+        expected = torch.nn.functional.interpolate(torch.from_numpy(planes)[None], size, mode=mode, antialias=smooth)
+        found = torchvision.resized(planes, *size, int(Image.Resampling[mode.upper()]))
+        np.testing.assert_array_equal(found, expected[0].numpy())
+
+
+def test_backends(tmp_path: Path) -> None:
+    """What is asked for stands before what the file says; floats and other integers are resized as they are."""
+    pil, fast = ViTImageProcessor(size=SMALL), ViTImageProcessorFast(size=SMALL, backend="torchvision")
+    assert (pil.backend, pil.is_fast, pil == fast) == ("pil", False, False)
+    fast.save_pretrained(tmp_path)
+    assert ViTImageProcessor.from_pretrained(tmp_path) == fast
+    for options in ({"use_fast": False}, {"backend": "pil"}):
+        assert AutoImageProcessor.from_pretrained(tmp_path, **options) == pil
+    pil.save_pretrained(tmp_path)
+    for options in ({"use_fast": True}, {"backend": "torchvision"}):
+        assert AutoImageProcessor.from_pretrained(tmp_path, **options) == fast
+    whole = fast(INPUTS["rgb"], return_tensors="np").pixel_values
+    for dtype in (np.int32, np.float32, np.float64):
+        pixels = fast(INPUTS["rgb"].astype(dtype), return_tensors="np").pixel_values
+        assert pixels.dtype == np.float32
+        assert 0 < abs(pixels - whole).max() <= 2 / 255 * 1.001  # a level: these are rounded once, or not at all
+    with pytest.raises(ValueError, match=r"resample must be one of 0 nearest, .* with backend='torchvision', got 4"):
+        ViTImageProcessor(backend="torchvision", resample=4)
+    with pytest.raises(ValueError, match="backend must be one of 'pil', 'torchvision', got 'cv2'"):
+        ViTImageProcessor(backend="cv2")
+    with pytest.raises(ValueError, match="No graph prepares as torchvision does"):
+        Preparation.of(fast, 3)
+
+
 # ---- other members of the family -----------------------------------------------------------------------------------
 
 MEMBERS = GOLDEN / "members"
@@ -726,7 +790,7 @@ def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
     for name, made in (("BeitImageProcessor", BeitImageProcessor), ("BeitImageProcessorFast", BeitImageProcessorFast)):
         (tmp_path / "beit.json").write_text(json.dumps({"image_processor_type": name}))
         processor = AutoImageProcessor.from_pretrained(tmp_path / "beit.json")
-        assert (type(processor), processor) == (made, made())
+        assert (type(processor), processor) == (made, made(backend="torchvision" if name.endswith("Fast") else "pil"))
         assert AutoImageProcessor.from_dict(processor.to_dict()).to_dict() == processor.to_dict()
     assert BeitImageProcessorFast().size == {"height": 224, "width": 224}
     uncropped = DeiTImageProcessor(do_center_crop=False)

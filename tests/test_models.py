@@ -622,6 +622,19 @@ def test_pictures_are_no_pixels(backend: Any, kind: str) -> None:
         model(given)
 
 
+def test_pixels_from_0_to_255_are_warned_of_once(backend: Any) -> None:
+    raw = 255 * np.random.default_rng(0).random((2, 3, 16, 16), np.float32)
+    words = r"^pixel_values are from 0\.\d+ to 25\d\.\d+, which no normalisation gives: prepare pictures with the model"
+    models = [
+        backend.build("ViTForImageClassification", ViTConfig(**{**TINY, "num_hidden_layers": 1})) for _ in range(2)
+    ]
+    backend.traced(models[0], raw)
+    for call in (models[0], models[1].features):
+        with pytest.warns(UserWarning, match=words):
+            call(backend.tensor(raw))
+        call(backend.tensor(raw))
+
+
 def test_labels_without_classes(backend: Any) -> None:
     config = ViTConfig(**{**TINY, "num_labels": 0})
     model = backend.build("ViTForImageClassification", config)

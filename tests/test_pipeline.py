@@ -136,6 +136,7 @@ def test_a_model_object_and_its_processor() -> None:
 def test_dtypes(digits: Any, dtype: Any) -> None:
     classifier = pipeline(task="image-classification", model=str(DIGITS), dtype=dtype, device=-1, use_fast=True)
     assert str(classifier.model.dtype).removeprefix("torch.") in str(dtype)
+    assert classifier.image_processor.is_fast
     results = classifier(PICTURES[0])
     assert results[0]["label"] == digits(PICTURES[0])[0]["label"]
     assert results[0]["score"] == pytest.approx(digits(PICTURES[0])[0]["score"], abs=0.02)

@@ -97,6 +97,7 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "Loss: 0.1 7 rates",
         "(12, 10)",
         "(12, 10)",
+        "One-hot: 1.0",
         "True",
         "(12, 37, 64)",
         "(12, 37, 64)",

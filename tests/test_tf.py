@@ -430,6 +430,35 @@ def test_problem_types(name: str) -> None:
     assert float(model(pixels(), labels=labels).loss) < expected
 
 
+LOSSES = {
+    "categorical_crossentropy": "CategoricalCrossentropy",
+    "SparseCategoricalCrossentropy": "SparseCategoricalCrossentropy",
+    "bce": "BinaryCrossentropy",
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_takes_logits_for_probabilities(name: str) -> None:
+    model = build(num_hidden_layers=1)
+    words = rf"^{LOSSES[name]} takes probabilities, .* logits: pass loss={LOSSES[name]}.from_logits=True"
+    for given in (name, keras.losses.get(name)):
+        with pytest.warns(UserWarning, match=words):
+            model.compile("sgd", given)
+    model.compile("sgd", "mse")
+    build("ViTModel", num_hidden_layers=1).compile("sgd", name)  # gives no logits
+
+
+@pytest.mark.parametrize("kind", ["array", "dict", "dataset", "dataset of dicts"])
+def test_data_from_0_to_255_is_warned_of_once(kind: str) -> None:
+    model, x = build(num_hidden_layers=1), 255 * np.random.default_rng(0).random((6, 3, 16, 16))
+    model.compile("sgd", run_eagerly=False)
+    given = {"array": (x, LABELS), "dict": ({"pixel_values": x}, LABELS)}
+    given |= {"dataset": (dataset(x, LABELS),), "dataset of dicts": (dataset({"pixel_values": x, "labels": LABELS}),)}
+    with pytest.warns(UserWarning, match="^pixel_values are from 0"):
+        model.evaluate(*given[kind], verbose=0)
+    model.evaluate(*given[kind], verbose=0)
+
+
 def test_regularisation_joins_the_loss() -> None:
     model = build()
     kernel = model.classifier.kernel

@@ -7,6 +7,7 @@ ints, are compared here.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from vit_core.config import ViTConfig, pair
 Shape = tuple[Any, ...]
 INPUTS = ("pixel_values", "bool_masked_pos", "head_mask", "attention_mask")  # whose shapes a trunk checks
 TENSORS = (*INPUTS, "labels", "teacher_logits", "noise")
+NORMALIZED = 10.0  # beyond what any normalisation makes of pixels: ImageNet's gives -2.1 to 2.6
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,17 @@ def check_kind(name: str, value: Any, tensors: type | tuple[type, ...], return_t
         "pixel_values must be the floating-point tensor that an image processor makes of pictures, "
         f"processor(pictures, return_tensors={return_tensors!r}).pixel_values: got {got}."
     )
+
+
+def check_range(lowest: float, highest: float) -> None:
+    """Warn of pixels that nothing has normalised, such as those from 0 to 255."""
+    if max(-lowest, highest) > NORMALIZED:
+        warnings.warn(
+            f"pixel_values are from {lowest:g} to {highest:g}, which no normalisation gives: prepare pictures with the "
+            "model's image processor, processor(pictures), or tensors of 0 to 255 with processor.as_keras_layer() or "
+            "processor.as_torch_module().",
+            stacklevel=2,
+        )
 
 
 def check_pixel_values(shape: Shape | None, config: ViTConfig, interpolate: bool, channels_axis: int = 1) -> None:

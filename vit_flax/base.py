@@ -56,6 +56,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
     weights_keyword = "params"
     _read, _choose = staticmethod(read), staticmethod(choose)
     main_input_name = "pixel_values"
+    _looked = False  # whether the range of pixels has been looked at
     module_class: ClassVar[Any]
 
     def __new__(cls, *args: Any, _do_init: bool = True, **kwargs: Any) -> Any:
@@ -202,7 +203,15 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         if not isinstance(labels, jax.core.Tracer):
             calls.check_label_values(np.asarray(labels), self.config)
 
+    def _look(self, pixels: Any) -> None:
+        """Warn of pixels that nothing has normalised, at the first call whose values this process has."""
+        hidden = isinstance(pixels, jax.core.Tracer) or not getattr(pixels, "is_fully_addressable", True)
+        if not (self._looked or hidden or pixels is None) and (values := np.asarray(pixels)).size:
+            self._looked = True
+            calls.check_range(float(values.min()), float(values.max()))
+
     def _run(self, params: Params | None, inputs: dict[str, Any], rngs: dict[str, Any], **options: Any) -> Any:
+        self._look(inputs["pixel_values"])
         apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted
         return apply(self.params if params is None else params, inputs, rngs, **options)
 

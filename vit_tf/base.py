@@ -149,6 +149,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
             has_mask_token=has_mask_token(self.config, "mask_token" in self.parts),
             channels_axis=self.channels_axis,
         )
+        if not self._trunk().looked and _visible(inputs["pixel_values"]):
+            self.look(inputs["pixel_values"].numpy())
         if "decoder" in self.parts and masked is not None:
             calls.check_reconstruction(self.config)
         if "lm_head" in self.parts:

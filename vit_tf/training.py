@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
@@ -14,6 +15,7 @@ import tensorflow as tf
 from keras import export
 from tensorflow import Tensor
 
+from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.outputs import ModelOutput
 from vit_tf.functional import functional
@@ -38,6 +40,16 @@ def following(step: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def looking(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of Keras's that warns of pixels which nothing has normalised, as eager calls do."""
+
+    @wraps(method)
+    def run(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return method(self, self.look_into(x), *args, **kwargs)
+
+    return run
+
+
 class Training(keras.Model):
     """Base of the models: how `fit`, `evaluate`, `predict` and `export` see their outputs.
 
@@ -49,6 +61,7 @@ class Training(keras.Model):
     parts: frozenset[str]
     output_class: type[ModelOutput[Tensor]]
     data_format: str
+    looked = False  # whether the range of pixels has been looked at
 
     @property
     def run_eagerly(self) -> bool:
@@ -62,8 +75,17 @@ class Training(keras.Model):
             self._trunk().run_eagerly = value
 
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
-        """Keras's `compile`; without a loss the model's own is trained, whatever was compiled before."""
+        """Keras's `compile`; without a loss the model's own is trained, whatever was compiled before.
+
+        Warns of a cross entropy that would take a classifier's logits for probabilities, as its name alone asks for.
+        """
         self.loss = self._compile_loss = None  # which Keras keeps
+        if (name := _of_probabilities(loss)) and "labels" in inspect.signature(self.call).parameters:
+            warnings.warn(
+                f"{name} takes probabilities, and {type(self).__name__} gives logits: pass "
+                f"loss={name}(from_logits=True), or no loss, for the model's own.",
+                stacklevel=2,
+            )
         super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -81,8 +103,36 @@ class Training(keras.Model):
                 self.optimizer.build(self.trainable_variables)
         super().make_train_function(force)
 
+    fit, evaluate, _predict = looking(keras.Model.fit), looking(keras.Model.evaluate), looking(keras.Model.predict)
     train_step, test_step = following(keras.Model.train_step), following(keras.Model.test_step)
     _symbolic_build = following(keras.Model._symbolic_build)
+
+    def look(self, pixels: np.ndarray[Any, Any]) -> None:
+        """Warn of pixels that nothing has normalised, the first time."""
+        trunk = self._trunk()
+        if pixels.size and not trunk.looked:
+            trunk.looked = True
+            calls.check_range(float(pixels.min()), float(pixels.max()))
+
+    def look_into(self, data: Any) -> Any:
+        """Data for `fit`, of which the first pictures of an array, or the first batch of a dataset, are looked at."""
+        pixels = None if self._trunk().looked else _pixels(getattr(data, "element_spec", data))
+        if isinstance(pixels, np.ndarray):
+            self.look(pixels[:32])
+        elif isinstance(data, tf.data.Dataset) and isinstance(pixels, tf.TensorSpec) and pixels.dtype.is_floating:
+            return data.enumerate().map(self._looked_at)  # when it is read: reading it twice would change its order
+        return data
+
+    @tf.autograph.experimental.do_not_convert
+    def _looked_at(self, number: Tensor, batch: Any) -> Any:
+        """A numbered batch of a dataset."""
+
+        def look() -> Tensor:
+            tf.numpy_function(self.look, [_pixels(batch)], [])
+            return number
+
+        tf.cond(number == 0, look, lambda: number)
+        return batch
 
     def main_output(self, output: Any) -> Tensor:
         """What a user's loss and metrics are applied to: the first field but the loss."""
@@ -133,7 +183,7 @@ class Training(keras.Model):
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's `predict`; returns the output class, its fields NumPy arrays."""
-        return self._as_output(super().predict(*args, **kwargs))
+        return self._as_output(self._predict(*args, **kwargs))
 
     def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's `predict_on_batch`; returns the output class, its fields NumPy arrays."""
@@ -253,6 +303,17 @@ class Served(keras.Model):
         return self.model._serve(pixel_values)
 
 
+def _of_probabilities(loss: Any) -> str | None:
+    """The class of a loss of Keras, or of its name, that takes probabilities where it can take logits."""
+    found = keras.losses.get(loss) if isinstance(loss, str) else loss
+    if isinstance(found, keras.losses.Loss):
+        return type(found).__name__ if getattr(found, "from_logits", None) is False else None
+    name = getattr(found, "__name__", "none")
+    of_keras = found is not None and found is getattr(keras.losses, name, None)
+    takes_logits = of_keras and "from_logits" in inspect.signature(found).parameters
+    return name.title().replace("_", "") if takes_logits else None
+
+
 def _labels(x: Any, y: Any) -> Any:
     """The labels, which may ride in the inputs, or come as {"labels": y}."""
     if isinstance(y, Mapping):
@@ -260,6 +321,12 @@ def _labels(x: Any, y: Any) -> Any:
             raise ValueError(f'Targets in a dict must be those of {{"labels": y}}, got {", ".join(map(str, y))}.')
         return y["labels"]
     return x.get("labels") if y is None and isinstance(x, Mapping) else y
+
+
+def _pixels(data: Any) -> Any:
+    """The pixels of a batch, or of what has its structure."""
+    x = data[0] if isinstance(data, tuple) and data else data
+    return x.get("pixel_values") if isinstance(x, Mapping) else x
 
 
 def _loss_of(output: Any) -> Any:

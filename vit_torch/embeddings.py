@@ -5,6 +5,7 @@ Paper: Dosovitskiy et al. 2021, section 3.1 and equation 1; section 3.2 for posi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -36,6 +37,8 @@ class ViTEmbeddings(nn.Module):
     "Vision Transformers Need Registers", section 2.2).
     """
 
+    looked = False  # whether the range of pixels has been looked at
+
     def __init__(self, config: ViTConfig, use_mask_token: bool = False) -> None:
         super().__init__()
         self.config = config
@@ -51,6 +54,8 @@ class ViTEmbeddings(nn.Module):
     def forward(
         self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False
     ) -> Tensor:
+        if not (torch.compiler.is_compiling() or self.looked or torch.jit.is_tracing()):
+            self._look(pixel_values)
         x = self.patch_embeddings(pixel_values.to(self.patch_embeddings.projection.weight.dtype))
         if bool_masked_pos is not None:
             assert self.mask_token is not None
@@ -64,6 +69,15 @@ class ViTEmbeddings(nn.Module):
             first = self.config.position_prefix
             x = torch.cat([x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]], dim=1)
         return self.dropout(x)
+
+    def _look(self, pixel_values: Tensor) -> None:
+        """Warn of pixels that nothing has normalised, at the first eager call: later ones wait for no device."""
+        if pixel_values.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        with contextlib.suppress(RuntimeError):  # where values can't be seen, as inside of vmap
+            lowest, highest = map(float, pixel_values.detach().aminmax())
+            self.looked = True
+            calls.check_range(lowest, highest)
 
 
 def resized_positions(table: Tensor, size: Sequence[int], config: ViTConfig) -> Tensor:

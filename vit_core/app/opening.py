@@ -21,13 +21,11 @@ def load(
     device: Any = None,
     *,
     task: str = "ForImageClassification",
-    use_fast: bool | None = None,
     **options: Any,
 ) -> tuple[Any, LoadReport]:
     """A model by name, of the class that reads it for a task, and what loading it did; arguments of `pipeline`.
 
     task: as `architecture_for` takes it.
-    use_fast is accepted from callers of transformers; there is but one image processor.
     """
     backend = backend or first_installed()
     cls = getattr(import_backend(backend), architecture_for(name, task, **options))
@@ -43,21 +41,23 @@ def find_processor(
     name: str | os.PathLike[str] | None,
     config: ViTConfig,
     given: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    use_fast: bool | None = None,
     **options: Any,
 ) -> ViTImageProcessor:
     """The processor given, itself or by name, or that of the model, of whatever format it is.
 
-    Where that does not say how its pictures are prepared, the default and a warning.
+    Where that does not say how its pictures are prepared, the default and a warning. use_fast: as
+    `AutoImageProcessor.from_pretrained` takes it.
     """
     if isinstance(given, ViTImageProcessor):
         return given
     options = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
     if given is not None:
-        return AutoImageProcessor.from_pretrained(given, **options)
+        return AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **options)
     if name is not None:
         if not os.path.isfile(name):
             try:
-                return AutoImageProcessor.from_pretrained(name, **options)
+                return AutoImageProcessor.from_pretrained(name, use_fast=use_fast, **options)
             except FileNotFoundError:
                 pass
         heads = config.num_attention_heads  # which the files of some families do not state

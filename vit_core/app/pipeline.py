@@ -74,7 +74,9 @@ def pipeline(
     cls = TASKS[task]
     own = {name: options.pop(name) for name in cls.options if name in options}
     more = options.pop("model_kwargs", None) or {}
-    options = understood({**options, **more}, "pipeline")
+    options = {**options, **more}
+    use_fast = options.pop("use_fast", None)
+    options = understood(options, "pipeline")
     options.pop("num_workers", None)  # threads prepare pictures, as many as there are cores
     if options.get("tokenizer", 0) is None:
         del options["tokenizer"]
@@ -87,14 +89,14 @@ def pipeline(
         loaded, report = load(name, backend, device, task=cls.architecture, **options)
         if report.missing_keys or report.mismatched_keys:
             raise ValueError(report.warning(type(loaded).__name__))
-        processor = find_processor(name, loaded.config, image_processor, **options)
+        processor = find_processor(name, loaded.config, image_processor, use_fast, **options)
     else:
         wrong = [*options, *(["backend"] if backend not in (None, backend_of(model)) else [])]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass its name instead.")
         if device is not None:
             place(model, device)
-        loaded, processor = model, find_processor(None, model.config, image_processor)
+        loaded, processor = model, find_processor(None, model.config, image_processor, use_fast)
     replicas = [replica(loaded, each) for each in others]
     return cls(loaded, processor, replicas=replicas, batch_size=batch_size, timeout=timeout, **own)
 

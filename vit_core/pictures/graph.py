@@ -7,7 +7,6 @@ Rescaling and normalising is the look-up that the processor itself does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 import PIL
 from PIL.Image import Resampling
 
+from vit_core.pictures.filters import FILTERS, box
 from vit_core.pictures.images import Array
 from vit_core.pictures.steps import Steps, table
 
@@ -61,8 +61,14 @@ class Preparation:
 
     @classmethod
     def of(cls, processor: Any, channels: int) -> Preparation:
-        """Raises ValueError for a processor that makes pixels of many sizes, and for 2 channels or more than 3."""
+        """Raises ValueError for a processor that makes pixels of many sizes, for 2 channels or more than 3, and for one
+        that prepares as torchvision does."""
         steps = Steps.checked(vars(processor))
+        if steps.backend == "torchvision":
+            raise ValueError(
+                "No graph prepares as torchvision does: load the processor with backend='pil', or take Fast from the "
+                "name in its file. Its pictures then differ by a level of 255 here and there."
+            )
         size = steps.size or {}
         edges = steps.crop or ((size["height"], size["width"]) if "height" in size else None)
         if edges is None:
@@ -147,7 +153,7 @@ class Preparation:
             o.reshape(each, (wanted // block, block, 1)) for each in (first, low, high, centres)
         )
         places = o.where(first < 0, 0.0, first)[:, :1] + o.count(band)
-        weights = (function or _box)(o, (places - centres + 0.5) * (1.0 / stretch))
+        weights = (function or box)(o, (places - centres + 0.5) * (1.0 / stretch))
         weights = o.where((places >= low) & (places < high), weights, 0.0)
         sums = o.total(weights)
         weights = weights / o.where(sums == 0, 1.0, sums) * 2.0**_BITS
@@ -164,55 +170,3 @@ class Preparation:
 def _within(o: PictureOperations, places: Any, end: Any) -> Any:
     """Numbers of rows, those beyond an end at it."""
     return o.where(places < 0, 0.0, o.where(places < end, places, end - 1))
-
-
-# ---- Pillow's filters, of the distance from a row's centre --------------------------------------------------------
-
-
-def _box(o: PictureOperations, x: Any) -> Any:
-    return o.where((x > -0.5) & (x <= 0.5), 1.0, 0.0 * x)
-
-
-def _bilinear(o: PictureOperations, x: Any) -> Any:
-    return o.where(abs(x) < 1, 1 - abs(x), 0.0)
-
-
-# Numbers that float32 holds, as which PyTorch writes them to ONNX: Pillow's own for this filter, and pi in two parts.
-_HALF, _REST = float(np.float32(0.54)), float(np.float32(0.46))
-_PI = float(np.float32(math.pi))
-_PI_REST = float(np.float32(math.pi - _PI))
-
-
-def _hamming(o: PictureOperations, x: Any) -> Any:
-    return o.where(abs(x) < 1, _sinc(o, x) * (_HALF + _REST * o.sin(_angle(abs(x) + 0.5))), 0.0)
-
-
-def _bicubic(o: PictureOperations, x: Any) -> Any:
-    x = abs(x)
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    return o.where(x < 1, near, o.where(x < 2, far, 0.0))
-
-
-def _lanczos(o: PictureOperations, x: Any) -> Any:
-    return o.where(abs(x) < 3, _sinc(o, x) * _sinc(o, x / 3), 0.0)
-
-
-def _sinc(o: PictureOperations, x: Any) -> Any:
-    angle = o.where(x == 0, 1.0, _angle(x))
-    return o.where(x == 0, 1.0, o.sin(angle) / angle)
-
-
-def _angle(x: Any) -> Any:
-    return x * _PI + x * _PI_REST
-
-
-# Twice the support, in rows, and the weight; nearest has none.
-FILTERS: dict[Resampling, tuple[int, Callable[[PictureOperations, Any], Any] | None]] = {
-    Resampling.NEAREST: (1, None),
-    Resampling.BOX: (1, _box),
-    Resampling.BILINEAR: (2, _bilinear),
-    Resampling.HAMMING: (2, _hamming),
-    Resampling.BICUBIC: (4, _bicubic),
-    Resampling.LANCZOS: (6, _lanczos),
-}

@@ -1,8 +1,8 @@
 """Image processors: pictures in, `pixel_values` out, with NumPy and Pillow only.
 
-Agree bit for bit with the slow `ViTImageProcessor`, `DeiTImageProcessor`, `BeitImageProcessor` and `BitImageProcessor`
-of transformers 4.57.6. `vit_core.pictures.images` reads the pictures, `vit_core.pictures.steps` does the arithmetic.
-The file format is that of `preprocessor_config.json` in Hugging Face repositories.
+Agree bit for bit with the `ViTImageProcessor`, `DeiTImageProcessor`, `BeitImageProcessor` and `BitImageProcessor` of
+transformers 4.57.6, the slow ones and the fast. `vit_core.pictures.images` reads the pictures, `steps` beside it does
+the arithmetic. The file format is that of `preprocessor_config.json` in Hugging Face repositories.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vit_core.files.documents import blaming, json_text, read_json_object, refus
 from vit_core.files.names import PREPROCESSOR_NAME
 from vit_core.files.saving import save_document, settled
 from vit_core.keywords import understood
-from vit_core.pictures.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image
+from vit_core.pictures.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image, load_rgb
 from vit_core.pictures.steps import Steps, size_dict
 
 __all__ = [
@@ -84,11 +84,13 @@ class ViTImageProcessor:
     size: an int (square), (height, width), or a dict with height and width, or with shortest_edge (keeps the ratio).
     resample: a `PIL.Image.Resampling` or its number.
     image_mean, image_std: one number, or one a channel; 0.5 if None.
-    do_convert_rgb: convert PIL images and files that are not RGB, else they are refused; arrays stay as they are.
+    do_convert_rgb: convert pictures that are not RGB, or, if False, refuse them; if None, what a path, bytes or a file
+    object hold is converted, and PIL images are refused. Arrays stay as they are.
+    backend: whose numbers are made, without it: "pil", those of the slow processors of transformers 4, or
+    "torchvision", those of its fast ones and of version 5 on a CPU, which know no box and no hamming.
     Every other keyword is kept as an attribute and saved. Raises ValueError for a value that can't be.
     """
 
-    is_fast = False  # what transformers calls those that run in torchvision
     _square = True  # whether an int is both edges of a size, or else the shortest one
     model_input_names = ("pixel_values",)
 
@@ -106,6 +108,7 @@ class ViTImageProcessor:
         do_convert_rgb: bool | None = None,
         do_center_crop: bool | None = None,
         crop_size: Any = None,
+        backend: str = "pil",
         **kwargs: Any,
     ) -> None:
         self.do_resize = do_resize
@@ -119,11 +122,17 @@ class ViTImageProcessor:
         self.do_convert_rgb = do_convert_rgb
         self.do_center_crop = do_center_crop
         self.crop_size = None if crop_size is None else size_dict("crop_size", crop_size)
+        self.backend = backend
         Steps.checked(vars(self))
         refuse_attributes(type(self), kwargs)
         for name, value in kwargs.items():
             if name not in _TYPE_KEYS:
                 setattr(self, name, value)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether transformers 4 calls it a fast one: those that prepare with torchvision."""
+        return self.backend == "torchvision"
 
     def as_keras_layer(self, **options: Any) -> Any:
         """A Keras layer that prepares pictures (B, H, W, C), 0 to 255, as this processor does.
@@ -178,14 +187,14 @@ class ViTImageProcessor:
             "do_center_crop": do_center_crop, "crop_size": crop_size,
             "do_rescale": do_rescale, "rescale_factor": rescale_factor,
             "do_normalize": do_normalize, "image_mean": image_mean, "image_std": image_std,
-            "do_convert_rgb": do_convert_rgb,
+            "do_convert_rgb": do_convert_rgb, "backend": None,
         }  # fmt: skip
         steps = Steps.checked({name: getattr(self, name) if it is None else it for name, it in given.items()})
         data_format = _choice("data_format", data_format, (FIRST, LAST, None))
         layout = _choice("input_data_format", input_data_format, (FIRST, LAST, NONE, None))
         convert = _converter(return_tensors)
 
-        flat = flatten(images, ndim=2 if layout == NONE else 3)
+        flat = flatten(images, 2 if layout == NONE else 3, steps.convert_rgb)
         if not flat:
             raise ValueError("There are no images: pass at least one.")
         first = flat[0]
@@ -222,9 +231,12 @@ class ViTImageProcessor:
     ) -> Self:
         """The processor of a folder, a JSON file or a hub repository, with arguments of `__init__` set anew.
 
-        use_fast is accepted from callers of transformers; there is but one processor. Raises FileNotFoundError,
-        ValueError for a file that is no processor's, TypeError for an override that is no argument.
+        The backend is torchvision where the file names a fast processor, as transformers 4 writes them; use_fast, as
+        there, says which. Raises FileNotFoundError, ValueError for a file that is no processor's, TypeError for an
+        override that is no argument.
         """
+        if use_fast is not None:
+            overrides = {"backend": "torchvision" if use_fast else "pil", **overrides}
         overrides = understood({**overrides, "token": token}, "from_pretrained")
         token = overrides.pop("token")
 
@@ -269,7 +281,8 @@ class ViTImageProcessor:
                 UserWarning,
                 stacklevel=2,
             )
-        return made(**{**copy.deepcopy(dict(values)), **overrides})
+        backend = "torchvision" if str(kind).endswith("Fast") else "pil"
+        return made(**{"backend": backend, **copy.deepcopy(dict(values)), **overrides})
 
     @classmethod
     def _class_for(cls, kind: str) -> type[Self]:
@@ -285,8 +298,9 @@ class ViTImageProcessor:
         crops = self.do_center_crop or isinstance(self, DeiTImageProcessor)
         kind = "DeiTImageProcessor" if crops else "ViTImageProcessor"
         kind = "BeitImageProcessor" if isinstance(self, BeitImageProcessor) else kind
-        kind = "BitImageProcessor" if keeps else kind
-        return {**copy.deepcopy(vars(self)), "image_processor_type": kind}
+        kind = ("BitImageProcessor" if keeps else kind) + "Fast" * self.is_fast
+        values = {name: value for name, value in vars(self).items() if name != "backend"}
+        return {**copy.deepcopy(values), "image_processor_type": kind}
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON, keys sorted, with a newline at the end."""
@@ -457,7 +471,7 @@ def _run(
     def one(index: int) -> Array:
         image = images[index]
         try:
-            image = image if isinstance(image, np.ndarray | Image.Image) else load_image(image)
+            image = image if isinstance(image, np.ndarray | Image.Image) else load_rgb(image, steps.convert_rgb)
             return steps.apply(image, layout, data_format, None if room is None else room[index])
         except ValueError as error:
             if len(images) == 1:

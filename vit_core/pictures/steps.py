@@ -1,7 +1,8 @@
 """What is done to one image: RGB, resize, centre crop, rescale, normalise, layout.
 
-Agrees bit for bit with the slow image processors of transformers 4.57.6: the resize is Pillow's on 8 bits
-(antialiased), the product of rescaling is taken in float64 and rounded to float32, normalising is float32.
+Agrees bit for bit with the image processors of transformers 4.57.6. With the slow ones: the resize is Pillow's on 8
+bits (antialiased), the product of rescaling is taken in float64 and rounded to float32, normalising is float32. With
+the fast ones, and those of version 5: the resize is torchvision's, rescaling and normalising are one step in float32.
 An 8-bit value has but 256 results a channel, so rescaling and normalising a picture is one look-up.
 """
 
@@ -17,9 +18,12 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from vit_core.pictures.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, to_picture
+from vit_core.pictures import torchvision
+from vit_core.pictures.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, planes, to_picture
 
 FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+
+BACKENDS = ("pil", "torchvision")  # whose numbers are made
 
 _MOST_PIXELS = 1 << 24  # of what an image becomes: 200 MB of float32
 
@@ -37,6 +41,7 @@ class Steps:
     mean: PerChannel
     std: PerChannel
     convert_rgb: bool | None
+    backend: str
 
     @classmethod
     def checked(cls, options: Mapping[str, Any]) -> Steps:
@@ -53,35 +58,46 @@ class Steps:
         crop = size_dict("crop_size", value("do_center_crop", "crop_size"))
         if crop and "height" not in crop:
             raise ValueError(f"crop_size must be an int, (height, width) or a dict of these, got {crop}.")
+        backend, resample = options["backend"], _resample(value("do_resize", "resample"))
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}.")
+        if backend == "torchvision" and resample not in (None, *torchvision.RESAMPLING):
+            known = ", ".join(f"{filter.value} {filter.name.lower()}" for filter in torchvision.RESAMPLING)
+            raise ValueError(f"resample must be one of {known} with backend='torchvision', got {resample}.")
         scale = value("do_rescale", "rescale_factor")
         std = _per_channel("image_std", value("do_normalize", "image_std"))
         if std is not None and not np.all(np.array(std, np.float32)):
             raise ValueError(f"image_std must not be zero in float32, got {options['image_std']}.")
         return cls(
             size=size_dict("size", value("do_resize", "size")),
-            resample=_resample(value("do_resize", "resample")),
+            resample=resample,
             crop=(crop["height"], crop["width"]) if crop else None,
             scale=None if scale is None else _number("rescale_factor", scale),
             mean=_per_channel("image_mean", value("do_normalize", "image_mean")),
             std=std,
             convert_rgb=options["do_convert_rgb"],
+            backend=backend,
         )
+
+    @property
+    def fused(self) -> bool:
+        """Whether rescaling and normalising are one step."""
+        return self.backend == "torchvision"
 
     def apply(self, image: Image.Image | Array, layout: str, data_format: str | None, out: Array | None) -> Array:
         """One image preprocessed, in `out` if that has its shape and dtype, else in a new array."""
         pixels, was_unit = self._resized(image, layout)  # (H, W, C), 8 bits if from Pillow
         if self.crop:
-            pixels = _center_crop(pixels, *self.crop)
+            pixels = _center_crop(pixels, *self.crop, outwards=not self.fused)
         height, width, channels = pixels.shape
         layout = data_format or (LAST if isinstance(image, Image.Image) else layout)
         shape = pixels.shape if layout == LAST else (channels, height, width)
         if pixels.dtype == np.uint8:
-            values = table(self.scale, self.mean, self.std, channels, was_unit)
+            values = table(self.scale, self.mean, self.std, channels, was_unit, self.fused)
             out = out if _fits(out, shape, values.dtype) else np.empty(shape, values.dtype)
-            planes = out.transpose(2, 0, 1) if layout == LAST else out
-            _look_up(values, pixels, planes)
+            _look_up(values, pixels, out.transpose(2, 0, 1) if layout == LAST else out)
         else:
-            pixels = _arithmetic(pixels, self.scale, self.mean, self.std)
+            pixels = (_fused if self.fused else _arithmetic)(pixels, self.scale, self.mean, self.std)
             out = out if _fits(out, shape, pixels.dtype) else np.empty(shape, pixels.dtype)
             out[...] = pixels if layout == LAST else pixels.transpose(2, 0, 1)
         return out[0] if layout == NONE else out
@@ -96,12 +112,20 @@ class Steps:
             picture = as_rgb(image, self.convert_rgb)
         elif self.size is None:
             return channels_last(image, layout), False
+        elif self.backend == "torchvision":
+            return self._resized_by_torchvision(channels_last(image, layout).transpose(2, 0, 1)), False
         else:
             picture, was_unit = to_picture(channels_last(image, layout))
+        if self.size is not None and self.backend == "torchvision":
+            return self._resized_by_torchvision(planes(picture)), False
         if self.size is not None:
             picture = picture.resize(_target(self.size, *picture.size), self.resample)
-        pixels = np.asarray(picture)
-        return (pixels if pixels.ndim == 3 else pixels[..., None]), was_unit
+        return planes(picture).transpose(1, 2, 0), was_unit
+
+    def _resized_by_torchvision(self, channels: Array) -> Array:
+        assert self.size is not None and self.resample is not None
+        width, height = _target(self.size, channels.shape[2], channels.shape[1])
+        return torchvision.resized(channels, height, width, self.resample).transpose(1, 2, 0)
 
     def room(self, images: int, data_format: str | None) -> Array | None:
         """A buffer for so many RGB images, if their size is known beforehand."""
@@ -129,22 +153,41 @@ def _arithmetic(pixels: Array, scale: float | None, mean: PerChannel, std: PerCh
     return pixels
 
 
+def _fused(pixels: Array, scale: float | None, mean: PerChannel, std: PerChannel) -> Array:
+    """The same in one step, in float32: (pixels - mean / scale) / (std / scale)."""
+    if mean is not None and std is not None:
+        channels, factor = pixels.shape[-1], np.float32(1 if scale is None else 1 / scale)
+        means, stds = (_spread(*each, channels, np.dtype(np.float32)) for each in (("mean", mean), ("std", std)))
+        return (pixels.astype(np.float32) - means * factor) / (stds * factor)
+    if scale is not None:
+        dtype = pixels.dtype if pixels.dtype.kind == "f" else np.dtype(np.float32)
+        pixels = pixels.astype(dtype) * dtype.type(scale)
+    return pixels
+
+
 @lru_cache(maxsize=64)
-def table(scale: float | None, mean: PerChannel, std: PerChannel, channels: int, was_unit: bool = False) -> Array:
+def table(
+    scale: float | None,
+    mean: PerChannel,
+    std: PerChannel,
+    channels: int,
+    was_unit: bool = False,
+    fused: bool = False,
+) -> Array:
     """The result of every 8-bit value, (C, 256)."""
     values: Array = np.repeat(np.arange(256, dtype=np.uint8)[:, None], channels, axis=1)
     if was_unit:
         values = _arithmetic(values, 1 / 255, None, None)
-    return np.ascontiguousarray(_arithmetic(values, scale, mean, std).T)
+    return np.ascontiguousarray((_fused if fused else _arithmetic)(values, scale, mean, std).T)
 
 
-def _look_up(table: Array, pixels: Array, planes: Array) -> None:
-    """planes[c, y, x] = table[c, pixels[y, x, c]], some rows at a time: `take` makes 8-byte indices, and a block of
+def _look_up(table: Array, pixels: Array, out: Array) -> None:
+    """out[c, y, x] = table[c, pixels[y, x, c]], some rows at a time: `take` makes 8-byte indices, and a block of
     128 KiB or more would be fresh memory, page by page, at every call."""
     rows = max(1, 16_000 // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):
         block = slice(top, top + rows)
-        for channel, plane in enumerate(planes):  # "wrap" skips the check of the indices, which fit
+        for channel, plane in enumerate(out):  # "wrap" skips the check of the indices, which fit
             np.take(table[channel], pixels[block, :, channel], out=plane[block], mode="wrap")
 
 
@@ -171,9 +214,11 @@ def _target(size: Mapping[str, int], width: int, height: int) -> tuple[int, int]
     return (short, long) if width <= height else (long, short)
 
 
-def _center_crop(pixels: Array, height: int, width: int) -> Array:
-    """The middle of an image (H, W, C), with a border of zeros where it is too small."""
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+def _center_crop(pixels: Array, height: int, width: int, outwards: bool) -> Array:
+    """The middle of an image (H, W, C), with a border of zeros where it is too small: of an odd one, more before it
+    if `outwards`, else less."""
+    round_ = math.floor if outwards else int
+    top, left = round_((pixels.shape[0] - height) / 2), round_((pixels.shape[1] - width) / 2)
     inside = pixels[max(top, 0) : top + height, max(left, 0) : left + width]
     if inside.shape[:2] == (height, width):
         return inside
