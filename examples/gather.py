@@ -8,16 +8,18 @@ code: gather what your own runs wrote.
 
 from __future__ import annotations
 
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from vit_core.app.backends import import_backend, import_engine
+from vit_core.app.cli.common import script
+from vit_core.config import AutoConfig
 from vit_core.pictures.processing import AutoImageProcessor
 
-# The engines, by a file that is in every whole checkpoint of theirs.
-ENGINES = {".metadata": "torch_engine", "_CHECKPOINT_METADATA": "jax_engine"}
+# The backends, by a file that is in every whole checkpoint of theirs.
+BACKENDS = {".metadata": "torch", "_CHECKPOINT_METADATA": "flax"}
 
 
 def main(
@@ -27,22 +29,24 @@ def main(
 ) -> None:
     """Write the weights of a checkpoint, averaged where the run averages them, with configuration and processor."""
     found = {
-        int(path.parent.name): engine
-        for name, engine in ENGINES.items()
+        int(path.parent.name): backend
+        for name, backend in BACKENDS.items()
         for path in folder.glob(f"*/{name}")
         if path.parent.name.isdigit()
     }
     chosen = max(found, default=None) if epoch is None else epoch
     if chosen not in found:
         numbers = ", ".join(map(str, sorted(found))) or "none"
-        raise typer.BadParameter(
+        raise ValueError(
             f"{folder} has no whole checkpoint{'' if epoch is None else f' {epoch}'}: expected numbered folders of "
             f"torch.distributed.checkpoint or Orbax, found {numbers}."
         )
-    import_module(found[chosen]).gather(folder.absolute(), chosen, out)
+    config = AutoConfig.from_pretrained(folder)
+    model_class = getattr(import_backend(found[chosen]), config.architectures[0])
+    import_engine(found[chosen]).gather(model_class, config, folder.absolute(), chosen, out)
     AutoImageProcessor.from_pretrained(folder).save_pretrained(out)
     print(f"Epoch {chosen} is in {out}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    script(main)

@@ -16,7 +16,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 from digits import load_split
-from pictures import read_split, reading
 from rich.console import Console
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
@@ -25,8 +24,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from vit_core.app.base import ImagePipeline
-from vit_core.app.cli.common import print_json
+from vit_core.app.cli.common import print_json, script
 from vit_core.app.cli.embed import extractor_of, joined, layer_numbers
+from vit_core.app.training.dataset import read_split
+from vit_core.app.training.opening import reading
 from vit_core.assets import DIGITS
 
 Labelled = tuple[list[Any], np.ndarray]  # pictures, as a pipeline takes them, and their classes (n,)
@@ -52,7 +53,7 @@ def main(
     """Embed pictures with a model that stays as it is, and say how well their classes can be told from that."""
     training, held_out = _digits() if pictures is None else _folder(pictures, validation, seed)
     if k > len(training[1]):
-        raise typer.BadParameter(f"-k {k} is more than the {len(training[1])} pictures to look among: take fewer.")
+        raise ValueError(f"-k {k} is more than the {len(training[1])} pictures to look among: take fewer.")
     with reading("--layers", layers):
         numbers = layer_numbers(layers)
     with reading("--model", model):
@@ -102,4 +103,4 @@ def _folder(source: Path, validation: float, seed: int) -> tuple[Labelled, Label
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    script(main)

@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
-from pictures import reading
 from PIL import Image
 
 from vit_core import calls
 from vit_core.app.backends import array, call
-from vit_core.app.cli.common import pictures, print_json
+from vit_core.app.cli.common import pictures, print_json, script
 from vit_core.app.opening import find_processor, load
 from vit_core.app.sources import read_image
+from vit_core.app.training.opening import reading
 from vit_core.assets import DIGITS
 from vit_core.config import pair
 
@@ -49,7 +49,7 @@ def main(
     with reading("FOLDER", frames):
         found = [each.source for each in pictures([str(frames)])]
     if out.resolve() in (frames.resolve(), mask.parent.resolve()):
-        raise typer.BadParameter(f"--out {out} holds the frames or the mask, which would be lost: write elsewhere.")
+        raise ValueError(f"--out {out} holds the frames or the mask, which would be lost: write elsewhere.")
     with reading("--mask", mask):
         labels, first, palette = read_mask(mask)
     with reading("--model", model):
@@ -184,4 +184,4 @@ def region_similarity(labels: np.ndarray, frames: Sequence[Any], masks: Sequence
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    script(main)

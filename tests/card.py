@@ -17,7 +17,7 @@ import pytest
 FILES = "reads, writes or serves files, and no model runs"
 REPOSITORY = "is about the repository and its documents"
 CORE = "is the core's arithmetic, in NumPy"
-SCRIPTS = "trains with the scripts of examples/, which choose their devices"
+SCRIPTS = "trains by `vit` or the scripts of examples/, which choose their devices"
 SEVERAL = "starts several processes, each of which would need a card"
 PROCESSOR = "measures the processor, or runs there by itself"
 TENSORFLOW = "is TensorFlow's, which this suite runs on the processor"
@@ -28,7 +28,7 @@ REASONS = {
     ),
     REPOSITORY: "guides mirror package readme reference_examples types",
     CORE: "config image_processing outputs params position",
-    SCRIPTS: "equal_training finetune jax_examples",
+    SCRIPTS: "equal_training finetune jax_examples train_cli",
     SEVERAL: "ray_example scale_jax scale_torch",
     PROCESSOR: "gpu_benchmark memory",
     TENSORFLOW: "keras_examples scale_keras tf",

@@ -223,7 +223,7 @@ def test_fsdp_on_one_device() -> None:
     from trainings import need
 
     need("torch")
-    engine = import_module("torch_engine")
+    engine = import_module("vit_torch.engine")
     device = OTHER if CARD else torch.device("cpu")
     init_process_group("cpu:gloo,cuda:nccl" if CARD else "gloo", store=HashStore(), rank=0, world_size=1)
     mesh = init_device_mesh(device.type, (1,))

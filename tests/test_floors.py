@@ -22,7 +22,7 @@ FLOORS = (
     "vit_core.config vit_core.validation vit_core.keywords vit_core.position vit_core.assets",
     "vit_core.pictures",
     "vit_core.family vit_core.params vit_core.initialization vit_core.parameter_groups "
-    "vit_core.channels vit_core.calls vit_core.outputs vit_core.exports vit_core.backbone",
+    "vit_core.channels vit_core.calls vit_core.outputs vit_core.exports vit_core.backbone vit_core.training",
     "vit_core.formats",
     "vit_core.loading vit_core.pretrained",
     "vit_torch vit_tf vit_flax",
@@ -34,7 +34,8 @@ FLOORS = (
 BY_NAME = {
     "conversion": {"_ROOMS[name]"},
     "vit_core": {"_ROOMS[name]"},
-    "vit_core.app.backends": {"BACKENDS[name][0]", "f'{BACKENDS[name][0]}.exporting'"},
+    "vit_core.app.backends": {"f'{BACKENDS[name][0]}{room}'"},
+    "vit_core.app.training.libraries": {"name"},
     "vit_core.files.elsewhere": {"module"},
     "vit_core.pictures.processing": {"module"},
 }

@@ -37,6 +37,7 @@ OWN_FILES = {
     },
 }  # fmt: skip
 TORCH_FILES = {
+    "dalle.py": "DALL-E's encoder, computed in PyTorch whatever the framework",
     "devices.py": "PyTorch alone places models where it is told",
     "onnx_int8.py": "ONNX Runtime's quantiser of the files that PyTorch writes",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import process
+from trainings import need, write_digits
 
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
@@ -83,6 +86,23 @@ def test_the_wheel_has_the_packages_and_the_assets_and_no_tests(wheel: Path) -> 
     assert {f"{package}/py.typed" for package in packages} <= {*names}
 
 
+def test_the_wheel_trains(wheel: Path, tmp_path: Path) -> None:
+    """In a process that sees neither the clone nor its examples."""
+    need("torch")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    write_digits(tmp_path / "digits", per_class=2)
+    flags = ("--backend", "torch", "--epochs", "1", "--batch-size", "10", "--validation", "0.5", "--json")
+    command = [sys.executable, "-P", "-m", "vit_core.cli", "finetune", "digits", "--out", "out", *flags]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = process(*command, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["model"] == str(tmp_path / "site" / "vit_core" / "assets" / "digits")
+    assert [row["epoch"] for row in document["epochs"]] == [1]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 @pytest.mark.slow
 def test_the_wheel_works_without_any_framework(wheel: Path, tmp_path: Path) -> None:
     """In an empty environment, with only what the wheel itself asks for."""
@@ -118,7 +138,7 @@ def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
         *project["dependencies"],
         *extras["torch"],
         *extras["flax"],
-        *extras["examples"],
+        *extras["train"],
         *extras["dev"],
     ):
         match = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)(,<\d+)?", requirement)

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from closeness import assert_close
 from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import EXAMPLES, dying, finish, losses, need, start, table, write_deit, write_digits
+from trainings import dying, finish, losses, need, start, table, write_deit, write_digits
 
 from vit_core.assets import DIGITS
 
@@ -43,11 +42,11 @@ def finetune(pictures: Path, out: Path, **flags: Any) -> None:
 
 
 def torchrun(*arguments: Any, second_dies: bool = False, kind: str = "finetune") -> tuple[int, str]:
-    """The exit code and output of a training by two processes."""
+    """The exit code and output of a training by two processes, of `vit`, or of the script where one is to die."""
     launcher = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    name = f"{kind}_torch.py"
-    script = dying(name, rank=1) if second_dies else [str(EXAMPLES / name)]
-    process = start([*launcher, *script, *map(str, arguments)], PYTHONWARNINGS="error")
+    alive = ["-m", "vit_core.cli", kind, "--backend", "torch"]
+    program = dying(f"{kind}_torch.py", rank=1) if second_dies else alive
+    process = start([*launcher, *program, *map(str, arguments)], PYTHONWARNINGS="error")
     (output,) = finish(process)
     return process.returncode, output
 
@@ -69,7 +68,7 @@ def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, 
     for name, array in expected.items():
         np.testing.assert_array_equal(gathered[name], array, err_msg=name)
     assert (tmp_path / "gathered" / "preprocessor_config.json").exists()
-    with pytest.raises(typer.BadParameter, match=r"no whole checkpoint 7: .* found 1, 2\."):
+    with pytest.raises(ValueError, match=r"no whole checkpoint 7: .* found 1, 2\."):
         import_module("gather").main(checkpoints, tmp_path / "none", 7)
 
 
@@ -111,7 +110,7 @@ def test_a_lost_process_ends_the_run_which_resumes_on_one(pictures: Path, tmp_pa
     assert done == 1
     seen = table(tmp_path / "lost" / "steps.csv")[: done * 5]
     script = import_module("finetune_torch")
-    engine = import_module("torch_engine")
+    engine = import_module("vit_torch.engine")
     settings = script.FineTuning(
         pictures=pictures, out=tmp_path / "lost", epochs=4, batch_size=8, accumulate=2, ema=0.9, mixup=0.2
     )
@@ -148,20 +147,21 @@ def test_threads_of_the_process_group_end_with_the_run(
     name: str, settings: str, parallel: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is left may be about to free a tensor when Python ends, which then aborts: the run exits with 134."""
-    script, engine = import_module(name), import_module("torch_engine")
+    script, engine = import_module(name), import_module("vit_torch.engine")
     flags = {"epochs": 1, "batch_size": 20, "ema": 0.9, "parallel": parallel}
+    given = getattr(script, settings)(pictures=pictures, out=tmp_path, **flags)
     with monkeypatch.context() as launched:
         for variable, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
             launched.setenv(variable, str(value))
-        with engine.processes(parallel):
+        with engine.processes(given):
             assert gloo_threads()
-        script.main(getattr(script, settings)(pictures=pictures, out=tmp_path, **flags))
+        script.main(given)
     assert gloo_threads_left() == []
-    engine.gather(tmp_path / "checkpoints", 1, tmp_path / "gathered")
+    import_module("gather").main(tmp_path / "checkpoints", tmp_path / "gathered", 1)
     assert gloo_threads_left() == []
 
 
 def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path) -> None:
     for parallel, expected in (("ddp", "--parallel ddp without torchrun"), ("tpu", "must be one of none, ddp, fsdp")):
-        with pytest.raises(typer.BadParameter, match=expected):
+        with pytest.raises(ValueError, match=expected):
             finetune(pictures, tmp_path, parallel=parallel)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from conftest import GOLDEN
 from trainings import need, write_digits
 
@@ -53,7 +52,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepared(pictures: Path, out: Path, **flags: Any) -> Any:
     """What stands before the first step of a run: (model, loader, method, pictures to train on, held-out ones)."""
-    pretraining = import_module("pretraining")
+    pretraining = import_module("vit_core.app.training.pretraining")
     settings = pretraining.PreTraining(pictures=pictures, out=out, method="beit", batch_size=8, **flags)
     return pretraining.prepare(settings, partial(getattr, import_module("vit_torch")), Place())
 
@@ -67,7 +66,7 @@ def prepared(pictures: Path, out: Path, **flags: Any) -> Any:
 def test_blocks_are_hidden(image_size: Any, ratio: float, count: int) -> None:
     need("torch")
     config = BeitConfig(image_size=image_size, patch_size=16)
-    method = import_module("masking").BEiT(config, 0, ratio, Numbered(5))
+    method = import_module("vit_core.app.training.masking").BEiT(config, 0, ratio, Numbered(5))
     drawn = [method._mask(np.random.default_rng(i)) for i in range(30)]
     masks = np.reshape(drawn, (30, *config.grid))
     assert method.count == count and (masks.sum((1, 2)) == count).all()
@@ -82,7 +81,7 @@ def test_what_a_beit_hides_and_predicts() -> None:
     need("torch")
     import torch
 
-    masking, vit_torch = import_module("masking"), import_module("vit_torch")
+    masking, vit_torch = import_module("vit_core.app.training.masking"), import_module("vit_torch")
     config = BeitConfig(**SMALL)
     method = masking.BEiT(config, 0, 0.4, Numbered(9))
     model = vit_torch.BeitForMaskedImageModeling(config, seed=0).eval()
@@ -122,7 +121,7 @@ def test_tokens_of_a_file(pictures: Path, tmp_path: Path) -> None:
     config = model.config
     assert (config.vocab_size, config.hidden_size, config.use_shared_relative_position_bias) == (50, 64, True)
     assert (config.use_mask_token, config.layer_scale_init_value) == (True, 0.1)
-    pixels, masks, labels = next(import_module("pretraining").drawn(loader, method, training, 0))
+    pixels, masks, labels = next(import_module("vit_core.app.training.pretraining").drawn(loader, method, training, 0))
     (plain, numbers) = next(loader.pixels(training, 0))
     np.testing.assert_array_equal(pixels, [loader.read(training.paths[i], i) for i in numbers])  # not augmented
     np.testing.assert_array_equal(plain, pixels)
@@ -148,14 +147,14 @@ def test_tokens_of_a_file(pictures: Path, tmp_path: Path) -> None:
 )
 def test_tokens_that_do_not_fit(changes: dict[str, Any], words: str, pictures: Path, tmp_path: Path) -> None:
     source = write_tokens(tmp_path / "tokens.npz", pictures, **changes)
-    with pytest.raises(typer.BadParameter, match=words):
+    with pytest.raises(ValueError, match=words):
         prepared(pictures, tmp_path, tokens=source, scratch=True)
 
 
 def test_a_file_that_is_no_archive(pictures: Path, tmp_path: Path) -> None:
     for content in (b"", b"PK\x03\x04torn", b"\x80\x04."):
         (tmp_path / "tokens.npz").write_bytes(content)
-        with pytest.raises(typer.BadParameter, match=r"is no .npz of plain arrays"):
+        with pytest.raises(ValueError, match=r"is no .npz of plain arrays"):
             prepared(pictures, tmp_path, tokens=tmp_path / "tokens.npz", scratch=True)
 
 
@@ -166,8 +165,8 @@ def test_tokens_of_a_kmeans(pictures: Path, tmp_path: Path) -> None:
     _, loader, method, training, _ = prepared(pictures, tmp_path, tokenizer="kmeans", vocabulary=20, scratch=True)
     kmeans = method.tokenizer
     np.testing.assert_array_equal(np.load(tmp_path / "codebook.npz")["centres"], kmeans.centres)
-    pixels, masks, labels = next(import_module("pretraining").drawn(loader, method, training, 0))
-    patches = import_module("masking").patches_of(pixels, loader.config)
+    pixels, masks, labels = next(import_module("vit_core.app.training.pretraining").drawn(loader, method, training, 0))
+    patches = import_module("vit_core.app.training.masking").patches_of(pixels, loader.config)
     nearest = np.square(patches[:, :, None] - kmeans.centres).sum(3).argmin(2)
     np.testing.assert_array_equal(labels, nearest[masks])
     np.testing.assert_array_equal(kmeans.patches(nearest), kmeans.centres[nearest])
@@ -177,19 +176,19 @@ def test_tokens_of_a_kmeans(pictures: Path, tmp_path: Path) -> None:
 
 def test_how_many_tokens(pictures: Path, tmp_path: Path) -> None:
     assert prepared(pictures, tmp_path, tokenizer="kmeans", scratch=True)[0].config.vocab_size == 36 * 36 // 16
-    with pytest.raises(typer.BadParameter, match="--vocabulary 1297 is more than the 1296 patches of 36 pictures"):
+    with pytest.raises(ValueError, match="--vocabulary 1297 is more than the 1296 patches of 36 pictures"):
         prepared(pictures, tmp_path, tokenizer="kmeans", vocabulary=1297, scratch=True)
 
 
 def test_a_checkpoint_has_a_vocabulary(pictures: Path, tmp_path: Path) -> None:
     need("torch")
-    with pytest.raises(typer.BadParameter, match="is no BEiT's, which --method beit trains: pass --scratch"):
+    with pytest.raises(ValueError, match="is no BEiT's, which --method beit trains: pass --scratch"):
         prepared(pictures, tmp_path, tokenizer="kmeans")
     config = BeitConfig(**{**SMALL, "image_size": 24})
     import_module("vit_torch").BeitForMaskedImageModeling(config, seed=0).save_pretrained(tmp_path / "beit")
     ViTImageProcessor.from_pretrained(DIGITS).save_pretrained(tmp_path / "beit")
     flags = {"tokenizer": "kmeans", "model": str(tmp_path / "beit")}
-    with pytest.raises(typer.BadParameter, match=r"--tokenizer kmeans has 81 visual tokens, and --model .* tells 9:"):
+    with pytest.raises(ValueError, match=r"--tokenizer kmeans has 81 visual tokens, and --model .* tells 9:"):
         prepared(pictures, tmp_path, **flags)
     assert prepared(pictures, tmp_path, **flags, scratch=True)[0].config.vocab_size == 81
     assert prepared(pictures, tmp_path, **flags, vocabulary=9, image_size=32)[0].config.grid == (8, 8)
@@ -201,7 +200,7 @@ def test_a_checkpoint_has_a_vocabulary(pictures: Path, tmp_path: Path) -> None:
 def test_golden_tokens_of_dalle() -> None:
     need("torch")
     golden = np.load(GOLDEN / "dalle" / "tokens.npz")
-    encoder = import_module("dalle_encoder").Encoder(GOLDEN / "dalle")
+    encoder = import_module("vit_torch.dalle").Encoder(GOLDEN / "dalle")
     colours = (golden["pictures"] / 255).astype(np.float32)
     np.testing.assert_array_equal(encoder(colours, (3, 4)), golden["tokens"])
     assert len(np.unique(golden["tokens"])) > 5
@@ -210,7 +209,7 @@ def test_golden_tokens_of_dalle() -> None:
 def test_a_beit_of_dalles_tokens(pictures: Path, tmp_path: Path) -> None:
     model, loader, method, training, _ = prepared(pictures, tmp_path, tokenizer=str(GOLDEN / "dalle"), scratch=True)
     assert model.config.vocab_size == 24
-    pixels, masks, labels = next(import_module("pretraining").drawn(loader, method, training, 0))
+    pixels, masks, labels = next(import_module("vit_core.app.training.pretraining").drawn(loader, method, training, 0))
     assert labels.shape == (8 * 14,) and len(np.unique(labels)) > 1
     wider = np.clip(pixels * 0.5 + 0.5, 0, 1).repeat(2, 2).repeat(2, 3)  # 8 pixels for each patch of 4
     tokens = method.tokenizer.encoder(wider, (6, 6))
@@ -238,11 +237,11 @@ def test_encoders_that_are_none(pictures: Path, tmp_path: Path, monkeypatch: pyt
                 (folder / file).write_text(text)
         if folder.name == "other":
             (folder / "model.safetensors").symlink_to(GOLDEN / "dalle" / "model.safetensors")
-        with pytest.raises(typer.BadParameter, match=words):
+        with pytest.raises(ValueError, match=words):
             prepared(pictures, tokenizer=str(folder), **flags)
-    monkeypatch.delitem(sys.modules, "dalle_encoder", raising=False)
+    monkeypatch.delitem(sys.modules, "vit_torch.dalle", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(
-        typer.BadParameter, match="is computed with PyTorch, and torch is not installed: install it, or"
+        ValueError, match=r'computed with PyTorch: .* pip install "vit-trio\[torch\]", or pass --tokens'
     ):
         prepared(pictures, tokenizer=str(GOLDEN / "dalle"), **flags)

@@ -1,4 +1,4 @@
-"""Running the training scripts of examples/ in tests: in this process, or in processes of their own."""
+"""Running trainings in tests, by `vit` and the scripts of examples/: in this process, or in processes of their own."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from vit_core.pictures.processing import ViTImageProcessor
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 FRAMEWORKS = {"torch": "torch", "keras": "tensorflow", "jax": "jax"}  # by the name in the scripts: what they need
+BACKENDS = {"torch": "torch", "keras": "tf", "jax": "flax"}
 QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "CUDA_VISIBLE_DEVICES": "-1",
@@ -62,13 +63,16 @@ def write_deit(folder: Path, architecture: str, processor: ViTImageProcessor | N
 
 def dying(script: str, rank: int = 0) -> list[str]:
     """A training script whose process of this rank dies in its second epoch, after the checkpoint of the first."""
-    return [str(ROOT / "tests" / "dying.py"), "training:Run.end_epoch", "2", str(rank), str(EXAMPLES / script)]
+    function = "vit_core.app.training.run:Run.end_epoch"
+    return [str(ROOT / "tests" / "dying.py"), function, "2", str(rank), str(EXAMPLES / script)]
 
 
-def command(script: str, *arguments: Any, dies: bool = False) -> list[str]:
-    """A script, with warnings as errors."""
+def command(program: str, *arguments: Any, dies: bool = False) -> list[str]:
+    """A script, or `vit`, with warnings as errors."""
     strict = [sys.executable, "-W", "error", "-W", KERAS_ITSELF]
-    return [*strict, *(dying(script) if dies else [str(EXAMPLES / script)]), *map(str, arguments)]
+    if program == "vit":
+        return [*strict, "-m", "vit_core.cli", *map(str, arguments)]
+    return [*strict, *(dying(program) if dies else [str(EXAMPLES / program)]), *map(str, arguments)]
 
 
 def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
@@ -79,9 +83,9 @@ def start(arguments: list[str], **variables: str) -> subprocess.Popen[str]:
     )
 
 
-def run(script: str, *arguments: Any, code: int = 0, dies: bool = False, **variables: str) -> str:
-    """The output of a script that ends with this code."""
-    process = start(command(script, *arguments, dies=dies), **variables)
+def run(program: str, *arguments: Any, code: int = 0, dies: bool = False, **variables: str) -> str:
+    """The output of a script, or of `vit`, that ends with this code."""
+    process = start(command(program, *arguments, dies=dies), **variables)
     (output,) = finish(process)
     assert process.returncode == code, output
     return output

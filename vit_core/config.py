@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from vit_core.files.disk import write_atomically
 from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
@@ -521,9 +521,9 @@ class ViTConfig:
 
         return hub.push(self.save_pretrained, repo_id, **hub_options)
 
-    def copy(self, **changes: Any) -> ViTConfig:
+    def copy(self, **changes: Any) -> Self:
         """An independent copy with some fields changed."""
-        config: ViTConfig = self.from_dict(copy.deepcopy(vars(self)), **changes)
+        config: Self = self.from_dict(copy.deepcopy(vars(self)), **changes)
         return config
 
     def __eq__(self, other: object) -> bool:

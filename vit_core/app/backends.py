@@ -40,16 +40,29 @@ def import_backend(name: str) -> Any:
     """The package of a backend. Raises ImportError that says what to install, ValueError for another name."""
     if name not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}.")
-    try:
-        return import_module(BACKENDS[name][0])
-    except ImportError as error:
-        raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
+    return _import(name)
 
 
 def import_exporter(name: str) -> Any:
     """The module of a backend that writes files for other runtimes."""
-    import_backend(name)
-    return import_module(f"{BACKENDS[name][0]}.exporting")
+    return _import(name, ".exporting")
+
+
+def import_engine(name: str) -> Any:
+    """The module of a backend that trains. Raises ImportError that says what to install."""
+    return _import(name, ".engine")
+
+
+def import_dalle() -> Any:
+    """The module of DALL-E's encoder. Raises ImportError where PyTorch is not installed."""
+    return _import("torch", ".dalle")
+
+
+def _import(name: str, room: str = "") -> Any:
+    try:
+        return import_module(f"{BACKENDS[name][0]}{room}")
+    except ImportError as error:
+        raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
 
 
 def backend_of(model: Any) -> str:

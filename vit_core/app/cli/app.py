@@ -10,13 +10,15 @@ from vit_core.app.cli.common import CONTEXT, Version, execute
 from vit_core.app.cli.diff import diff
 from vit_core.app.cli.embed import embed
 from vit_core.app.cli.export import export
+from vit_core.app.cli.finetune import finetune
 from vit_core.app.cli.inspect import inspect
+from vit_core.app.cli.pretrain import pretrain
 from vit_core.app.cli.serve import serve
 from vit_core.app.cli.similar import similar
 from vit_core.app.cli.verify import verify
 
 app = typer.Typer(name="vit", context_settings=CONTEXT, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for _command in (classify, embed, similar, inspect, attend, verify, diff, export, serve):
+for _command in (classify, embed, similar, inspect, attend, verify, diff, finetune, pretrain, export, serve):
     app.command()(_command)
 
 
@@ -24,7 +26,7 @@ for _command in (classify, embed, similar, inspect, attend, verify, diff, export
 def vit(
     version: Version = False,
 ) -> None:
-    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, attend, compare, serve."""
+    """Vision Transformers in PyTorch, TensorFlow and JAX: classify, embed, find, inspect, compare, train, serve."""
 
 
 def run(arguments: list[str] | None = None) -> int:

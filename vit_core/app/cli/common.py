@@ -94,11 +94,6 @@ def tolerance_option(defaults: Mapping[str, float]) -> Any:
     return typer.Option("--tolerance", min=0, metavar="SIZE", help=words, show_default=shown)
 
 
-def is_digits(model: str) -> bool:
-    """Whether a name is the folder of the digits model."""
-    return os.path.exists(model) and DIGITS.samefile(model)
-
-
 def execute(command: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
     """The exit code of a command; its errors and warnings are one line each on the standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -127,6 +122,13 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
             complain(f"there is not enough memory for that ({error}): ask for less at a time.", program)
             return 2
     return code or 0
+
+
+def script(main: Callable[..., None]) -> None:
+    """Run a function as a script whose flags are its parameters, and end the process as `vit` does."""
+    command = typer.Typer(context_settings=CONTEXT, pretty_exceptions_enable=False, add_completion=False)
+    command.command()(main)
+    sys.exit(execute(command, os.path.basename(sys.argv[0])))
 
 
 def _by_flags(message: str, command: typer.Typer) -> str:

@@ -18,7 +18,6 @@ from vit_core.app.cli.common import (
     complain,
     console,
     import_for,
-    is_digits,
     one_line,
     pictures,
     print_json,
@@ -29,7 +28,7 @@ from vit_core.app.cli.common import (
 from vit_core.app.export import exporting
 from vit_core.app.export.asking import DYNAMIC, INT8_TOLERANCE, TARGETS, TOLERANCES
 from vit_core.app.export.exporting import ExportError, ExportReport
-from vit_core.assets import DIGITS
+from vit_core.assets import DIGITS, is_digits
 from vit_core.exports import INPUTS, OUTPUTS
 
 

@@ -14,7 +14,6 @@ from vit_core.app.cli.common import (
     Revision,
     console,
     import_quietly,
-    is_digits,
     pictures,
     print_json,
     telling,
@@ -31,7 +30,7 @@ from vit_core.app.cli.comparing import (
     table_of,
     without_tf32,
 )
-from vit_core.assets import DIGITS
+from vit_core.assets import DIGITS, is_digits
 from vit_core.formats.huggingface import Checkpoint
 from vit_core.formats.reading import read
 

@@ -1,4 +1,4 @@
-"""What the PyTorch training scripts share: one loop on one device, under DistributedDataParallel, or under FSDP2.
+"""How a model is trained: a loop over batches on one device, under DistributedDataParallel, or under FSDP2.
 
 torchrun starts the processes. Checkpoints are those of torch.distributed.checkpoint, each process writing its own part.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import typer
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -33,11 +33,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from training import Run, Settings
 
-import vit_torch
-from vit_core.config import AutoConfig
+from vit_core.config import ViTConfig
 from vit_core.parameter_groups import ParameterGroup
+from vit_core.training import Settings
+from vit_torch.losses import teacher_loss
 
 PARALLEL = ("none", "ddp", "fsdp")
 TIMEOUT = timedelta(minutes=10)  # without a word from the others, before a process gives up
@@ -65,27 +65,31 @@ class Place:
 
 
 @contextmanager
-def processes(parallel: str) -> Iterator[Place]:
-    """This process among those that torchrun started, or the only one. Raises typer.BadParameter for a wrong start.
+def processes(settings: Settings) -> Iterator[Place]:
+    """This process among those that torchrun started, or the only one. Raises ValueError for a wrong start.
 
     Models and optimizers belong in a function called within: what is left of them when this ends keeps threads alive.
     """
+    parallel = settings.parallel
     if parallel not in PARALLEL:
-        raise typer.BadParameter(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
+        raise ValueError(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
     started = "RANK" in os.environ
     if started != (parallel != "none"):
-        raise typer.BadParameter(
+        raise ValueError(
             f"--parallel {parallel} {'under' if started else 'without'} torchrun: ddp and fsdp need `torchrun "
-            "--nproc-per-node N SCRIPT ...`, and none is for a process alone."
+            "--nproc-per-node N -m vit_core.cli finetune ...`, or a script, and none is for a process alone."
         )
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     device = torch.device(accelerator.type if accelerator else "cpu", int(os.environ.get("LOCAL_RANK", 0)))
     if accelerator:
         torch.accelerator.set_device_index(device.index)
-    alone = {} if started else {"backend": "gloo", "store": dist.HashStore(), "rank": 0, "world_size": 1}
+    alone: dict[str, Any] = (
+        {} if started else {"backend": "gloo", "store": dist.HashStore(), "rank": 0, "world_size": 1}
+    )
     dist.init_process_group(timeout=TIMEOUT, **alone)
     world = dist.get_world_size()
     mesh = init_device_mesh(device.type, (world,)) if parallel == "fsdp" else None
+    torch.manual_seed(settings.seed)
     try:
         yield Place(device, dist.get_rank(), world, mesh)
     finally:
@@ -147,20 +151,24 @@ def make_schedule(optimizer: torch.optim.Optimizer, settings: Settings, steps: i
 class Trainer:
     """A model, its optimizer, and the average of its weights, over the steps of a run.
 
-    `network` is `model` as it is called in training.
+    `loss_of` takes the model, as it is called in training, the arrays of a batch and, where there is a teacher, what
+    that gives for the first of them. `steps` are those of an epoch. `network` is `model` as it is called in training.
     """
 
     def __init__(
         self,
         model: Any,
+        loss_of: Callable[..., Tensor],
         settings: Settings,
         place: Place,
         folder: Path,
         steps: int,
         layer_decay: float = 1.0,
         freeze: bool = False,
+        teacher: Any = None,
     ) -> None:
-        self.model, self.settings, self.place, self.folder = model, settings, place, folder
+        self.model, self.loss_of, self.settings, self.place, self.folder = model, loss_of, settings, place, folder
+        self.teacher = None if teacher is None else teacher.to(place.device)
         self.average = wrapped(deepcopy(model), settings.parallel, place, averaging=True) if settings.ema else None
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -176,25 +184,32 @@ class Trainer:
         """The model whose weights are measured and saved: the average, where there is one."""
         return self.model if self.average is None else self.average
 
-    def epoch(
-        self, batches: Iterable[Any], loss_of: Callable[..., Tensor], run: Run
-    ) -> tuple[list[float], list[float]]:
-        """Train on the parts of an epoch; returns the loss, over all processes, and the learning rate of each step."""
-        losses, rates, parts = [], [], self.settings.accumulate
+    def epoch(self, batches: Iterable[Any], advance: Callable[[], None]) -> tuple[list[float], list[float]]:
+        """Train on the parts of an epoch; returns the loss, over all processes, and the learning rate of each step.
+
+        `advance` is called after each step.
+        """
+        losses, rates, parts = list[Tensor](), list[float](), self.settings.accumulate
         self.network.train()
         for number, batch in enumerate(batches, start=1):
             last = number % parts == 0
             torch.manual_seed(self._seed(number % parts))  # of what is dropped, also in a run that is resumed
             with self._alone() if not last else nullcontext(), self._precision():
-                loss = loss_of(self.network, *(torch.from_numpy(each).to(self.place.device) for each in batch)) / parts
+                arrays = [torch.from_numpy(each).to(self.place.device) for each in batch]
+                loss = self.loss_of(self.network, *arrays, *self._taught(arrays[0])) / parts
                 loss.backward()
             losses.append(loss.detach())
             if last:
-                rates.append(self.schedule.get_last_lr()[-1])
+                rates.append(float(self.schedule.get_last_lr()[-1]))
                 self._step()
-                run.advance()
+                advance()
         sums = torch.stack(losses).view(-1, parts).sum(1).double().cpu().numpy()
         return list(self.place.total(sums) / self.place.world), rates
+
+    @torch.no_grad()
+    def _taught(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """The logits of the teacher, where there is one."""
+        return () if self.teacher is None else (self.teacher(pixels).logits,)
 
     def _seed(self, part: int) -> int:
         """A seed of its own for each part of each step in each process."""
@@ -278,15 +293,28 @@ def checkpoints(folder: Path) -> list[int]:
     return sorted(int(p.parent.name) for p in folder.glob("*/.metadata") if p.parent.name.isdigit())
 
 
-def gather(folder: Path, epoch: int, out: Path) -> None:
+def gather(model_class: Any, config: ViTConfig, folder: Path, epoch: int, out: Path) -> None:
     """Write a checkpoint, of however many processes, as a Hugging Face folder: the average of the weights, if any."""
-    config = AutoConfig.from_pretrained(folder)
-    model = getattr(vit_torch, config.architectures[0])(config)
-    path = folder / str(epoch)
+    model, path = model_class(config), folder / str(epoch)
     stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
     name = "average" if any(key.startswith("average.") for key in stored) else "model"
     state = {name: model.state_dict()}
-    with processes("none"):
+    with processes(Settings(pictures=folder, out=out)):
         dcp.load(state, checkpoint_id=path)
     model.load_state_dict(state[name])
     model.save_pretrained(out)
+
+
+# ---- losses ------------------------------------------------------------------------------------------------------
+
+
+def class_loss(network: nn.Module, pixels: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy with the shares (B, K) of each class, the mean over pictures."""
+    return F.cross_entropy(network(pixels).logits.float(), targets)
+
+
+def distilled_loss(config: ViTConfig, network: nn.Module, pixels: Tensor, targets: Tensor, theirs: Tensor) -> Tensor:
+    """That of the CLS token's head, and the other head's with what a teacher gives for the same pixels."""
+    found, weight = network(pixels), config.distillation_weight
+    ours = F.cross_entropy(found.cls_logits.float(), targets)
+    return (1 - weight) * ours + weight * teacher_loss(found.distillation_logits, theirs, config)

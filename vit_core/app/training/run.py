@@ -1,92 +1,25 @@
-"""What the training scripts share: their flags, and the folder of a run with its metrics, progress and picture."""
+"""The folder of a run: its settings, metrics, progress and curves."""
 
 from __future__ import annotations
 
 import csv
 import json
 import signal
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from inspect import Signature, signature
+from collections.abc import Iterable
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Self, get_type_hints
+from typing import Any, Self
 
-import matplotlib
 import numpy as np
-import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
-from vit_core.assets import DIGITS
+from vit_core.app.training.drawing import draw_curves
+from vit_core.app.training.libraries import library
 from vit_core.files.disk import write_atomically
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from vit_core.training import Settings
 
 EPOCHS, STEPS, CURVES, SETTINGS, CHECKPOINTS = "metrics.csv", "steps.csv", "curves.png", "settings.json", "checkpoints"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The flags of every training script."""
-
-    pictures: Annotated[Path, typer.Argument(exists=True, help="Folder of class folders, or CSV of file and label.")]
-    out: Annotated[Path, typer.Option(help="Folder for the model, its checkpoints, metrics and curves.")]
-    model: Annotated[str, typer.Option(help="Checkpoint to start from: file, folder or hub id.")] = str(DIGITS)
-    image_size: Annotated[int | None, typer.Option(help="Train at this size instead of the checkpoint's.")] = None
-    epochs: Annotated[int, typer.Option(min=1)] = 10
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a step, over all devices and processes.")] = 32
-    rate: Annotated[float, typer.Option(min=0, help="Highest learning rate.")] = 5e-4
-    warmup: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps in which the rate rises.")] = 0.1
-    weight_decay: Annotated[float, typer.Option(min=0)] = 0.05
-    clip: Annotated[float, typer.Option(min=1e-9, help="Largest norm of the gradient.")] = 1.0
-    accumulate: Annotated[int, typer.Option(min=1, help="Cut a batch into parts, to save memory.")] = 1
-    ema: Annotated[float, typer.Option(min=0, max=1, help="Average the weights with this decay; 0: do not.")] = 0.0
-    precision: Annotated[str, typer.Option(help="float32, or bfloat16: compute in that, over float32 weights.")] = (
-        "float32"
-    )
-    gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute layers going back, to save memory.")] = False
-    drop_path: Annotated[
-        float | None, typer.Option(min=0, max=0.99, help="How likely the last layer is skipped, the first ones less.")
-    ] = None
-    augment: Annotated[
-        bool | None, typer.Option(help="Rotate, zoom and shift the pictures.", show_default="augment")
-    ] = None
-    flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = False
-    parallel: Annotated[str, typer.Option(help="How devices share the work; see docs/scale.md.")] = "none"
-    workers: Annotated[int | None, typer.Option(help="Threads that read pictures.", show_default="by cores")] = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("float32", "bfloat16"):
-            raise typer.BadParameter(f"--precision must be float32 or bfloat16, got {self.precision}.")
-
-    @property
-    def augments(self) -> bool:
-        """Whether pictures are rotated, zoomed, shifted and mirrored as they are read."""
-        return self.augment is not False
-
-    def warmup_steps(self, steps: int) -> int:
-        """How many of the run's steps the learning rate rises."""
-        return max(round(steps * self.warmup), 1)
-
-    def first_rate(self, steps: int) -> float:
-        """The learning rate of the first step, from which it rises."""
-        return self.rate / self.warmup_steps(steps)
-
-
-def command(train: Callable[[Any], None], settings: type[Any]) -> None:
-    """Run a script: its flags are the fields of `settings`."""
-
-    def main(**flags: Any) -> None:
-        train(settings(**flags))
-
-    hints = get_type_hints(settings, include_extras=True)
-    flags = [p.replace(annotation=hints[name]) for name, p in signature(settings).parameters.items()]
-    main.__signature__ = Signature(flags)
-    main.__doc__ = train.__doc__
-    typer.run(main)
 
 
 class Run:
@@ -104,7 +37,8 @@ class Run:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, disable=not main)
         self.bar = self.progress.add_task("step", total=self.epochs * steps, completed=done * steps)
-        self.writer = SummaryWriter(str(self.out), purge_step=done * steps + 1) if main else None
+        writer = library("tensorboardX").SummaryWriter
+        self.writer = writer(str(self.out), purge_step=done * steps + 1) if main else None
         if done:
             self.say(f"Resumed after epoch {done}")
 
@@ -152,8 +86,6 @@ class Run:
 
         To be called before the epoch's checkpoint is written: a run that is resumed drops rows that are ahead of it.
         """
-        if self.writer is None:
-            return
         first = epoch * self.steps + 1
         new = [
             {"step": first + i, "epoch": epoch + 1, "loss": float(loss), "learning_rate": float(rate)}
@@ -161,6 +93,8 @@ class Run:
         ]
         self.rows[STEPS] += new
         self.rows[EPOCHS].append({"epoch": epoch + 1, "loss": float(np.mean([r["loss"] for r in new])), **metrics})
+        if self.writer is None:
+            return
         for row in new:
             for name in ("loss", "learning_rate"):
                 self.writer.add_scalar(name, row[name], row["step"])
@@ -171,6 +105,12 @@ class Run:
         draw_curves(self.out / CURVES, self.rows[STEPS], self.rows[EPOCHS], self.steps)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.rows[EPOCHS][-1].items() if name != "epoch")
         self.say(f"epoch {epoch + 1} of {self.epochs}  {shown}")
+
+    def best(self) -> dict[str, Any]:
+        """The row of the best epoch so far: the most accurate, and of those the one of the lowest validation loss."""
+        return max(
+            self.rows[EPOCHS], key=lambda row: (row.get("val_accuracy", 0), -np.nan_to_num(row["val_loss"], nan=np.inf))
+        )
 
     def _read(self, name: str, done: int) -> list[dict[str, Any]]:
         """The rows of the epochs that are done."""
@@ -183,7 +123,7 @@ class Run:
 
 
 def begun(settings: Settings) -> bool:
-    """Whether the folder holds this run already. Raises typer.BadParameter where it holds one with other settings."""
+    """Whether the folder holds this run already. Raises ValueError where it holds one with other settings."""
     known, stated = settings.out / SETTINGS, json.loads(json.dumps(asdict(settings), default=str))
     if not known.exists():
         return False
@@ -191,16 +131,14 @@ def begun(settings: Settings) -> bool:
     free = ("out", "workers", "parallel")
     if changed := [n for n in stated if n not in free and stated[n] != before.get(n)]:
         flags = ", ".join(f"{n}={before.get(n)!r}, not {stated[n]!r}" for n in changed)
-        raise typer.BadParameter(
-            f"{settings.out} holds a run with {flags}: pass the same to resume it, or another --out."
-        )
+        raise ValueError(f"{settings.out} holds a run with {flags}: pass the same to resume it, or another --out.")
     return True
 
 
 def begin(settings: Settings, model: Any, processor: Any, main: bool = True) -> Path:
     """The folder of the run's checkpoints, with all that a model is made of but its weights.
 
-    Raises typer.BadParameter where the folder holds a run with other settings.
+    Raises ValueError where the folder holds a run with other settings.
     """
     begun(settings)
     folder = (settings.out / CHECKPOINTS).absolute()
@@ -218,26 +156,3 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
-
-
-def draw_curves(path: Path, steps: list[dict[str, Any]], epochs: list[dict[str, Any]], per_epoch: int) -> None:
-    """Draw losses, metrics and the learning rate over the steps of a run."""
-    metrics = [name for name in epochs[0] if name not in ("epoch", "loss", "val_loss")]
-    figure, axes = plt.subplots(1, 2 + len(metrics), figsize=(4.5 * (2 + len(metrics)), 3.5), layout="constrained")
-    numbers = [row["step"] for row in steps]
-    ends = [row["epoch"] * per_epoch for row in epochs]
-    axes[0].plot(numbers, [row["loss"] for row in steps], linewidth=1, label="training")
-    if "val_loss" in epochs[0]:
-        axes[0].plot(ends, [row["val_loss"] for row in epochs], marker="o", label="validation")
-    axes[0].set_title("loss")
-    axes[0].legend()
-    for axis, name in zip(axes[1:], metrics, strict=False):
-        axis.plot(ends, [row[name] for row in epochs], marker="o", color="C1")
-        axis.set_title(name)
-    axes[-1].plot(numbers, [row["learning_rate"] for row in steps], color="C2")
-    axes[-1].set_title("learning rate")
-    for axis in axes:
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -1,4 +1,4 @@
-"""The methods of the pre-training scripts: what of a picture is hidden, and how far off what a model predicts is.
+"""The methods of pre-training: what of a picture is hidden, and how far off what a model predicts is.
 
 `SimMIM` is Xie et al. 2022, section 3: squares of pixels are hidden, and the loss is the mean absolute error of theirs.
 `MAE` is He et al. 2022, section 3: the encoder sees a quarter of the patches, and the loss is the mean squared error of
@@ -26,13 +26,13 @@ Drawn = tuple[np.ndarray, ...]  # for a batch: what hides patches, (B, N), and w
 class Method(Protocol):
     """What a method consists of, in NumPy."""
 
-    field: str  # of a model's output, for what is predicted
+    field: ClassVar[str]  # of a model's output, for what is predicted
 
     @property
     def inputs(self) -> Mapping[str, tuple[tuple[int, ...], str]]:
         """The keywords of a model's call for what is drawn: the shape for a batch of one picture, and the dtype."""
 
-    def __call__(self, numbers: np.ndarray, epoch: int, pixels: np.ndarray, paths: Sequence[Path]) -> Drawn:
+    def __call__(self, numbers: np.ndarray, epoch: int, pixels: np.ndarray, paths: Sequence[Path], /) -> Drawn:
         """What is drawn for numbered pictures (B,) in an epoch, given as pixels (B, C, H, W) and by their files."""
 
     def hidden(self, *drawn: np.ndarray) -> np.ndarray:
@@ -48,7 +48,9 @@ class Method(Protocol):
 class Tokenizer(Protocol):
     """What says the visual tokens of pictures, in NumPy."""
 
-    vocab_size: int
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
 
     def __call__(self, pixels: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
         """The token of each patch, (B, N), of pictures given as pixels (B, C, H, W) and by their files."""
@@ -95,7 +97,8 @@ class SimMIM:
         return drawn[0]
 
     def errors(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
-        return np.abs(patches_of(predicted.astype(np.float64) - pixels, self.config)).mean(2)
+        errors: np.ndarray = np.abs(patches_of(predicted.astype(np.float64) - pixels, self.config)).mean(2)
+        return errors
 
     def picture(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
         return predicted
@@ -124,7 +127,8 @@ class MAE:
 
     def errors(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
         patches, (mean, deviation) = patches_of(pixels, self.config), self._scale(pixels)
-        return np.square(predicted.astype(np.float64) - (patches - mean) / deviation).mean(2)
+        errors: np.ndarray = np.square(predicted.astype(np.float64) - (patches - mean) / deviation).mean(2)
+        return errors
 
     def picture(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
         mean, deviation = self._scale(pixels)  # of the true patches, as in the paper's figures

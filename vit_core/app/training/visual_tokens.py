@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import typer
-from masking import patches_of
-from pictures import Loader, Pictures, colours, reading
-from sklearn.cluster import MiniBatchKMeans
-from training import begun
 
+from vit_core.app.backends import import_dalle
+from vit_core.app.training.batches import Loader, colours
+from vit_core.app.training.dataset import Pictures
+from vit_core.app.training.libraries import library
+from vit_core.app.training.masking import patches_of
+from vit_core.app.training.opening import reading
+from vit_core.app.training.run import begun
 from vit_core.config import ViTConfig
 from vit_core.files.disk import write_atomically
 from vit_core.pictures.processing import ViTImageProcessor
@@ -51,30 +53,28 @@ def read_tokens(
 
     The file is an .npz of `files` (n,), relative to the folder, `tokens` (n, patches), integers, and `vocab_size`, how
     many tokens there are, which may be left out: then it is the argument, or one more than the highest token. Raises
-    typer.BadParameter for a file of another kind, and for one that has not every picture.
+    ValueError for a file of another kind, and for one that has not every picture.
     """
     try:
         with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise typer.BadParameter(f"--tokens {source} is no .npz of plain arrays: {error}") from error
+        raise ValueError(f"--tokens {source} is no .npz of plain arrays: {error}") from error
     if missing := sorted({"files", "tokens"} - arrays.keys()):
-        raise typer.BadParameter(f"--tokens {source} has no array {' and no '.join(missing)}.")
+        raise ValueError(f"--tokens {source} has no array {' and no '.join(missing)}.")
     files, tokens = arrays["files"], arrays["tokens"]
     if files.dtype.kind != "U" or tokens.dtype.kind not in "iu" or tokens.shape != (*files.shape[:1], patches):
-        raise typer.BadParameter(
+        raise ValueError(
             f"--tokens {source} must have files (n,) of text and tokens (n, {patches}) of integers, one for each patch "
             f"of the model: got {files.shape} of {files.dtype} and {tokens.shape} of {tokens.dtype}."
         )
     highest = int(tokens.max(initial=0))
     count = int(arrays["vocab_size"]) if "vocab_size" in arrays else vocab_size or highest + 1
     if tokens.min(initial=0) < 0 or highest >= count:
-        raise typer.BadParameter(
-            f"--tokens {source} has tokens from {tokens.min()} to {highest}, expected 0 to {count - 1}."
-        )
+        raise ValueError(f"--tokens {source} has tokens from {tokens.min()} to {highest}, expected 0 to {count - 1}.")
     known = dict(zip((folder / name for name in files.tolist()), tokens, strict=True))
     if unknown := [path for path in paths if path not in known]:
-        raise typer.BadParameter(
+        raise ValueError(
             f"--tokens {source} has none for {len(unknown)} of {len(paths)} pictures, the first is "
             f"{unknown[0].relative_to(folder)}."
         )
@@ -94,10 +94,12 @@ class KMeans:
 
     def __call__(self, pixels: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
         products = patches_of(pixels, self.config) @ self.centres.T
-        return (np.square(self.centres).sum(1) - 2 * products).argmin(2)
+        nearest: np.ndarray = (np.square(self.centres).sum(1) - 2 * products).argmin(2)
+        return nearest
 
     def patches(self, tokens: np.ndarray) -> np.ndarray:
-        return self.centres[tokens]
+        drawn: np.ndarray = self.centres[tokens]
+        return drawn
 
 
 def fitted(
@@ -106,7 +108,7 @@ def fitted(
     """The k-means of a run, from its folder where that has been begun, else fitted to patches of its pictures.
 
     Every process fits one, and all take the one of the first, which writes it: `total` adds up what they have. Raises
-    typer.BadParameter for more tokens than patches.
+    ValueError for more tokens than patches.
     """
     path = settings.out / CODEBOOK
     if begun(settings):
@@ -129,7 +131,7 @@ def _fit(settings: Any, loader: Loader, pictures: Pictures, main: bool) -> np.nd
     count = len(pictures.paths) * patches
     vocabulary = settings.vocabulary or max(min(VOCABULARY, count // EACH), 1)
     if vocabulary > count:
-        raise typer.BadParameter(
+        raise ValueError(
             f"--vocabulary {vocabulary} is more than the {count} patches of {len(pictures.paths)} pictures to train on."
         )
     order = np.random.default_rng(settings.seed).permutation(len(pictures.paths))
@@ -138,7 +140,8 @@ def _fit(settings: Any, loader: Loader, pictures: Pictures, main: bool) -> np.nd
         print(f"Fitting {vocabulary} visual tokens to the patches of {len(chosen.paths)} pictures.", flush=True)
     pixels = np.concatenate([part for part, _ in loader.whole(chosen)])
     sample = patches_of(pixels, loader.config)
-    found = MiniBatchKMeans(vocabulary, n_init=1, random_state=settings.seed).fit(sample.reshape(-1, sample.shape[2]))
+    kmeans = library("sklearn.cluster").MiniBatchKMeans(vocabulary, n_init=1, random_state=settings.seed)
+    found = kmeans.fit(sample.reshape(-1, sample.shape[2]))
     centres: np.ndarray = found.cluster_centers_
     return centres
 
@@ -164,18 +167,17 @@ class DallE:
 
 
 def of_dalle(folder: str, loader: Loader) -> DallE:
-    """DALL-E's encoder in a folder. Raises typer.BadParameter for one that does not fit, and without PyTorch."""
+    """DALL-E's encoder in a folder. Raises ValueError for one that does not fit, and without PyTorch."""
     try:
-        from dalle_encoder import Encoder
-    except ModuleNotFoundError as error:
-        raise typer.BadParameter(
-            f"--tokenizer {folder} is computed with PyTorch, and {error.name} is not installed: install it, or pass "
-            "--tokens, computed elsewhere."
+        dalle = import_dalle()
+    except ImportError as error:
+        raise ValueError(
+            f"--tokenizer {folder} is computed with PyTorch: {error}, or pass --tokens, computed elsewhere."
         ) from error
     with reading("--tokenizer", folder):
-        encoder = Encoder(Path(folder))
+        encoder = dalle.Encoder(Path(folder))
     if encoder.channels != loader.config.num_channels:
-        raise typer.BadParameter(
+        raise ValueError(
             f"--tokenizer {folder} takes {encoder.channels} channels, and the model {loader.config.num_channels}."
         )
     return DallE(encoder, loader.config, loader.processor)

@@ -1,36 +1,42 @@
-"""What the pre-training scripts share: flags, the loss on held-out pictures, and a picture of reconstructions."""
+"""Pre-training by masked image modelling: its flags, what stands before the first step, and what an epoch asks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import numpy as np
 import typer
-from masking import HELD_OUT, MAE, BEiT, Drawn, Method, SimMIM, Tokenizer
-from matplotlib import pyplot as plt
-from pictures import (
-    PADDING,
-    Loader,
-    Pictures,
-    architecture_of,
-    colours,
-    find_pictures,
-    open_loader,
-    open_model,
-    reading,
-)
-from training import Settings
-from visual_tokens import fitted, of_dalle, read_tokens
 
+from vit_core.app.backends import import_backend
+from vit_core.app.training.batches import Loader, colours
+from vit_core.app.training.dataset import PADDING, Pictures, find_pictures
+from vit_core.app.training.drawing import draw_columns
+from vit_core.app.training.libraries import check_libraries
+from vit_core.app.training.loop import Place, Training
+from vit_core.app.training.masking import (
+    HELD_OUT,
+    MAE,
+    BEiT,
+    Drawn,
+    Method,
+    SimMIM,
+    Tokenizer,
+    loss_of,
+    prediction_of,
+)
+from vit_core.app.training.opening import architecture_of, open_loader, open_model, reading
+from vit_core.app.training.visual_tokens import fitted, of_dalle, read_tokens
 from vit_core.config import ViTConfig, pair
 from vit_core.family import BeitConfig, ViTMAEConfig
 from vit_core.formats.reading import read
+from vit_core.training import Out, Settings
 
-RECONSTRUCTIONS = "reconstructions.png"
-ROWS = 6  # pictures in it
+ROWS = 6  # pictures in a drawing of reconstructions
 OF_METHOD = {  # methods, with the flags of each alone
     "simmim": ("mask_unit",),
     "mae": ("decoder_layers", "decoder_width", "norm_pix_loss"),
@@ -47,25 +53,11 @@ HeldOut = tuple[np.ndarray, Drawn, np.ndarray]  # pixels, what is drawn, and wha
 Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels (B, C, H, W) and what hides (B, N) to a prediction
 
 
-class Place(Protocol):
-    """What there is of a framework's processes."""
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def world(self) -> int: ...
-
-    @property
-    def main(self) -> bool: ...
-
-    def total(self, sums: np.ndarray) -> np.ndarray: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class PreTraining(Settings):
-    """The flags of the pre-training scripts."""
+    """The flags of pre-training."""
 
+    out: Out = Path("pretrained")
     method: Annotated[str, typer.Option(help="simmim, mae or beit: hidden pixels, or visual tokens.")] = "simmim"
     scratch: Annotated[bool, typer.Option(help="Take the checkpoint's configuration alone, not its weights.")] = False
     mask_ratio: Annotated[
@@ -104,29 +96,59 @@ class PreTraining(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in OF_METHOD:
-            raise typer.BadParameter(f"--method must be {' or '.join(OF_METHOD)}, got {self.method}.")
+            raise ValueError(f"--method must be {' or '.join(OF_METHOD)}, got {self.method}.")
         foreign = [name for method, names in OF_METHOD.items() if method != self.method for name in names]
         if given := [f"--{name.replace('_', '-')}" for name in foreign if getattr(self, name) is not None]:
-            raise typer.BadParameter(f"{', '.join(given)} is not for --method {self.method}: leave it out.")
+            raise ValueError(f"{', '.join(given)} is not for --method {self.method}: leave it out.")
         if self.method == "beit" and (self.tokens is None) == (self.tokenizer is None):
-            raise typer.BadParameter(
+            raise ValueError(
                 "--method beit predicts visual tokens: pass either --tokens FILE or --tokenizer, kmeans or a folder."
             )
         if self.vocabulary and self.tokenizer != KMEANS:
-            raise typer.BadParameter(f"--vocabulary is for --tokenizer {KMEANS}: leave it out.")
+            raise ValueError(f"--vocabulary is for --tokenizer {KMEANS}: leave it out.")
         if given := [f"--{name}" for name in ("augment", "flip") if self.tokens and getattr(self, name)]:
-            raise typer.BadParameter(
+            raise ValueError(
                 f"{' and '.join(given)}: --tokens are of the pictures as they are, which stay. Leave it out."
             )
 
     @property
     def augments(self) -> bool:
-        """As of every script, but not where visual tokens are given."""
+        """As of every training, but not where visual tokens are given."""
         return super().augments and self.tokens is None
 
 
+class PreTrainer(Training[PreTraining]):
+    """A model that completes pictures, and pictures without labels."""
+
+    drawing = "reconstructions.png", "Reconstructions of held-out pictures"
+
+    def __init__(self, settings: PreTraining, backend: str, place: Place) -> None:
+        model, loader, self.method, training, held_out = prepare(
+            settings, partial(getattr, import_backend(backend)), place
+        )
+        loss, output = loss_of(self.method), prediction_of(self.method)
+        super().__init__(settings, backend, place, model, loader, training, held_out, loss, output)
+
+    def batches(self, epoch: int) -> Iterable[Any]:
+        return drawn(self.loader, self.method, self.pictures, epoch)
+
+    def validate(self) -> dict[str, float]:
+        batches = held_out_batches(self.loader, self.method, self.held_out)
+        return evaluate(self.predict, batches, self.method, self.place.total)
+
+    def draw(self) -> None:
+        batch = next(held_out_batches(self.loader, self.method, self.held_out))
+        columns = reconstructions(self.predict, batch, self.loader, self.method)
+        if self.place.main:
+            draw_columns(self.settings.out / self.drawing[0], columns)
+
+    def following(self) -> str:
+        pool = " --pool mean" * (self.settings.method == "mae")
+        return f"vit finetune FOLDER --model {shlex.quote(str(self.settings.out))}{pool}"
+
+
 def method_of(settings: PreTraining, config: Any, tokenizer: Tokenizer | None = None) -> Method:
-    """The method of a run. Raises typer.BadParameter for squares that are not of whole patches or tile no picture."""
+    """The method of a run. Raises ValueError for squares that are not of whole patches or tile no picture."""
     if settings.method == "mae":
         return MAE(config, settings.seed)
     ratio = RATIOS[settings.method] if settings.mask_ratio is None else settings.mask_ratio
@@ -138,7 +160,7 @@ def method_of(settings: PreTraining, config: Any, tokenizer: Tokenizer | None = 
         fits = all(s % 32 == 0 and 32 % p == 0 for s, p in zip(size, patch, strict=True))
         unit = (32 // patch[0], 32 // patch[1]) if fits else (1, 1)
     elif any(s % side or side % p for s, p in zip(size, patch, strict=True)):
-        raise typer.BadParameter(
+        raise ValueError(
             f"--mask-unit {side} must be a multiple of the patches, {patch[0]}x{patch[1]}, that divides pictures "
             f"of {size[0]}x{size[1]}."
         )
@@ -153,8 +175,9 @@ def prepare(
     """(model, loader, method, pictures to train on, pictures to validate on).
 
     The model is of the member of the family that its checkpoint is of, an MAE, or a BEiT; `class_of` gives a class by
-    its PyTorch name. Raises typer.BadParameter for pictures, or a checkpoint, that can't be trained on.
+    its PyTorch name. Raises ValueError for pictures, or a checkpoint, that can't be trained on.
     """
+    check_libraries()
     pictures = find_pictures(settings.pictures)
     training, held_out = pictures.split(settings.validation, settings.seed)
     config, changes, tokenizer = None, dict[str, Any](), None
@@ -179,7 +202,7 @@ def prepare(
 def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
     """The configuration of an MAE that begins with a ViT's, and what the flags say of that or of a checkpoint's.
 
-    Raises typer.BadParameter for the weights of a ViT: an MAE has a decoder, and positions that are not learnt.
+    Raises ValueError for the weights of a ViT: an MAE has a decoder, and positions that are not learnt.
     """
     with reading("--model", settings.model):
         stored = read(settings.model, head="drop").config
@@ -193,7 +216,7 @@ def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
     if isinstance(stored, ViTMAEConfig):
         return None, changes
     if not settings.scratch:
-        raise typer.BadParameter(
+        raise ValueError(
             f"--model {settings.model} is no MAE's, whose decoder --method mae trains: pass --scratch to take its "
             "sizes alone."
         )
@@ -204,7 +227,7 @@ def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
 def of_beit(settings: PreTraining) -> BeitConfig:
     """The configuration of a checkpoint's BEiT, or of one with a ViT's sizes, for pictures of `--image-size`.
 
-    Raises typer.BadParameter for the weights of another member.
+    Raises ValueError for the weights of another member.
     """
     with reading("--model", settings.model):
         stored = read(settings.model, head="drop").config
@@ -212,7 +235,7 @@ def of_beit(settings: PreTraining) -> BeitConfig:
     if isinstance(stored, BeitConfig):
         return stored.copy(**sizes)
     if not settings.scratch:
-        raise typer.BadParameter(
+        raise ValueError(
             f"--model {settings.model} is no BEiT's, which --method beit trains: pass --scratch to take its sizes "
             "alone."
         )
@@ -225,7 +248,7 @@ def tokenizer_of(
 ) -> Tokenizer:
     """What says the visual tokens of a run.
 
-    Raises typer.BadParameter for what says none, and for another number of tokens than the checkpoint's.
+    Raises ValueError for what says none, and for another number of tokens than the checkpoint's.
     """
     stated = None if settings.scratch else config.vocab_size
     found: Tokenizer
@@ -240,7 +263,7 @@ def tokenizer_of(
         else:
             found = of_dalle(str(settings.tokenizer), loader)
     if stated is not None and found.vocab_size != stated:
-        raise typer.BadParameter(
+        raise ValueError(
             f"{flag} has {found.vocab_size} visual tokens, and --model {settings.model} tells {stated}: pass a "
             "checkpoint of as many, or --scratch."
         )
@@ -277,30 +300,15 @@ def evaluate(
     return {"val_loss": float(error / count)}
 
 
-def draw_reconstructions(
-    path: Path | None,
-    predict: Predict,
-    batch: HeldOut,
-    loader: Loader,
-    method: Method,
-) -> None:
-    """Draw pictures, each as it is, as the model saw it, and as it completed it; without a path, draw nothing."""
+def reconstructions(predict: Predict, batch: HeldOut, loader: Loader, method: Method) -> dict[str, list[np.ndarray]]:
+    """Pictures (H, W, 3) as they are, as the model saw them, and as it completed them, by title."""
     pixels, found, hidden = batch
     grid = hidden.reshape(-1, 1, *loader.config.grid)
     where = np.kron(grid, np.ones((1, 1, *pair(loader.config.patch_size)), bool))  # (B, 1, H, W)
     predicted = np.where(where, method.picture(predict(pixels, found[0]), pixels, *found), pixels)
-    if path is None:
-        return
-    shown = range(min(ROWS, int(hidden.any(1).sum())))
-    figure, axes = plt.subplots(len(shown), 3, figsize=(6, 2 * len(shown)), layout="constrained", squeeze=False)
     columns = {"input": pixels, "masked": np.where(where, np.nan, pixels), "predicted": predicted}
-    for column, (name, images) in zip(axes.T, columns.items(), strict=True):
-        column[0].set_title(name)
-        for axis, i in zip(column, shown, strict=True):
-            axis.imshow(_picture(images[i], loader), interpolation="nearest")
-            axis.set_axis_off()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    shown = range(min(ROWS, int(hidden.any(1).sum())))
+    return {name: [_picture(images[i], loader) for i in shown] for name, images in columns.items()}
 
 
 def _picture(pixels: np.ndarray, loader: Loader) -> np.ndarray:

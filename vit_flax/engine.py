@@ -1,4 +1,4 @@
-"""What the JAX training scripts share: one step, compiled for a mesh of devices, whatever their number.
+"""How a model is trained: one step, compiled for a mesh of devices, whatever their number.
 
 Several processes find each other through `jax.distributed`: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
 JAX_PROCESS_ID, or what SLURM and Open MPI set. Checkpoints are Orbax's, each process writing its own part.
@@ -19,15 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
-import typer
 from flax.traverse_util import unflatten_dict
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from pictures import check_batch_size
-from training import Run, Settings
 
-import vit_flax
-from vit_core.config import AutoConfig
+from vit_core.config import ViTConfig
+from vit_core.training import Settings, check_batch_size
+from vit_flax.losses import teacher_loss
 from vit_flax.sharding import partition_specs
 
 PARALLEL = ("none", "data", "tensor")
@@ -82,19 +80,17 @@ class Place:
 def processes(settings: Settings) -> Iterator[Place]:
     """This process among those that were started, or the only one, and the mesh of all devices.
 
-    Raises typer.BadParameter for a wrong start, and for a batch that the devices can't share.
+    Raises ValueError for a wrong start, and for a batch that the devices can't share.
     """
     parallel = settings.parallel
     if parallel not in PARALLEL:
-        raise typer.BadParameter(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
+        raise ValueError(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
     if any(name in os.environ for name in LAUNCHED):
         try:
-            stated = {name: int(os.environ[key]) for name, key in STATED.items() if key in os.environ}
+            stated: dict[str, Any] = {name: int(os.environ[key]) for name, key in STATED.items() if key in os.environ}
             jax.distributed.initialize(**stated, heartbeat_timeout_seconds=TIMEOUT, shutdown_timeout_seconds=TIMEOUT)
         except ValueError as error:
-            raise typer.BadParameter(
-                f"{error} Set JAX_COORDINATOR_ADDRESS, {' and '.join(STATED.values())}."
-            ) from error
+            raise ValueError(f"{error} Set JAX_COORDINATOR_ADDRESS, {' and '.join(STATED.values())}.") from error
     place = Place(make_mesh(settings))
     if place.world > 1:
         print(
@@ -111,9 +107,7 @@ def make_mesh(settings: Settings) -> Mesh:
     """The devices by data and model: the model is cut over the devices of each process where --parallel is tensor."""
     count, parallel = jax.process_count(), settings.parallel
     if parallel == "none" and count > 1:
-        raise typer.BadParameter(
-            f"--parallel none is for a process alone, and {count} were started: pass data or tensor."
-        )
+        raise ValueError(f"--parallel none is for a process alone, and {count} were started: pass data or tensor.")
     devices = sorted(jax.devices(), key=lambda device: device.process_index)
     shape = {"none": (1, 1), "data": (len(devices), 1), "tensor": (count, len(devices) // count)}[parallel]
     check_batch_size(settings.batch_size, settings.accumulate, shape[0])
@@ -130,7 +124,7 @@ def make_optimizer(
     model: Any, settings: Settings, schedule: optax.Schedule, layer_decay: float = 1.0, freeze: bool = False
 ) -> optax.GradientTransformation:
     """AdamW over the model's parameter groups; what is in none of them is frozen."""
-    number, rules = {}, {FROZEN: optax.set_to_zero()}
+    number, rules = dict[str, int](), {FROZEN: optax.set_to_zero()}
     for i, group in enumerate(model.parameter_groups(layer_decay, freeze)):
         number |= dict.fromkeys(group.names, i)
         decay = settings.weight_decay if group.decay else 0.0
@@ -157,7 +151,7 @@ class Trainer:
     """A model's parameters, the state of its optimizer, and the average of its weights, over the steps of a run.
 
     `loss_of` takes the model, as it is called in training, the arrays of a batch and, where there is a teacher, what
-    that gives for the first of them.
+    that gives for the first of them. `steps` are those of an epoch.
     """
 
     def __init__(
@@ -170,9 +164,10 @@ class Trainer:
         steps: int,
         layer_decay: float = 1.0,
         freeze: bool = False,
-        teacher: Callable[[jax.Array], jax.Array] | None = None,
+        teacher: Any = None,
     ) -> None:
-        self.model, self.loss_of, self.settings, self.place, self.teacher = model, loss_of, settings, place, teacher
+        self.model, self.loss_of, self.settings, self.place = model, loss_of, settings, place
+        self.teacher = None if teacher is None else teaching(teacher, settings, place)
         if settings.gradient_checkpointing:
             model.enable_gradient_checkpointing()
         self.module = model.module.clone(dtype=jnp.dtype(settings.precision))
@@ -221,8 +216,11 @@ class Trainer:
         """The parameters that are measured and saved: the average, where there is one."""
         return self.state.get("average", self.state["params"])
 
-    def epoch(self, batches: Iterable[Any], run: Run) -> tuple[list[float], list[float]]:
-        """Train on the parts of an epoch; returns the loss, over all processes, and the learning rate of each step."""
+    def epoch(self, batches: Iterable[Any], advance: Callable[[], None]) -> tuple[list[float], list[float]]:
+        """Train on the parts of an epoch; returns the loss, over all processes, and the learning rate of each step.
+
+        `advance` is called after each step.
+        """
         losses, parts = [], self.settings.accumulate
         first = int(self.state["parts"]) // parts
         for number, batch in enumerate(map(self.place.batch, batches), start=1):
@@ -230,8 +228,8 @@ class Trainer:
             self.state, loss = self.step(self.state, batch + taught)
             losses.append(loss)
             if number % parts == 0:
-                run.advance()
-        means = np.mean(np.reshape(jax.device_get(losses), (-1, parts)), axis=1, dtype=np.float64)
+                advance()
+        means = np.reshape(jax.device_get(losses), (-1, parts)).mean(axis=1, dtype=np.float64)
         return list(means), list(np.asarray(self.schedule(np.arange(first, first + len(means)))))
 
     def _output(self, output_of: Callable[..., jax.Array], params: Any, *arrays: jax.Array) -> jax.Array:
@@ -262,10 +260,9 @@ class Trainer:
             self.model.save_pretrained(out)
 
 
-def gather(folder: Path, epoch: int, out: Path) -> None:
+def gather(model_class: Any, config: ViTConfig, folder: Path, epoch: int, out: Path) -> None:
     """Write a checkpoint, of however many devices, as a Hugging Face folder: the average of the weights, if any."""
-    config = AutoConfig.from_pretrained(folder)
-    model, shapes = getattr(vit_flax, config.architectures[0])(config, _do_init=False)
+    model, shapes = model_class(config, _do_init=False)
     with ocp.CheckpointManager(folder, item_handlers=ocp.PyTreeCheckpointHandler()) as manager:
         name = "average" if "average" in manager.item_metadata(epoch).tree else "params"
         wanted = {name: shapes}
@@ -273,3 +270,20 @@ def gather(folder: Path, epoch: int, out: Path) -> None:
         args = ocp.args.PyTreeRestore(wanted, restore_args=arrays, partial_restore=True)
         model.params = manager.restore(epoch, args=args)[name]
     model.save_pretrained(out)
+
+
+# ---- losses ------------------------------------------------------------------------------------------------------
+
+
+def class_loss(network: Callable[..., Any], pixels: jax.Array, targets: jax.Array) -> jax.Array:
+    """Cross entropy with the shares (B, K) of each class, the mean over pictures."""
+    return optax.softmax_cross_entropy(network(pixels).logits.astype("float32"), targets).mean()
+
+
+def distilled_loss(
+    config: ViTConfig, network: Callable[..., Any], pixels: jax.Array, targets: jax.Array, theirs: jax.Array
+) -> jax.Array:
+    """That of the CLS token's head, and the other head's with what a teacher gives for the same pixels."""
+    found, weight = network(pixels), config.distillation_weight
+    ours = optax.softmax_cross_entropy(found.cls_logits.astype("float32"), targets).mean()
+    return (1 - weight) * ours + weight * teacher_loss(found.distillation_logits, theirs, config)

@@ -1,0 +1,190 @@
+"""Pictures to train on: a folder of class folders, or a CSV, all checked before the first step."""
+
+from __future__ import annotations
+
+import csv
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from vit_core.app.training.libraries import library
+from vit_core.pictures.images import SUFFIXES
+from vit_core.pictures.processing import load_image
+
+PADDING = -1  # the label of what fills a last batch up
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Files, their class numbers (n,), and the names of the classes."""
+
+    paths: list[Path]
+    labels: np.ndarray
+    classes: list[str]
+
+    def __getitem__(self, index: np.ndarray) -> Pictures:
+        """Some of them."""
+        return Pictures([self.paths[i] for i in index], self.labels[index], self.classes)
+
+    def split(self, share: float, seed: int) -> tuple[Pictures, Pictures]:
+        """(training, validation), stratified by class. Raises ValueError where a class is too small."""
+        train_test_split = library("sklearn.model_selection").train_test_split
+        numbers, classes = np.arange(len(self.paths)), self.labels if self.classes else None
+        try:
+            parts = train_test_split(numbers, test_size=share, stratify=classes, random_state=seed)
+        except ValueError as error:
+            raise ValueError(f"--validation {share:g} can't be held out of {len(numbers)} pictures: {error}") from error
+        return self[parts[0]], self[parts[1]]
+
+
+# ---- finding and checking ----------------------------------------------------------------------------------------
+
+# Names of folders, best first.
+_TRAINING = ("train", "training")
+_HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "testing")
+
+
+def read_split(
+    source: Path, classes: str | None, share: float, seed: int, skip_bad: bool = False
+) -> tuple[Pictures, Pictures]:
+    """(pictures to train on, pictures to validate on): the folders that are called so, else `share` is held out.
+
+    Raises as `read_pictures` does, for a class of the one folder that the other has not, and for folders to validate on
+    alone.
+    """
+    folders = {path.name.lower(): path for path in _folders(source)} if source.is_dir() else {}
+    train = next((folders[name] for name in _TRAINING if name in folders), None)
+    held_out = next((folders[name] for name in _HELD_OUT if name in folders), None)
+    others = folders.keys() - {*_TRAINING, *_HELD_OUT}
+    if held_out and not train and not others and len(folders) > 1:
+        raise ValueError(
+            f"{source} holds {', '.join(path.name for path in folders.values())}, parts of a split, but none to train "
+            f"on: expected {' or '.join(_TRAINING)} beside them."
+        )
+    if train is None or (others and held_out is None):  # a train beside a car is a class
+        return read_pictures(source, classes, skip_bad).split(share, seed)
+    if aside := [str(path) for path in folders.values() if path not in (train, held_out)]:
+        print(f"Left aside: {', '.join(aside)}.")
+    training = read_pictures(train, classes, skip_bad)
+    if held_out is None:
+        return training.split(share, seed)
+    validation = read_pictures(held_out, classes, skip_bad)
+    if different := set(training.classes) ^ set(validation.classes):
+        raise ValueError(
+            f"{train} and {held_out} must have the same class folders, one alone has {', '.join(sorted(different))}."
+        )
+    return training, validation
+
+
+def read_pictures(source: Path, classes: str | None = None, skip_bad: bool = False) -> Pictures:
+    """The pictures of a folder of class folders, or of a CSV with the columns file and label.
+
+    A file is relative to the CSV. `classes`, names with commas between them, states which there are and in what order;
+    a label may then be the number of a class. With `skip_bad`, pictures that can't be read are left out and listed on
+    the standard output. Raises ValueError that lists all that is wrong.
+    """
+    stated = [name.strip() for name in classes.split(",")] if classes else None
+    found, problems = (_from_folder if source.is_dir() else _from_csv)(source, stated)
+    bad = _unreadable([path for path, _ in found])
+    if skip_bad and bad:
+        print(f"Left out {len(bad)} pictures that can't be read: {_told([*bad.values()])}")
+        found = [(path, label) for path, label in found if path not in bad]
+    names = stated or sorted({name for _, name in found}, key=lambda n: (not n.isdigit(), int(n) if n.isdigit() else n))
+    numbers = {**{str(i): i for i in range(len(names))}, **{name: i for i, name in enumerate(names)}}
+    for path, label in found:
+        if label and label not in numbers:
+            problems.append(
+                f"{path} has the label {label}, expected one of {', '.join(names)}, or 0 to {len(names) - 1}"
+            )
+    labels = np.array([numbers.get(label, PADDING) for _, label in found], np.int64)
+    problems += [f"class {name} has no picture" for i, name in enumerate(names) if not (labels == i).any()]
+    if len(names) < 2:
+        problems.append(f"{source} has {len(names)} classes, expected two or more")
+    if not skip_bad:
+        problems += bad.values()
+    if problems:
+        raise ValueError(_told(problems))
+    return Pictures([path for path, _ in found], labels, names)
+
+
+def _told(problems: list[str]) -> str:
+    """The first ten problems, and how many others there are."""
+    more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+    return "; ".join(problems[:10]) + more + "."
+
+
+def find_pictures(folder: Path) -> Pictures:
+    """Every picture below a folder, without classes. Raises ValueError that lists all that is wrong."""
+    paths = _pictures_below(folder)
+    problems = list(_unreadable(paths).values()) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
+    if problems:
+        raise ValueError(_told(problems))
+    return Pictures(paths, np.zeros(len(paths), np.int64), [])
+
+
+def _pictures_below(folder: Path) -> list[Path]:
+    """The pictures below a folder at every level, hidden files and folders left out, sorted."""
+    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return sorted(p for p in pictures if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _from_folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    found = {path: _pictures_below(path) for path in _folders(folder) if classes is None or path.name in classes}
+    problems = [f"{path} holds no picture ({', '.join(SUFFIXES)})" for path, inside in found.items() if not inside]
+    return [(path, parent.name) for parent, inside in found.items() for path in inside], problems
+
+
+def _from_csv(source: Path, _: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    text = _text(source)
+    separator = max(",;\t", key=text.partition("\n")[0].count)  # of spreadsheets, by their language
+    reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator)
+    columns = reader.fieldnames or []
+    if missing := sorted({"file", "label"} - set(columns)):
+        held = f"the columns {', '.join(columns)}" if columns else "no columns"
+        raise ValueError(
+            f"{source} has {held}, but no {' and no '.join(missing)}: expected file and label in its first line."
+        )
+    rows, problems = [], []
+    for row in reader:
+        if row["file"]:
+            rows.append((source.parent / row["file"], (row["label"] or "").strip()))
+        else:
+            problems.append(f"line {reader.line_num} of {source} has no file")
+    return rows, problems + [f"{path} has no label" for path, label in rows if not label]
+
+
+def _text(source: Path) -> str:
+    """The text of a CSV in UTF-8, with a byte order mark or without, or in UTF-16, which has one."""
+    content = source.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{source} is no text in {encoding.removesuffix('-sig').upper()} (byte {error.start}), it may be Latin-1: "
+            "save it as UTF-8."
+        ) from error
+
+
+def _unreadable(paths: list[Path]) -> dict[Path, str]:
+    """Why pictures can't be read, after all have been."""
+    with ThreadPoolExecutor() as pool:
+        checks = pool.map(_problem, paths)
+        found = track(checks, "Checking the pictures", total=len(paths), transient=True)
+        return {path: problem for path, problem in zip(paths, found, strict=True) if problem}
+
+
+def _problem(path: Path) -> str:
+    try:
+        load_image(path).load()
+    except (OSError, ValueError) as error:
+        return str(error).rstrip(".")
+    return ""
