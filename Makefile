@@ -1,4 +1,4 @@
-# make demo | test | check | docs | oracle | bench | mutants | portable | fuzz: each sets up what it needs, once.
+# make demo | test | check | docs | lowest | oracle | bench | mutants | portable | fuzz: each sets up what it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
 ORACLE ?= .venv-oracle
@@ -6,6 +6,7 @@ EXTRAS ?= torch,tf,flax,examples
 BACKENDS ?= torch,tf,flax
 DEMO ?= out/demo
 CASES ?= 20000
+LOWEST ?= torch tf flax
 PICTURES = vit_core/assets/digits/pictures
 FAMILIES = timm==1.0.31 torchvision==0.28.0
 FIVE = transformers==5.24.0
@@ -14,11 +15,18 @@ READY = $(VENV)/.installed-$(EXTRAS)
 DEMO_READY = $(VENV)/.demo-$(BACKENDS)
 # PyTorch without CUDA, where there is no GPU, and where the index of such builds can be reached: else the package index's.
 CPU_BUILDS = https://download.pytorch.org/whl/cpu
-CPU_TORCH = $$(command -v nvidia-smi > /dev/null || { $(PYTHON) -c 'import urllib.request as r; \
-	r.urlopen("$(CPU_BUILDS)/torch/", timeout=5)' 2> /dev/null && echo --extra-index-url $(CPU_BUILDS); })
+CPU_ALONE = ! command -v nvidia-smi > /dev/null && $(PYTHON) -c 'import urllib.request as r; \
+	r.urlopen("$(CPU_BUILDS)/torch/", timeout=5)' 2> /dev/null
+CPU_TORCH = $$($(CPU_ALONE) && echo --extra-index-url $(CPU_BUILDS))
 ORACLE_READY = $(ORACLE)/.installed
 
-.PHONY: demo test check docs oracle bench mutants portable fuzz clean
+# The heart of the suite, and what the extras are for.
+CORE = attention_maps backends checkpoint config conversion convert_cli digits documents embed export features flax \
+	gradients h5 hub image_processing initialization keras_h5 mae members models msgpack names npz outputs params pipeline \
+	position preprocessing pretrained pytorch_bin saving serve similar tf torch what_is_saved
+WITH_torch = ,onnx,parquet,heif,similar,serve
+
+.PHONY: demo test check docs lowest oracle bench mutants portable fuzz clean
 
 demo: $(DEMO_READY)
 	@mkdir -p $(DEMO)
@@ -39,6 +47,13 @@ docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
 	@echo "Open out/site/index.html; its search needs a server: $(VENV)/bin/python -m http.server --directory out/site"
 
+lowest: $(LOWEST:%=lowest-%)
+
+.PRECIOUS: .venv-lowest-%/.installed
+lowest-%: .venv-lowest-%/.installed
+	.venv-lowest-$*/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -W default::DeprecationWarning \
+		$(CORE:%=tests/test_%.py)
+
 oracle: $(ORACLE_READY)
 	$(ORACLE)/bin/python -m pytest tests/oracle
 
@@ -55,7 +70,7 @@ fuzz: $(READY)
 	$(VENV)/bin/python tests/fuzz --cases $(CASES) --regressions
 
 clean:
-	rm -rf $(VENV) $(ORACLE) build dist out
+	rm -rf $(VENV) $(ORACLE) .venv-lowest-* build dist out
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	@echo "Installing $(BACKENDS) into $(VENV), once: about 1.1 GB for torch, 2.2 GB for tf, 0.7 GB for flax."
@@ -67,6 +82,15 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Installing $(EXTRAS) and what tests need into $(VENV), once: about 5 GB with all frameworks."
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install $(CPU_TORCH) -c constraints.txt -e ".[$(EXTRAS),dev]"
+	@touch $@
+
+# The oldest releases that pyproject.toml allows, of what it names itself; the tools of the tests are the newest.
+.venv-lowest-%/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lowest-$*
+	.venv-lowest-$*/bin/python -m pip install --quiet uv
+	.venv-lowest-$*/bin/uv pip install --python .venv-lowest-$* --resolution lowest-direct \
+		$$($(CPU_ALONE) && echo --torch-backend cpu) -e ".[$*$(WITH_$*)]"
+	.venv-lowest-$*/bin/uv pip install --python .venv-lowest-$* pytest pytest-xdist hypothesis psutil
 	@touch $@
 
 $(ORACLE_READY): pyproject.toml tests/oracle/requirements.txt

@@ -557,7 +557,7 @@ def test_attend_draws_a_sheet_of_a_folder(vit: Command, tmp_path: Path) -> None:
     (folder / "0.png").write_text("no picture")
     vit("attend", folder, "--out", tmp_path / "x.png")
     assert (vit.code, vit.out) == (1, f"3 pictures: {tmp_path / 'x.png'}\n")
-    assert "0.png is no picture that Pillow can read" in vit.err
+    assert vit.err.startswith(f"vit: {DEMO}\n") and "0.png is no picture that Pillow can read" in vit.err
     with Image.open(tmp_path / "x.png") as drawing:
         assert drawing.height == 190 + 4 * 210 + 24
     for picture in PICTURES[:3]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from command import PEAK, Command, process
 from conftest import CHECKPOINTS
+from hub_server import HubServer, Repo, client_environment
 from safetensors.numpy import load_file, save_file
 
 from conversion import convert
@@ -160,12 +161,33 @@ def test_outputs(vit: Command, tmp_path: Path, backend: Any) -> None:
     assert (vit.code, vit.out.splitlines()[-1]) == (0, "the same: 88 tensors, the configuration, outputs")
 
 
+def test_revisions(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    other = changed(tmp_path / "other", lambda t: t[BIAS].__setitem__(9, 100))
+    code = (
+        "import sys; from vit_core.app.cli import main\n"
+        "diff = ['diff', 'org/vit', 'org/vit', '--backend', 'torch', '--pictures', sys.argv[1]]\n"
+        "codes = [main([*diff, '--revision', 'old']), main([*diff, '--revision', 'old', '--revision', 'main'])]\n"
+        "print(codes)"
+    )
+    with HubServer() as server:
+        repo = server.repos["org/vit"] = Repo()
+        for folder, branch in ((DIGITS, "old"), (other, "main")):
+            repo.commit({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}, branch)
+        environment = client_environment(server, tmp_path / "home")
+        result = process(sys.executable, "-c", code, PICTURES[0], env=environment)
+    told = [line for line in result.stdout.splitlines() if line.startswith(("the same", "DIFFER", "["))]
+    same = "the same: 88 tensors, the configuration, outputs"
+    assert told == [same, "DIFFER: 1 of 88 tensors, outputs", "[0, 1]"], result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([DIGITS], "Missing argument 'B'"),
         ([DIGITS, "./nope"], "The folder './nope' does not exist"),
         ([DIGITS, DIGITS, "--tolerance", "-1"], "Invalid value for '--tolerance'"),
+        ([DIGITS, DIGITS, *["--revision", "x"] * 3], "pass it once for both, or twice, got ['x', 'x', 'x']."),
         ([DIGITS, DIGITS, "--backend", "torch"], "--backend runs the models on --pictures: name some"),
         ([DIGITS, CLS, "--pictures", PICTURES[0]], "the same pixels, but image_size is 24 in A and 32 in B."),
         (

@@ -319,7 +319,7 @@ def test_a_mesh_of_explicit_axes() -> None:
 
     if not hasattr(jax.sharding, "auto_axes"):
         pytest.skip("this JAX has no explicit axes")
-    model, mesh = build(), jax.make_mesh((1,), ("data",))
+    model, mesh = build(), jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
     divided = NamedSharding(mesh, PartitionSpec("data"))
     x, params = jax.device_put(pixels(), divided), jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
     apply = jax.sharding.auto_axes(lambda p, x: model.module.apply({"params": p}, x).logits, out_sharding=divided)
@@ -803,7 +803,7 @@ def test_scanned_program_does_not_grow_with_depth() -> None:
         return [jax.jit(f).lower(params).as_text().count("\n") for f in (loss, jax.value_and_grad(loss))]
 
     assert lines(2, scan=True) == lines(12, scan=True)
-    assert lines(12, scan=False)[0] > 3 * lines(2, scan=False)[0]
+    assert lines(12, scan=False)[0] > 2 * lines(2, scan=False)[0]
 
 
 # ---- channels last -----------------------------------------------------------------------------------------------

@@ -62,6 +62,11 @@ WARNINGS = {
     "float01_rescaled_again": "do_rescale=False",
     "convert_gray16": "values from 0 to 65280: what lies outside 0 to 255 is cut off",
 }
+# Golden numbers of pictures whose rows are resized before their columns, as Pillow does from 13 on.
+ROWS_FIRST = {
+    "ambiguous", "convert_bilevel", "convert_gray", "filter2_tall", "filter3_tall", "float01_any", "gray_1hw",
+    "gray_hw1", "BeitImageProcessor.0/im300x260", "DeiTImageProcessor.0/im300x260",
+}  # fmt: skip
 
 
 def golden_input(spec: list[Any]) -> Any:
@@ -87,6 +92,8 @@ def same(got: np.ndarray, expected: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("case", [c for c in CASES if "error" not in c], ids=lambda c: c["case"])
 def test_golden(case: dict[str, Any]) -> None:
+    if case["case"] in ROWS_FIRST:
+        pytest.importorskip("PIL", "13")
     if case["case"] in WARNINGS:
         with pytest.warns(UserWarning, match=WARNINGS[case["case"]]) as caught:
             got = run_golden(case)
@@ -750,6 +757,8 @@ MEMBER_CASES: list[dict[str, Any]] = json.loads((MEMBERS / "cases.json").read_te
 
 @pytest.mark.parametrize("case", MEMBER_CASES, ids=lambda case: case["output"])
 def test_golden_of_members(case: dict[str, Any]) -> None:
+    if case["output"] in ROWS_FIRST:
+        pytest.importorskip("PIL", "13")
     name, picture = case["output"].split("/")
     array, wanted = np.load(MEMBERS / "inputs.npz")[picture], np.load(MEMBERS / "outputs.npz")[case["output"]]
     processor = getattr(processing, case["processor"])(**case["arguments"])

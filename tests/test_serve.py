@@ -652,8 +652,7 @@ def test_what_is_not_installed_is_named(monkeypatch: Any, capsys: Any) -> None:
 
 
 def test_a_port_that_is_taken(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr("vit_core.app.serve.server.log_to_stderr", lambda _: None)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr("vit_core.app.cli.serve.import_for", lambda *_: pytest.fail("It loads a model."))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert main(["serve", str(DIGITS), "--backend", "torch", "--port", str(port)]) == 2

@@ -87,8 +87,8 @@ def _pairs(value: Any) -> dict[str, Any] | None:
         return dict(value)
     if isinstance(value, Iterator):
         value = tuple(value)
-    named = isinstance(value, list | tuple) and all(
-        isinstance(each, list | tuple) and len(each) == 2 and isinstance(each[0], str) for each in value
+    named = isinstance(value, (list, tuple)) and all(  # no unions, which PyTorch 2.8 does not compile
+        isinstance(each, (list, tuple)) and len(each) == 2 and isinstance(each[0], str) for each in value
     )
     return dict(value) if named else None
 

@@ -7,6 +7,7 @@ materialised.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Protocol
 
@@ -52,15 +53,21 @@ def flex(
             f"attn_implementation='flex' has no attention dropout, got attention_probs_dropout_prob={dropout}: use "
             "'sdpa' or 'eager' for training."
         )
-    batch, heads, rows = (False,) * 3 if bias is None else (size > 1 for size in bias.shape[:3])
-
-    def add_bias(score: Tensor, b: Tensor, h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        assert bias is not None
-        return score + bias[b if batch else 0, h if heads else 0, row if rows else 0, column]
-
     attend = _flex_attention()
-    context = attend(q, k, v, score_mod=None if bias is None else add_bias)
+    context = attend(q, k, v, score_mod=None if bias is None else _adding(bias))
     return _scaled(context, head_mask), None
+
+
+def _adding(bias: Tensor) -> Callable[..., Tensor]:
+    """What adds a bias, (B or 1, heads or 1, N or 1, N), to a score of FlexAttention."""
+    several = [size > 1 for size in bias.shape[:3]]
+    found = bias[tuple(slice(None) if each else 0 for each in several)]  # PyTorch 2.8 takes no 0 among the places below
+
+    def add(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        places = [place for place, each in zip((batch, head, row), several, strict=True) if each]
+        return score + found[(*places, column)]
+
+    return add
 
 
 @cache

@@ -327,7 +327,7 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
 
 def shapes(*inputs: Tensor | None, **others: Tensor | None) -> dict[str, tuple[int, ...] | None]:
     """The shapes of a call's inputs, in the order of `calls.TENSORS`, by name. Raises TypeError for no tensor."""
-    named = {**dict(zip(calls.TENSORS, inputs, strict=False)), **others}
+    named = {**dict(zip(calls.TENSORS[: len(inputs)], inputs, strict=True)), **others}
     for name, value in named.items():
         calls.check_kind(name, value, Tensor, "pt")
     return {name: None if value is None else tuple(value.shape) for name, value in named.items()}

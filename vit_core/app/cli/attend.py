@@ -30,6 +30,7 @@ from vit_core.app.backends import array, call, class_gradients, run
 from vit_core.app.classification import ImageClassificationPipeline
 from vit_core.app.cli.common import (
     DEFAULT_MODEL,
+    DEMO,
     AsJson,
     Backend,
     Model,
@@ -78,7 +79,7 @@ def attend(
         str, typer.Argument(metavar="IMAGE", help="File, folder, pattern, http(s) address, or - for stdin.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="PICTURE.png", help="Where to write the drawing.")],
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
     backend: Backend = None,
     method: Annotated[
         str,
@@ -119,24 +120,28 @@ def attend(
     found = pictures([image])
     kind = drawing_format(out, "attention.png", [each.name for each in found])
     _check_number(image, found, segment, kind, out)
-    classifier, has_classifier = _load(model, backend, image_processor, revision)
+    named = model or DEFAULT_MODEL
+    classifier, has_classifier = _load(named, backend, image_processor, revision)
     layer = _checked_layer(layer, classifier.model.config.num_hidden_layers)
     looking = Looking(classifier, has_classifier, method, label, tokens, layer, threshold)
-    document = {"out": str(out), "model": model, "backend": classifier.backend, "layer": layer}
+    document = {"out": str(out), "model": named, "backend": classifier.backend, "layer": layer}
+    failures: list[str] = []
     if segment:
         _segment(looking, found[0], out, kind, document, as_json)
-        return
-    _check_model(looking)
-    views, failures = _views(looking, found)
-    subtitle = f"{Path(model).name}, {classifier.backend}"
-    if len(found) == 1:
-        drawing = draw(
-            views[0], title=_title(views[0]), subtitle=f"{views[0].name}, {subtitle}", heading=_heading(looking)
-        )
     else:
-        drawing = sheet(views, title=Path(image).name, subtitle=f"{_heading(looking)}; {subtitle}")
-    _save(drawing, out, kind)
-    _report(looking, found, views, document, as_json)
+        _check_model(looking)
+        views, failures = _views(looking, found)
+        subtitle = f"{Path(named).name}, {classifier.backend}"
+        if len(found) == 1:
+            drawing = draw(
+                views[0], title=_title(views[0]), subtitle=f"{views[0].name}, {subtitle}", heading=_heading(looking)
+            )
+        else:
+            drawing = sheet(views, title=Path(image).name, subtitle=f"{_heading(looking)}; {subtitle}")
+        _save(drawing, out, kind)
+        _report(looking, found, views, document, as_json)
+    if model is None and not as_json:
+        complain(DEMO)
     for error in failures:
         complain(error)
     if failures:

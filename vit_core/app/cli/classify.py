@@ -14,12 +14,13 @@ from rich.text import Text
 from vit_core.app.classification import Predictions
 from vit_core.app.cli.common import (
     DEFAULT_MODEL,
+    DEMO,
     AsJson,
     Backend,
     BatchSize,
     Devices,
     Images,
-    ModelIfGiven,
+    Model,
     Overwrite,
     Picture,
     Processor,
@@ -36,12 +37,11 @@ from vit_core.app.cli.results import IDENTITY, WRITERS, Columns, Journal, check_
 from vit_core.app.pipeline import pipeline
 
 Results = list[tuple[Picture, Predictions]]
-_DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 
 
 def classify(
     images: Images,
-    model: ModelIfGiven = None,
+    model: Model = None,
     backend: Backend = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="N", help="Labels for each picture.")] = 3,
     batch_size: BatchSize = 16,
@@ -86,7 +86,7 @@ def classify(
             check_target(out, overwrite, "results.csv", WRITERS)  # another run may have written it meanwhile
             failures = work.write(found, journal, WRITERS[out.suffix.lower()], facts if as_json else None)
         if demo:
-            complain(_DEMO)
+            complain(DEMO)
     else:
         failures = _show(work, found, facts if as_json else None, demo)
     conclude(failures, len(found))
@@ -117,7 +117,7 @@ def _show(work: Work, found: list[Picture], facts: dict[str, str] | None, demo: 
         print_json({**facts, "images": images, "failed": as_documents(failures)})
     elif results:
         if demo:
-            complain(_DEMO)
+            complain(DEMO)
         _print_table(results)
     return failures
 

@@ -35,11 +35,10 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-_MODEL: Any = typer.Option(
-    "--model", "-m", metavar="PATH_OR_ID", help="Folder or hub id.", show_default="the digits model"
-)
-Model = Annotated[str, _MODEL]
-ModelIfGiven = Annotated[str | None, _MODEL]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="PATH_OR_ID", help="Folder or hub id.", show_default="the digits model"),
+]
 Backend = Annotated[
     str | None,
     typer.Option("--backend", metavar="|".join(BACKENDS), help="Framework.", show_default="the first installed"),
@@ -70,6 +69,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file o
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")]
 DEFAULT_MODEL = str(DIGITS)
+DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 CONTEXT = {"help_option_names": ["-h", "--help"]}  # what typer is to know of every command
 _SHOWN = 5  # kinds of files
 _TASK = "ForImageClassification"

@@ -44,6 +44,7 @@ from vit_core.formats.reading import read
 
 Array = NDArray[Any]
 Fields = dict[str, tuple[Any, Any]]  # what A and B say
+_Source = tuple[str, str | None]  # name and revision
 
 _ONE, _OTHER = _PAIR = ("A", "B")
 _SHOWN = 4  # labels
@@ -97,6 +98,15 @@ def diff(
         typer.Option("--pictures", metavar="IMAGE", help="Compare outputs on these too: files, folders, patterns."),
     ] = None,
     backend: Backend = None,
+    revisions: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--revision",
+            metavar="NAME",
+            help="Branch, tag or commit of a hub id: once for A and B, or one of each.",
+            show_default="main",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two checkpoints tensor by tensor, and with --pictures by their outputs.
@@ -105,8 +115,12 @@ def diff(
     """
     if backend is not None and not images:
         raise ValueError("--backend runs the models on --pictures: name some, or leave it out.")
+    if len(revisions or ()) > 2:
+        raise ValueError(f"--revision is that of A and of B: pass it once for both, or twice, got {revisions}.")
+    ours, theirs = (revisions[0], revisions[-1]) if revisions else (None, None)
+    sources = (one, ours), (other, theirs)
     found = pictures(images or [])
-    checkpoints: list[Checkpoint] = [read(name) for name in (one, other)]
+    checkpoints: list[Checkpoint] = [read(name, revision=revision) for name, revision in sources]
     runs = _runs(checkpoints) if found else None
     with telling() as tell:
         tell("Comparing tensors")
@@ -116,7 +130,7 @@ def diff(
         if runs is not None:
             backend = backend or first_installed()
             tell(f"Comparing outputs in {backend}")
-            result = _outputs((one, other), runs, backend, found, tolerance)
+            result = _outputs(sources, runs, backend, found, tolerance)
     ok = all(each.ok for each in compared) and not fields and result.ok is not False
     if as_json:
         document = {
@@ -190,7 +204,7 @@ def _runs(checkpoints: list[Checkpoint]) -> list[tuple[str, dict[str, bool], boo
 
 
 def _outputs(
-    names: tuple[str, str],
+    sources: tuple[_Source, _Source],
     runs: list[tuple[str, dict[str, bool], bool]],
     backend: str,
     found: list[Picture],
@@ -199,12 +213,12 @@ def _outputs(
     """What both give for the pictures, as A's preprocessor makes them."""
     import_quietly(backend)
     models = {
-        letter: load(backend, architecture, name, dtype="float32", **arguments)
-        for letter, name, (architecture, arguments, _) in zip(_PAIR, names, runs, strict=True)
+        letter: load(backend, architecture, name, revision=revision, dtype="float32", **arguments)
+        for letter, (name, revision), (architecture, arguments, _) in zip(_PAIR, sources, runs, strict=True)
     }
     with without_tf32([backend]):
         masked = all(each[2] for each in runs)
-        return compare(models, pixels_of(found, models[_ONE], names[0], None), "float32", tolerance, masked)
+        return compare(models, pixels_of(found, models[_ONE], *sources[0]), "float32", tolerance, masked)
 
 
 # ---- what is shown -------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from vit_core import calls
 from vit_core.app.base import ImagePipeline
 from vit_core.app.cli.common import (
     DEFAULT_MODEL,
+    DEMO,
     AsJson,
     Backend,
     BatchSize,
@@ -22,6 +23,7 @@ from vit_core.app.cli.common import (
     Overwrite,
     Processor,
     Revision,
+    complain,
     import_for,
     pictures,
 )
@@ -46,7 +48,7 @@ def embed(
             help="Write vectors to a .npy, .jsonl or .parquet file; the same command goes on with a run that stopped.",
         ),
     ],
-    model: Model = DEFAULT_MODEL,
+    model: Model = None,
     backend: Backend = None,
     pool: Annotated[
         str | None,
@@ -76,9 +78,10 @@ def embed(
         raise ValueError(f"--pool must be one of {', '.join(_POOLS)}, got {pool!r}.")
     found = pictures(images)
     check_target(out, overwrite, _EXAMPLE, SUFFIXES)
-    import_for(backend, model, image_processor, revision, ImageFeatureExtractionPipeline.architecture)
+    named = model or DEFAULT_MODEL
+    import_for(backend, named, image_processor, revision, ImageFeatureExtractionPipeline.architecture)
     extractor = extractor_of(
-        model,
+        named,
         pool,
         numbers,
         backend=backend,
@@ -87,12 +90,14 @@ def embed(
         device=devices.split(",") if devices is not None else None,
         batch_size=batch_size,
     )
-    settings = settings_of(extractor, model, image_processor, revision)
+    settings = settings_of(extractor, named, image_processor, revision)
     work = Work(extractor, "Embedding", "embedded", lambda result: [joined(result)])
     facts = {name: value for name, value in settings.items() if name != IDENTITY}
     with Journal(out, settings, columns(settings["dimensions"])) as journal:
         check_target(out, overwrite, _EXAMPLE, SUFFIXES)  # another run may have written it meanwhile
         failures = work.write(found, journal, writer(out, settings), facts if as_json else None)
+    if model is None and not as_json:
+        complain(DEMO)
     conclude(failures, len(found))
 
 

@@ -62,6 +62,8 @@ def serve(
         server = import_module("vit_core.app.serve.server")
     except ImportError as error:
         raise ImportError(f'vit serve needs more ({error}): pip install "vit-trio[serve]"') from error
+    address = host or ("0.0.0.0" if _ON_VERTEX in os.environ else "127.0.0.1"), port
+    server.listen(address).close()  # a port that is taken is told before the model is loaded
     with telling() as tell:
         tell("Loading")
         import_for(backend, model, image_processor, revision)
@@ -76,6 +78,5 @@ def serve(
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # refused, not warned of
     server.log_to_stderr(log)
     limits = server.Limits(batch_size, max_queue, max_body * 10**6, timeout, grace)
-    host = host or ("0.0.0.0" if _ON_VERTEX in os.environ else "127.0.0.1")
-    if server.serve(server.Served(classifier, name, top_k), (host, port), limits):
+    if server.serve(server.Served(classifier, name, top_k), address, limits):
         raise typer.Exit(1)

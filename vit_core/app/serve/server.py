@@ -23,6 +23,15 @@ _HEADERS_WITHIN = 15  # seconds for the headers of a request
 _LAST_CHANCE = 1  # seconds for a request to arrive on a connection that was made before the stop
 
 
+def listen(address: tuple[str, int]) -> socket.socket:
+    """A socket that listens at a host and port. Raises OSError where they can't be had."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    try:
+        return socket.create_server(address, family=family, backlog=1024)
+    except OSError as error:
+        raise OSError(f"{address[0]}:{address[1]} can't be listened at ({error}): choose another --port.") from error
+
+
 def serve(served: Served, address: tuple[str, int], limits: Limits) -> int:
     """Serve until SIGTERM or Ctrl-C, answer what was taken, and return the exit code: 1 where that took too long.
 
@@ -31,11 +40,7 @@ def serve(served: Served, address: tuple[str, int], limits: Limits) -> int:
     routes = os.environ.get("AIP_HEALTH_ROUTE", "/health"), os.environ.get("AIP_PREDICT_ROUTE", "/predict")
     service = Service(served, limits, routes)
     service.batcher.warm_up()
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    try:
-        listening = socket.create_server(address, family=family, backlog=1024)
-    except OSError as error:
-        raise OSError(f"{address[0]}:{address[1]} can't be listened at ({error}): choose another --port.") from error
+    listening = listen(address)
     config = uvicorn.Config(
         service,
         http=_Protocol,
