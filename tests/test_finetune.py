@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -699,6 +700,19 @@ def test_a_run_with_other_flags_is_not_resumed(runs: Runs, pictures: Path) -> No
     settings = module.FineTuning(pictures=pictures, out=runs("torch"), epochs=9)
     with pytest.raises(ValueError, match="holds a run with epochs=3, not 9"):
         import_module("vit_core.app.training.run").begin(settings, None, None)
+
+
+def test_a_run_that_is_older_than_a_flag_had_its_default(runs: Runs, pictures: Path, tmp_path: Path) -> None:
+    need("torch")
+    module = import_module("vit_core.app.training.finetuning")
+    begun = import_module("vit_core.app.training.run").begun
+    stated = json.loads((runs("torch") / "settings.json").read_text())
+    del stated["keep"]
+    (tmp_path / "settings.json").write_text(json.dumps(stated))
+    given = {name: stated[name] for name in stated if name not in ("pictures", "out")}
+    assert begun(module.FineTuning(pictures=pictures, out=tmp_path, **given))
+    with pytest.raises(ValueError, match="holds a run with keep='last', not 'best'"):
+        begun(module.FineTuning(pictures=pictures, out=tmp_path, **given, keep="best"))
 
 
 # ---- parameter groups --------------------------------------------------------------------------------------------

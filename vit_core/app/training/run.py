@@ -6,7 +6,7 @@ import csv
 import json
 import signal
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from io import StringIO
 from pathlib import Path
 from typing import Any, Self
@@ -127,10 +127,11 @@ def begun(settings: Settings) -> bool:
     known, stated = settings.out / SETTINGS, json.loads(json.dumps(asdict(settings), default=str))
     if not known.exists():
         return False
-    before = json.loads(known.read_text())
+    defaults = {each.name: each.default for each in fields(settings)}  # of flags that are newer than the run
+    before = defaults | json.loads(known.read_text())
     free = ("out", "workers", "parallel")
-    if changed := [n for n in stated if n not in free and stated[n] != before.get(n)]:
-        flags = ", ".join(f"{n}={before.get(n)!r}, not {stated[n]!r}" for n in changed)
+    if changed := [n for n in stated if n not in free and stated[n] != before[n]]:
+        flags = ", ".join(f"{n}={before[n]!r}, not {stated[n]!r}" for n in changed)
         raise ValueError(f"{settings.out} holds a run with {flags}: pass the same to resume it, or another --out.")
     return True
 
