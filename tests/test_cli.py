@@ -108,13 +108,14 @@ def test_a_mistyped_folder_is_told_before_a_framework_is_imported(
         assert "'./nope' does not exist" in vit.refused(command, NINE, "--image-processor", "./nope", *options)
 
 
-def test_a_reader_that_leaves_early_and_a_full_disk() -> None:
-    result = process("bash", "-c", f"set -o pipefail; '{VIT}' inspect '{DIGITS}' --all | true")
-    assert result.stderr == ""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_early_and_a_full_disk(unbuffered: str) -> None:
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    result = process("bash", "-c", f"set -o pipefail; '{VIT}' inspect '{DIGITS}' --all | true", env=env)
+    assert (result.returncode, result.stderr) == (0, "")
     if Path("/dev/full").exists():
-        result = process("bash", "-c", f"'{VIT}' inspect '{DIGITS}' > /dev/full")
-        assert result.returncode == 2
-        assert result.stderr == "vit: [Errno 28] No space left on device\n"
+        result = process("bash", "-c", f"'{VIT}' inspect '{DIGITS}' > /dev/full", env=env)
+        assert (result.returncode, result.stderr) == (2, "vit: [Errno 28] No space left on device\n")
 
 
 def test_an_output_that_holds_ascii_alone(tmp_path: Path) -> None:

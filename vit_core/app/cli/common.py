@@ -108,7 +108,6 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
             code = command(arguments or ["--help"], prog_name=program, standalone_mode=False)
             sys.stdout.flush()
         except BrokenPipeError:  # whoever read the output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except typer.Abort:
             return 130
@@ -121,7 +120,17 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
         except MemoryError as error:
             complain(f"there is not enough memory for that ({error}): ask for less at a time.", program)
             return 2
+        finally:
+            _let_go()
     return code or 0
+
+
+def _let_go() -> None:
+    """Leave what can't be written: the interpreter would try once more when it ends, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def script(main: Callable[..., None]) -> None:
