@@ -114,10 +114,24 @@ MUTANTS = (
     ),
     Mutant(
         "torch: hooks see the CLS token alone",
-        "vit_torch/base.py",
+        "vit_torch/layers.py",
         "for module in modules for kind in _HOOKS",
         "for module in modules[:0] for kind in _HOOKS",
         ("tests/test_torch.py", "test_hooks_see_all_tokens"),
+    ),
+    Mutant(
+        "torch: oneDNN multiplies for a layer that is hooked",
+        "vit_torch/layers.py",
+        "        and _bare(layer)\n",
+        "",
+        ("tests/test_torch_linear.py", "watched"),
+    ),
+    Mutant(
+        "torch: oneDNN approximates the exact GELU",
+        "vit_torch/layers.py",
+        '_GELU = {F.gelu: "none",',
+        '_GELU = {F.gelu: "tanh",',
+        ("tests/test_torch_linear.py", "rounding"),
     ),
     Mutant(
         "torch: the first tokens are a strided view",
@@ -404,8 +418,8 @@ MUTANTS = (
     Mutant(
         "torch: the scale of the MLP's branch is left out",
         "vit_torch/encoder.py",
-        "self.drop_path(scaled(self.dropout(self.dense(hidden_states)), self.scale))",
-        "self.drop_path(self.dropout(self.dense(hidden_states)))",
+        "self.drop_path(scaled(self.dropout(linear(self.dense, hidden_states)), self.scale))",
+        "self.drop_path(self.dropout(linear(self.dense, hidden_states)))",
         ("tests/test_conversion.py", "test_layer_scale_is_the_blocks_own and torch"),
     ),
     Mutant(
