@@ -152,19 +152,19 @@ class BeitEncoder(ViTEncoder):
         bias = additive_bias(attention_mask, dtype)
         if not own and shared is None:
             return bias
-        positions = self.positions(size, interpolate)._replace(bias=bias)
+        positions = self.positions(size, interpolate, bias)
         if shared is not None:
-            positions = positions._replace(bias=shared(positions))
+            positions = BeitPositions(positions.rows, positions.resize, shared(positions))
         return positions if own else positions.bias
 
-    def positions(self, size: Sequence[int], interpolate: bool) -> BeitPositions:
+    def positions(self, size: Sequence[int], interpolate: bool, bias: Array | None) -> BeitPositions:
         """How the tokens of an image of `size`, height x width, stand to each other."""
         (height, width), source = calls.grid(size, self.config), self.config.grid
         index = relative_position_index(jnp.arange(height), jnp.arange(width), height, width, jnp)
         if not calls.resizes_bias(self.config, size, interpolate):
-            return BeitPositions(index, None, None)
+            return BeitPositions(index, None, bias)
         rows, columns = (resizing(2 * s - 1, 2 * t - 1) for s, t in zip(source, (height, width), strict=True))
-        return BeitPositions(index, (rows, columns), None)
+        return BeitPositions(index, (rows, columns), bias)
 
 
 def resizing(source: int, target: Any) -> Array:

@@ -169,18 +169,18 @@ class BeitEncoder(ViTEncoder):
         bias = additive_bias(attention_mask, dtype)
         if not own and shared is None:
             return bias
-        positions = self.positions(self.size_of(pixel_values), interpolate)._replace(bias=bias)
+        positions = self.positions(self.size_of(pixel_values), interpolate, bias)
         if shared is not None:
-            positions = positions._replace(bias=shared(positions))
+            positions = BeitPositions(positions.rows, positions.resize, shared(positions))
         return positions if own else positions.bias
 
-    def positions(self, size: Sequence[Any], interpolate: bool) -> BeitPositions:
+    def positions(self, size: Sequence[Any], interpolate: bool, bias: Tensor | None) -> BeitPositions:
         """How the tokens of an image of `size`, height x width, stand to each other."""
         height, width = calls.grid(size, self.config)
         index = relative_position_index(tf.range(height), tf.range(width), height, width, ops)
         if not calls.resizes_bias(self.config, size, interpolate):
-            return BeitPositions(index, None, None)
-        return BeitPositions(index, (tf.convert_to_tensor(height), tf.convert_to_tensor(width)), None)
+            return BeitPositions(index, None, bias)
+        return BeitPositions(index, (tf.convert_to_tensor(height), tf.convert_to_tensor(width)), bias)
 
 
 class BeitPooler(ViTModule):

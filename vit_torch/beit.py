@@ -150,19 +150,19 @@ class BeitEncoder(ViTEncoder):
         bias = additive_bias(attention_mask, dtype)
         if not own and shared is None:
             return bias
-        positions = self.positions(size, interpolate)._replace(bias=bias)
+        positions = self.positions(size, interpolate, bias)
         if shared is not None:
-            positions = positions._replace(bias=shared(positions))
+            positions = BeitPositions(positions.rows, positions.resize, shared(positions))
         return positions if own else positions.bias
 
-    def positions(self, size: Sequence[int], interpolate: bool) -> BeitPositions:
+    def positions(self, size: Sequence[int], interpolate: bool, bias: Tensor | None) -> BeitPositions:
         """How the tokens of an image of `size`, height x width, stand to each other."""
         device = next(self.parameters()).device
         (height, width), source = calls.grid(size, self.config), self.config.grid
         rows, columns = (torch.arange(n, device=device) for n in (height, width))
         index = relative_position_index(rows, columns, height, width, torch)
         if not calls.resizes_bias(self.config, size, interpolate):
-            return BeitPositions(index, None, None)
+            return BeitPositions(index, None, bias)
         resize = (
             bilinear_matrix(
                 torch.arange(2 * t - 1, dtype=torch.float64, device=device),
@@ -172,7 +172,7 @@ class BeitEncoder(ViTEncoder):
             )
             for s, t in zip(source, (height, width), strict=True)
         )
-        return BeitPositions(index, (next(resize), next(resize)), None)
+        return BeitPositions(index, (next(resize), next(resize)), bias)
 
 
 class BeitPooler(nn.Module):
