@@ -698,7 +698,7 @@ def test_a_run_with_other_flags_is_not_resumed(runs: Runs, pictures: Path) -> No
     need("torch")
     module = import_module("vit_core.app.training.finetuning")
     settings = module.FineTuning(pictures=pictures, out=runs("torch"), epochs=9)
-    with pytest.raises(ValueError, match="holds a run with epochs=3, not 9"):
+    with pytest.raises(ValueError, match="holds a run with epochs: 3, not 9"):
         import_module("vit_core.app.training.run").begin(settings, None, None)
 
 
@@ -711,7 +711,7 @@ def test_a_run_that_is_older_than_a_flag_had_its_default(runs: Runs, pictures: P
     (tmp_path / "settings.json").write_text(json.dumps(stated))
     given = {name: stated[name] for name in stated if name not in ("pictures", "out")}
     assert begun(module.FineTuning(pictures=pictures, out=tmp_path, **given))
-    with pytest.raises(ValueError, match="holds a run with keep='last', not 'best'"):
+    with pytest.raises(ValueError, match="holds a run with keep: 'last', not 'best'"):
         begun(module.FineTuning(pictures=pictures, out=tmp_path, **given, keep="best"))
 
 

@@ -24,6 +24,7 @@ from vit_torch.activations import ViTActivation  # noqa: E402
 
 WIDE = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536, "num_hidden_layers": 2}
 CONFIG = ViTConfig(**WIDE)
+SAME = tolerances.both_rounded(CONFIG)
 PRODUCTS = 6  # of a layer: queries, keys, values, the output projection, two of the MLP
 
 pytestmark = [
@@ -79,7 +80,7 @@ def test_equal_but_for_rounding(onednn: Counter, hidden_act: str) -> None:
 def test_no_bias(onednn: Counter) -> None:
     x, layer = torch.randn(2, 197, 384), nn.Linear(384, 384, bias=False)
     with torch.inference_mode():
-        assert_close(layers.linear(layer, x), layer(x), 1e-5)
+        assert_close(layers.linear(layer, x), layer(x), SAME)
     assert onednn.calls == ["none"]
 
 
@@ -145,7 +146,7 @@ def test_a_watched_activation_is_called(onednn: Counter) -> None:
     activation.register_forward_hook(lambda module, args, output: output + 1)
     with torch.no_grad():
         found = layers.linear(layer, x, activation)
-        assert_close(found, activation(layer(x)), 1e-5)
+        assert_close(found, activation(layer(x)), SAME)
     assert onednn.calls == ["none"]
 
 
@@ -155,8 +156,8 @@ def test_transforms_and_traces_see_the_layer(onednn: Counter) -> None:
     with torch.no_grad():
         with forward_ad.dual_level():
             tangent = forward_ad.unpack_dual(layers.linear(layer, forward_ad.make_dual(x, x))).tangent
-        assert_close(tangent, x @ layer.weight.T, 1e-5)
-        assert_close(torch.func.vmap(partial(layers.linear, layer))(x), layer(x), 1e-5)
+        assert_close(tangent, x @ layer.weight.T, SAME)
+        assert_close(torch.func.vmap(partial(layers.linear, layer))(x), layer(x), SAME)
         with FlopCounterMode(display=False) as counter:
             layers.linear(layer, x)
         assert counter.get_total_flops() == 2 * 2 * 197 * 384 * 384
@@ -174,7 +175,7 @@ def test_exported_and_compiled(onednn: Counter, model: Any) -> None:
     assert onednn.calls == []
 
 
-def test_saved_loaded_and_quantised_as_before(onednn: Counter, model: Any) -> None:
+def test_layers_and_weights_stay_what_others_look_for(onednn: Counter, model: Any) -> None:
     assert {type(module) for module in model.modules() if isinstance(module, nn.Linear)} == {nn.Linear}
     with torch.no_grad():
         model(pixels())

@@ -55,7 +55,7 @@ def test_the_best_epochs_model_is_kept(
     assert [all((kept[name] == array).all() for name, array in each.items()) for each in gathered] == [True, False]
     vit("finetune", pictures, *flags, "--keep", "best", "--json")  # there is nothing left to do
     assert json.loads(vit.out) == document
-    assert "holds a run with keep='best', not 'last'" in vit("finetune", pictures, *flags).err
+    assert "holds a run with keep: 'best', not 'last'" in vit("finetune", pictures, *flags).err
 
 
 def _gathered(out: Path, folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """PyTorch's linear layer in a faster form: by oneDNN instead of MKL, where that is faster and no gradient is asked for.
 
-MKL multiplies at 0.4 to 0.95 of oneDNN's speed on AMD's processors with AVX-512. oneDNN also applies GELU while the
-product is in the cache. `torch.backends.mkldnn.flags(enabled=False)` and Intel's processors leave all to PyTorch.
+MKL multiplies at 0.44 to 0.95 of oneDNN's speed on AMD's processors with AVX-512. oneDNN also applies GELU while the
+product is in the cache. `torch.backends.mkldnn.flags(enabled=False)` leaves all to PyTorch, as Intel's processors do.
 """
 
 from __future__ import annotations

@@ -149,8 +149,6 @@ def _by_flags(message: str, command: typer.Typer) -> str:
     names = "|".join(flags)
 
     def flag(match: re.Match[str]) -> str:
-        if message.startswith(", not ", match.end()):  # a setting of a run, among others that are no options
-            return match[0]
         value = "HEIGHTxWIDTH" if match[2] else match[5] if match[4] is None else match[4] or "''"
         return f"{flags[match[1]]} {value or ''}".rstrip()
 

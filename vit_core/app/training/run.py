@@ -131,7 +131,7 @@ def begun(settings: Settings) -> bool:
     before = defaults | json.loads(known.read_text())
     free = ("out", "workers", "parallel")
     if changed := [n for n in stated if n not in free and stated[n] != before[n]]:
-        flags = ", ".join(f"{n}={before[n]!r}, not {stated[n]!r}" for n in changed)
+        flags = ", ".join(f"{n}: {before[n]!r}, not {stated[n]!r}" for n in changed)
         raise ValueError(f"{settings.out} holds a run with {flags}: pass the same to resume it, or another --out.")
     return True
 
