@@ -261,9 +261,9 @@ def test_what_a_stopped_run_left_is_for_the_same_command(vit: Command, tmp_path:
     assert (vit.code, vit.out, vit.err) == (130, "", "")
     left = journal.read_bytes()
     assert left.count(b"\n") == 1 + 8
-    assert f"{journal} is the journal of a run with top_k=3, not 1: repeat" in vit.refused(*arguments, "-k", 1)
+    assert f"{journal} is the journal of a run with top_k: 3, not 1: repeat" in vit.refused(*arguments, "-k", 1)
     other = CKPT / "cls" / "pt_safetensors"
-    assert f"model='{DIGITS}', not '{other}'" in vit(*arguments, "--model", other).err
+    assert f"model: '{DIGITS}', not '{other}'" in vit(*arguments, "--model", other).err
     assert (vit.code, journal.read_bytes()) == (2, left)
     assert vit(*arguments).out.startswith("4 classified, 8 by an earlier run, ")
     assert list(tmp_path.iterdir()) == [out]

@@ -198,7 +198,7 @@ def test_a_stopped_run_goes_on_with_its_own_settings_alone(vit: Command, tmp_pat
         assert vit(*arguments).code == 0
     part = tmp_path / "x.jsonl.part"
     words = (
-        f"{part} is the journal of a run with pool='cls', not 'mean', layers=[5], not [1, 5], dimensions=64, not 128"
+        f"{part} is the journal of a run with pool: 'cls', not 'mean', layers: [5], not [1, 5], dimensions: 64, not 128"
     )
     assert words in vit.refused(*arguments, "--pool", "mean", "--layers", "1,-1")
     lines = part.read_bytes().splitlines(keepends=True)

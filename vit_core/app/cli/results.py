@@ -139,7 +139,7 @@ class Journal:
         if found.keys() != self._settings.keys():
             raise ValueError(f"{self.path} is no journal of results: move it away, or write elsewhere.")
         settings = {name: value for name, value in self._settings.items() if name != IDENTITY}.items()
-        if other := [f"{name}={found[name]!r}, not {value!r}" for name, value in settings if found[name] != value]:
+        if other := [f"{name}: {found[name]!r}, not {value!r}" for name, value in settings if found[name] != value]:
             raise ValueError(
                 f"{self.path} is the journal of a run with {', '.join(other)}: repeat that run's command to go on with "
                 "it, or delete the file to begin anew."
