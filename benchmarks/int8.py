@@ -9,19 +9,16 @@ python benchmarks/int8.py [--json] [--rounds N] [--seconds S]     in the environ
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable
 from functools import cache, partial
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from harness import OURS, arguments, interleaved, ratio, report, seconds_of
+from apart import THREADS, Call, Candidates, apart
+from harness import OURS, arguments, interleaved, ratio, report
 
-THREADS, BATCHES = 2, (1, 8)
+BATCHES = (1, 8)
 FILES = {
     "float32.onnx": ("onnx", None),
     "int8.onnx": ("onnx", "noise"),
@@ -30,7 +27,6 @@ FILES = {
     "int8.tflite": ("litert", "noise"),
     "dynamic.tflite": ("litert", "dynamic"),
 }
-Call = Callable[[np.ndarray], Any]
 
 
 def ours(folder: Path, quantised: bool = False, compiled: bool = False) -> Call:
@@ -55,16 +51,16 @@ def ours(folder: Path, quantised: bool = False, compiled: bool = False) -> Call:
     return call
 
 
-def onnx_runtime(file: Path) -> Call:
+def onnx_runtime(folder: Path, name: str) -> Call:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"pixel_values": x})
 
 
-def openvino(file: Path) -> Call:
+def openvino(folder: Path, name: str) -> Call:
     """Compiled for each shape; in float32 where it is not int8, as it would take bfloat16 by itself."""
     from openvino import Core
 
@@ -73,36 +69,36 @@ def openvino(file: Path) -> Call:
 
     @cache
     def compiled(shape: tuple[int, ...]) -> Any:
-        model = core.read_model(file)
+        model = core.read_model(folder / f"{name}.onnx")
         model.reshape(shape)
         return core.compile_model(model, "CPU", settings)
 
     return lambda x: compiled(x.shape)({"pixel_values": x})
 
 
-def litert(file: Path) -> Call:
+def litert(folder: Path, name: str) -> Call:
     from tensorflow import lite
 
-    runner = lite.Interpreter(str(file), num_threads=THREADS).get_signature_runner()
+    runner = lite.Interpreter(str(folder / f"{name}.tflite"), num_threads=THREADS).get_signature_runner()
     return lambda x: runner(pixel_values=x)
 
 
-CANDIDATES: dict[str, Callable[[Path], Call]] = {
+CANDIDATES: Candidates = {
     OURS: ours,
-    "torchao int8": lambda folder: ours(folder, quantised=True),
-    "torchao int8, compiled": lambda folder: ours(folder, quantised=True, compiled=True),
-    "ONNX Runtime float32": lambda folder: onnx_runtime(folder / "float32.onnx"),
-    "ONNX Runtime int8": lambda folder: onnx_runtime(folder / "int8.onnx"),
-    "ONNX Runtime int8, dynamic": lambda folder: onnx_runtime(folder / "dynamic.onnx"),
-    "OpenVINO float32": lambda folder: openvino(folder / "float32.onnx"),
-    "OpenVINO int8": lambda folder: openvino(folder / "int8.onnx"),
-    "LiteRT float32": lambda folder: litert(folder / "float32.tflite"),
-    "LiteRT int8": lambda folder: litert(folder / "int8.tflite"),
-    "LiteRT int8, dynamic": lambda folder: litert(folder / "dynamic.tflite"),
+    "torchao int8": partial(ours, quantised=True),
+    "torchao int8, compiled": partial(ours, quantised=True, compiled=True),
+    "ONNX Runtime float32": partial(onnx_runtime, name="float32"),
+    "ONNX Runtime int8": partial(onnx_runtime, name="int8"),
+    "ONNX Runtime int8, dynamic": partial(onnx_runtime, name="dynamic"),
+    "OpenVINO float32": partial(openvino, name="float32"),
+    "OpenVINO int8": partial(openvino, name="int8"),
+    "LiteRT float32": partial(litert, name="float32"),
+    "LiteRT int8": partial(litert, name="int8"),
+    "LiteRT int8, dynamic": partial(litert, name="dynamic"),
 }
 
 
-def write(folder: str) -> None:
+def write(folder: Path) -> None:
     """The checkpoint and its files."""
     from vit_core import export
     from vit_torch import ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -111,56 +107,18 @@ def write(folder: str) -> None:
     ViTImageProcessor().save_pretrained(folder)
     noise = list(np.random.default_rng(0).integers(0, 256, (8, 224, 224, 3), dtype=np.uint8))
     for name, (to, int8) in FILES.items():
-        export(folder, Path(folder, name), to, int8=noise if int8 == "noise" else int8, pictures=noise[:1], tolerance=1)
-
-
-def serve(name: str, folder: str, pipe: Any) -> None:
-    """Seconds of a call for each batch size that comes in, or what was raised."""
-    call: Call | None = None
-    while batch := pipe.recv():
-        try:
-            call = call or CANDIDATES[name](Path(folder))
-            x = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
-            pipe.send(seconds_of(partial(call, x)))
-        except Exception as error:
-            pipe.send(error)
-
-
-def ask(pipe: Any, batch: int) -> float:
-    """Seconds of a call in another process."""
-    pipe.send(batch)
-    found = pipe.recv()
-    if isinstance(found, Exception):
-        raise found
-    return float(found)
+        export(folder, folder / name, to, int8=noise if int8 == "noise" else int8, pictures=noise[:1], tolerance=1)
 
 
 def main() -> None:
     given = arguments(__doc__, rounds=15, seconds=10.0)
-    os.environ |= {"OMP_NUM_THREADS": str(THREADS), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONWARNINGS": "ignore"}
-    warnings.simplefilter("ignore")
-    spawn = get_context("spawn")
     results = {}
-    with TemporaryDirectory() as folder:
-        writer = spawn.Process(target=write, args=(folder,))
-        writer.start()
-        writer.join()
-        if writer.exitcode:
-            raise RuntimeError("The files could not be written: the error stands above.")
-        pipes, processes = {}, []
-        for name in CANDIDATES:
-            pipes[name], other = spawn.Pipe()
-            processes.append(spawn.Process(target=serve, args=(name, folder, other), daemon=True))
-            processes[-1].start()
+    with TemporaryDirectory() as folder, apart(write, CANDIDATES, Path(folder)) as seconds:
         for batch in BATCHES:
-            calls = {name: partial(ask, pipe, batch) for name, pipe in pipes.items()}
+            calls = {name: partial(ask, batch) for name, ask in seconds.items()}
             times = interleaved(calls, min_rounds=given.rounds, min_seconds=given.seconds, measure=lambda call: call())
-            for name in list(pipes)[1:]:
+            for name in list(CANDIDATES)[1:]:
                 results[f"int8, our float32 / {name}, batch {batch}"] = ratio(times[OURS], times[name])
-        for pipe in pipes.values():
-            pipe.send(0)
-        for process in processes:
-            process.join()
     report("Our float32 in PyTorch as a multiple of", results, given.json)
 
 

@@ -383,6 +383,27 @@ def test_eval_shape_of_a_huge_model_takes_no_memory() -> None:
     assert int(done.stdout) < 200_000  # KiB; the parameters would take 2.5 GB
 
 
+LOADED = """
+import sys, jax, vit_flax
+
+jax.numpy.zeros(1).block_until_ready()
+before = peak()
+vit_flax.ViTModel.from_pretrained(sys.argv[1], scan_layers=True)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_layers_are_stacked_as_they_are_read(tmp_path: Path) -> None:
+    config = ViTConfig(hidden_size=512, intermediate_size=2048, num_attention_heads=8, image_size=32)
+    vit_flax.ViTModel(config, scan_layers=True).save_pretrained(tmp_path)
+    command = [sys.executable, "-c", PEAK + LOADED, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert int(done.stdout) * 1024 < 1.25 * size
+
+
 # ---- outputs, options, errors ------------------------------------------------------------------------------------
 
 
@@ -905,16 +926,18 @@ def test_parameters_have_the_tree_of_the_flax_models_of_transformers(folder: Pat
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_without_initialisation() -> None:
-    model, params = vit_flax.FlaxViTModel(CONFIG, _do_init=False)
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_without_initialisation(scan_layers: bool) -> None:
+    model, params = vit_flax.FlaxViTModel(CONFIG, _do_init=False, scan_layers=scan_layers)
     assert isinstance(model, vit_flax.FlaxViTModel)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params))
-    assert paths(params) == paths(vit_flax.FlaxViTModel(CONFIG).params)
+    assert paths(params) == paths(vit_flax.FlaxViTModel(CONFIG, scan_layers=scan_layers).params)
     for use in (lambda: model.params, lambda: model(pixels())):
         with pytest.raises(ValueError, match="_do_init=False and holds no parameters: pass params="):
             use()
     filled = model.init_weights(0, params=params)
-    assert_same(model(pixels(), params=filled), vit_flax.FlaxViTModel(CONFIG)(pixels()), 0.0)
+    whole = vit_flax.FlaxViTModel(CONFIG, scan_layers=scan_layers)
+    assert_same(model(pixels(), params=filled), whole(pixels()), 0.0)
 
 
 def test_loading_without_initialisation() -> None:

@@ -33,6 +33,7 @@ STATIC = (
     "layers", "pool", "reshape", "normalize",
 )  # fmt: skip
 Params = dict[str, Any]
+Read = Callable[[], Any]  # an array
 _LAYERS = {name.split(".")[-3] for name in (LAYER, DECODER_LAYER)}  # what is around modules with a number
 
 
@@ -278,14 +279,29 @@ class FlaxViTPreTrainedModel(PretrainedModel):
     ) -> Params:
         """A parameter tree drawn from a seed or a key; what `params` has already is kept, abstract leaves aside."""
         seed = int(rng) if isinstance(rng, Integral) else int(jax.random.bits(rng))
-        given = {} if params is None else self._flat(params)
-        arrays: dict[str, Any] = {}
-        for name, spec in self.specs().items():
-            kept = given.get(name)
-            if kept is None or isinstance(kept, jax.ShapeDtypeStruct):
-                kept = to_native(draw(spec, self.config, seed), spec, FLAX).astype(self.module.param_dtype)
-            arrays[name] = kept
-        return jax.tree.map(jnp.asarray, self._tree(arrays, np.stack))
+        leaves = flatten_dict(params or {}).items()
+        given = unflatten_dict({path: leaf for path, leaf in leaves if not isinstance(leaf, jax.ShapeDtypeStruct)})
+        kept = {name: partial(jnp.asarray, array) for name, array in self._flat(given).items()}
+        return self._made({**self._draws(seed), **kept})
+
+    def _draws(self, seed: int) -> dict[str, Read]:
+        """What draws each parameter."""
+
+        def drawn(spec: Spec) -> np.ndarray:
+            return to_native(draw(spec, self.config, seed), spec, FLAX).astype(self.module.param_dtype)
+
+        return {name: partial(drawn, spec) for name, spec in self.specs().items()}
+
+    def _made(self, reads: Mapping[str, Read]) -> Params:
+        """The tree of what is read, one array after the other; what is not, or not of every layer, is abstract."""
+        tree = self._tree(
+            {name: reads.get(name) for name in self.specs()},
+            lambda layers: None if None in layers else partial(_stacked, layers),
+        )
+        shapes = flatten_dict(self.params_shape_tree)
+        return unflatten_dict(
+            {path: jax.device_put(read()) if read else shapes[path] for path, read in flatten_dict(tree).items()}
+        )
 
     def _tree(self, flat: Mapping[str, Any], stack: Callable[[list[Any]], Any]) -> Params:
         """The nested tree of arrays by dotted path; with `scan_layers`, those of all layers stacked."""
@@ -326,20 +342,18 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         dtype = jnp.dtype(config.dtype or "float32")
         built: Any = cls(config, dtype=dtype, _do_init=False, **model_kwargs)  # a tuple, see __new__
         model: Self = built[0]
-        arrays: dict[str, Any] = {}
-        for name, spec in model.specs().items():
-            if spec.name in tensors:
-                stored = tensors[spec.name]
-                kept = jnp.promote_types(stored.dtype, dtype)
-                array = own(to_native(stored.read(), spec, FLAX), kept)
-                arrays[name] = array if model.module.scan_layers else jnp.asarray(array)  # one copy at a time
-                stored.release()
-        given = model._tree(arrays, np.stack)
-        if _do_init:
-            model._params = model.init_weights(seed or 0, params=given)
-            return model
-        whole = flatten_dict(model.params_shape_tree)
-        return model, unflatten_dict({**whole, **flatten_dict(given)})
+
+        def taken(spec: Spec) -> np.ndarray:
+            stored = tensors[spec.name]
+            array = own(to_native(stored.read(), spec, FLAX), jnp.promote_types(stored.dtype, dtype))
+            stored.release()
+            return array
+
+        stored = {name: partial(taken, spec) for name, spec in model.specs().items() if spec.name in tensors}
+        if not _do_init:
+            return model, model._made(stored)
+        model._params = model._made({**model._draws(seed or 0), **stored})
+        return model
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Every parameter by canonical name, copied to the host when it is read."""
@@ -406,6 +420,22 @@ def _numbered(path: tuple[str, ...]) -> int:
 def _native_shape(spec: Spec) -> tuple[int, ...]:
     axes = FLAX.permutation(spec.kind, spec.leaf)
     return spec.shape if axes is None else tuple(spec.shape[i] for i in axes)
+
+
+def _stacked(layers: Sequence[Read]) -> np.ndarray:
+    """The arrays of all layers along axis 0, of which one is held beside, in the widest of their dtypes.
+
+    `jax.device_put` keeps it without a copy on a CPU, where memory begins at a multiple of 64 bytes.
+    """
+    first = np.asarray(layers[0]())
+    memory = np.empty(len(layers) * first.nbytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    stack = memory[begin:][: len(layers) * first.nbytes].view(first.dtype).reshape(len(layers), *first.shape)
+    stack[0] = first
+    for i, layer in enumerate((np.asarray(each()) for each in layers[1:]), start=1):
+        stack = stack.astype(jnp.promote_types(stack.dtype, layer.dtype), copy=False)
+        stack[i] = layer
+    return stack
 
 
 def _cast(params: Params, dtype: Any, mask: Any) -> Params:
