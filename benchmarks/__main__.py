@@ -30,14 +30,15 @@ RESULTS, README = HERE / "results.json", HERE / "README.md"
 # measured as well. The other benchmarks are measured as users have it.
 STEADY_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "30000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
 NAMES = (
-    "fresh_process", "image_processing", "inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2",
-    "flax_vit", "convert", "imports", "int8", "serve",
+    "fresh_process", "memory", "image_processing", "inference", "compiled", "training", "mae", "dinov2", "beit",
+    "tf_vit", "tf_dinov2", "flax_vit", "convert", "imports", "int8", "serve",
 )  # fmt: skip
-STEADY = ("inference", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2", "flax_vit", "int8")
+STEADY = ("inference", "compiled", "training", "mae", "dinov2", "beit", "tf_vit", "tf_dinov2", "flax_vit", "int8")
 # What transformers is told not to import; tf_vit and fresh_process tell it themselves.
 ALONE = {
     "image_processing": ("USE_TF", "USE_FLAX"),
     "inference": ("USE_TF", "USE_FLAX"),
+    "compiled": ("USE_TF", "USE_FLAX"),
     "training": ("USE_TF", "USE_FLAX"),
     "mae": ("USE_FLAX",),
     "dinov2": ("USE_TF", "USE_FLAX"),
