@@ -113,11 +113,16 @@ class TfBackend:
 
     def load(self, cls: str, path: Any, **kwargs: Any) -> Any:
         """A pretrained model, without the warnings about what was initialised anew."""
-        return getattr(self.package, cls).from_pretrained(path, output_loading_info=True, **kwargs)[0]
+        return self._eager(getattr(self.package, cls).from_pretrained(path, output_loading_info=True, **kwargs)[0])
 
     def build(self, cls: str, config: Any, dtype: str = "float32", **kwargs: Any) -> Any:
         """A new model whose variables and computation have this dtype."""
-        return getattr(self.package, cls)(config, dtype=dtype, **kwargs)
+        return self._eager(getattr(self.package, cls)(config, dtype=dtype, **kwargs))
+
+    def _eager(self, model: Any) -> Any:
+        """The model, whose graph takes longer to trace than a call of it takes (`test_tf.py` compares the two)."""
+        model.run_eagerly = True
+        return model
 
     def call(self, model: Any, **inputs: Any) -> Any:
         """The output of a call with NumPy inputs, every tensor in it a NumPy array."""

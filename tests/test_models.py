@@ -446,6 +446,8 @@ def test_arguments_by_position(backend: Any) -> None:
 def test_an_empty_batch(backend: Any, cls: str) -> None:
     config = config_for(cls, **TINY)
     model = backend.build(cls, config)
+    if backend.name == "tf":
+        model.run_eagerly = False  # TensorFlow's own convolution gives an empty batch another shape eagerly
     whole, empty = (backend.call(model, pixel_values=pixels(config)[:n]) for n in (2, 0))
     empty, whole = (output.feature_maps or output for output in (empty, whole)) if cls in BACKBONES else (empty, whole)
     field = 0 if cls in BACKBONES else field_of(cls)
