@@ -73,9 +73,9 @@ def train(model: keras.Model, data: Data, out: Path, epochs: int, batch: int, ra
     model.compile(
         keras.optimizers.AdamW(schedule(rate, epochs * -(-len(pixels) // batch)), weight_decay=decay),
         keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1),
-        metrics=["accuracy"],
+        metrics=[keras.metrics.CategoricalAccuracy("accuracy")],  # which has its variables now, as "accuracy" has not
     )
-    model.optimizer.build(model.trainable_variables)  # in the first step they would have it traced twice
+    model.optimizer.build(model.trainable_variables)  # variables that the first step makes have it traced twice
     model.fit(
         pixels,
         labels,

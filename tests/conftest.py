@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from adapters import BACKENDS
 from card import left_out, use_card
-from compilation import compile_quickly, compiled_once
+from compilation import compile_quickly, compiled_once, leave_graphs
 from hypothesis import HealthCheck, settings
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -85,6 +85,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: (places[item.path], order.random()))
     else:
         items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_runtest_setup() -> None:
+    leave_graphs()
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

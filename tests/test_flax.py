@@ -48,14 +48,6 @@ SAFETENSORS = CHECKPOINTS / "cls" / "pt_safetensors"
 VALUES_ONLY = ("label range", "negative label", "tokens of other patches", "token range")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly() -> Any:
-    """Most of the time of these tests is XLA's optimising; test_models.py and others run what it optimises."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def config_of(cls: str, **changes: Any) -> ViTConfig:
     """That of a member; with registers it has the gated MLP, of visual tokens five, MAE a decoder of two layers."""
     own = {REGISTERS: {"use_swiglu_ffn": True}, TOKENS: {"vocab_size": 5}, MAE: {"decoder_num_hidden_layers": 2}}

@@ -24,20 +24,21 @@ for name in ("tensorflow", "keras", "sklearn", "matplotlib"):
     pytest.importorskip(name)
 
 KERAS_ITSELF = "ignore:__array__ implementation:DeprecationWarning"  # of its variables, with NumPy 2
+SCRIPT = ROOT / "examples" / "keras_fit.py"
 CURVES = [(31, 119, 180), (255, 127, 14)]  # the colours of training and validation
 
 
-def start(script: str, *arguments: Any, dies: str = "") -> subprocess.Popen[str]:
-    """A script; `dies` is the function whose second call kills it."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+def start(*arguments: Any, dies: str = "") -> subprocess.Popen[str]:
+    """Python with these arguments; `dies` is the function whose second call kills it."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
+    env = os.environ | {"PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     killer = [str(ROOT / "tests" / "dying.py"), dies, "2", "0"] if dies else []
-    strict = [sys.executable, "-W", "error", "-W", KERAS_ITSELF]
-    command = [*strict, *killer, str(ROOT / "examples" / script), *map(str, arguments)]
+    command = [sys.executable, "-W", "error", "-W", KERAS_ITSELF, *killer, *map(str, arguments)]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def run(script: str, *arguments: Any) -> str:
-    process = start(script, *arguments)
+def run(*arguments: Any) -> str:
+    process = start(*arguments)
     out, err = process.communicate(timeout=HANGS)
     assert process.returncode == 0, err
     return out
@@ -63,7 +64,7 @@ def assert_curves_are_drawn(path: Path) -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("trained")
-    output = run("keras_fit.py", "--out", folder, "--epochs", 20, "--rate", 1e-3)
+    output = run(SCRIPT, "--out", folder, "--epochs", 20, "--rate", 1e-3)
     print(output)
     return folder, output
 
@@ -127,13 +128,19 @@ def test_augmentation(monkeypatch: Any) -> None:
 SHORT = ("--epochs", 3, "--batch", 256)
 
 
+SEEDED = """
+import sys
+from pathlib import Path
+from keras_fit import main
+for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+    main(Path(sys.argv[1], name), epochs=1, batch=256, seed=seed)
+"""
+
+
 @pytest.mark.slow
 def test_the_seed_repeats_a_training(tmp_path: Path) -> None:
-    found = []
-    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
-        run("keras_fit.py", "--out", tmp_path / name, "--epochs", 1, "--batch", 256, "--seed", seed)
-        found.append(load_file(tmp_path / name / "model.safetensors"))
-    one, same, other = found
+    run("-c", SEEDED, tmp_path)
+    one, same, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "same", "other"))
     for key, array in one.items():
         np.testing.assert_array_equal(same[key], array, err_msg=key)
         assert not np.array_equal(other[key], array), key
@@ -141,10 +148,10 @@ def test_the_seed_repeats_a_training(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
-    killed = start("keras_fit.py", "--out", tmp_path, *SHORT, dies="keras.callbacks:BackupAndRestore.on_epoch_end")
+    killed = start(SCRIPT, "--out", tmp_path, *SHORT, dies="keras.callbacks:BackupAndRestore.on_epoch_end")
     _, err = killed.communicate(timeout=HANGS)
     assert killed.returncode == -signal.SIGKILL, err
-    output = run("keras_fit.py", "--out", tmp_path, *SHORT)
+    output = run(SCRIPT, "--out", tmp_path, *SHORT)
     assert "Epoch 1/3" not in output
     assert "Epoch 3/3" in output
     assert {int(row["epoch"]) for row in log(tmp_path)} == {0, 1, 2}
