@@ -284,6 +284,47 @@ def test_compiled_on_a_card(mode: str) -> None:
             assert_close(compiled(x).logits.clone(), model(x).logits, tolerances.SAME_FUNCTION_FLOAT64)
 
 
+@needs_card
+def test_outputs_of_cuda_graphs_that_are_kept() -> None:
+    """Under reduce-overhead the next step writes its outputs where the last ones are: what is kept is a clone."""
+    torch._dynamo.reset()
+    model = build().to(OTHER)
+    compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+    batches = [scale * pixels().to(OTHER) for scale in (1, 2, 3, 1, 2, 3)]  # of which two warm up and record
+    kept = []
+    with torch.no_grad():
+        for x in batches:
+            torch.compiler.cudagraph_mark_step_begin()
+            last = compiled(x, output_hidden_states=True)
+            kept.append(torch.utils._pytree.tree_map(torch.clone, last))
+        torch.compiler.cudagraph_mark_step_begin()
+        compiled(batches[0], output_hidden_states=True)
+        with pytest.raises(RuntimeError, match="overwritten by a subsequent run"):
+            last.logits.cpu()
+        for x, found in zip(batches, kept, strict=True):
+            expected = model(x, output_hidden_states=True)
+            assert type(found) is type(expected)
+            assert_close(found, expected, tolerances.SAME_FUNCTION_FLOAT64)
+
+
+@needs_card
+def test_training_by_cuda_graphs() -> None:
+    """Steps under reduce-overhead have the losses and gradients of the model that is not compiled."""
+    torch._dynamo.reset()
+    model, labels = build().to(OTHER).train(), torch.tensor([0, 2], device=OTHER)
+    compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+    for scale in (1, 2, 3, 4):
+        found = []
+        for each in (model, compiled):
+            torch.compiler.cudagraph_mark_step_begin()
+            loss = each(scale * pixels().to(OTHER), labels=labels).loss
+            loss.backward()
+            gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+            found.append((loss.detach().clone(), gradients))
+            model.zero_grad()
+        assert_close(found[1], found[0], tolerances.SAME_FUNCTION_FLOAT64)
+
+
 def test_batches_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a processor returns is pinned tensor by tensor, and stays what it is."""
     from torch.utils.data._utils.pin_memory import pin_memory
@@ -355,10 +396,12 @@ def jax_device() -> Any:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", "cudnn"])
 def test_half_precision_in_jax(dtype: str, attention: str) -> None:
     """Outputs and gradients on JAX's first device against PyTorch's float64 on the processor."""
     place = jax_device()
+    if attention == "cudnn" and place.platform != "gpu":
+        pytest.skip("needs a CUDA device")
     jax, vit_flax = import_module("jax"), import_module("vit_flax")
     weights = np.random.default_rng(1).standard_normal((2, 3))
     model = build()
@@ -375,7 +418,9 @@ def test_half_precision_in_jax(dtype: str, attention: str) -> None:
         output = ours.module.apply({"params": params}, x)
         return (output.logits * weights.astype(dtype)).sum(), output.logits
 
-    ours.params, found = jax.jit(jax.grad(total, has_aux=True))(ours.params)
+    program = jax.jit(jax.grad(total, has_aux=True)).lower(ours.params)
+    assert ("__cudnn$fmhaSoftmaxBackward" in program.as_text()) == (attention == "cudnn")
+    ours.params, found = program.compile()(ours.params)
     assert found.devices() == {place}
     assert_close(np.float64(found), logits.detach().numpy(), tolerances.rounding(CONFIG, dtype), "logits")
     actual = {name: np.float64(tensor.read()) for name, tensor in ours.to_tensors().items()}

@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -818,6 +820,162 @@ def test_scanned_program_does_not_grow_with_depth() -> None:
     assert lines(2, scan=True) == lines(12, scan=True)
     two, four, twelve = (lines(layers, scan=False)[0] for layers in (2, 4, 12))
     assert twelve - two == 5 * (four - two) > 0
+
+
+# ---- attention on GPUs -------------------------------------------------------------------------------------------
+
+GPU = SimpleNamespace(device_kind="A GPU", compute_capability="8.0")
+FALLS_BACK: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # class, changes, call
+    "float32": ("ViTModel", {"dtype": "float32"}, {}),
+    "narrow heads": ("ViTModel", {"hidden_size": 16}, {}),
+    "wide heads": ("ViTModel", {"hidden_size": 136, "num_attention_heads": 1}, {}),
+    "attention mask": ("ViTModel", {}, CALLS["attention mask"]),
+    "dropout": ("ViTModel", {"attention_probs_dropout_prob": 0.1}, {"train": True}),
+    "relative positions": ("BeitModel", {}, {}),
+    "attentions": ("ViTModel", {}, {"output_attentions": True}),
+}
+
+
+@pytest.fixture
+def beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX traces and lowers as it does where there is a GPU with cuDNN."""
+    kernels = import_module("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(kernels, "cuda_versions", SimpleNamespace(cudnn_get_version=lambda: 91000))
+    monkeypatch.setattr(jax, "devices", lambda *_: [GPU])
+
+
+def half(cls: str, attention: str, options: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """A model that is computed in bfloat16, with heads of 8; its parameters are abstract."""
+    given = {"hidden_size": 32, "dtype": "bfloat16", **changes}
+    config = config_of(cls, attn_implementation=attention, **given)
+    dtype = {"dtype": given["dtype"], "_do_init": False}
+    model, _ = getattr(vit_flax, f"Flax{cls}")(config, **{**dtype, **(options or {})})
+    return model
+
+
+def kernels(function: Any, *given: Any) -> tuple[int, int]:
+    """How many forward and backward kernels of cuDNN there are in the program that a GPU would get."""
+    text = jax.jit(function).trace(*given).lower(lowering_platforms=("cuda",)).as_text()
+    return text.count("@__cudnn$fmhaSoftmax("), text.count("@__cudnn$fmhaSoftmaxBackward(")
+
+
+@pytest.mark.usefixtures("beside_a_gpu")
+@pytest.mark.parametrize(
+    ("cls", "options", "forward", "both"),
+    [
+        ("ViTForImageClassification", {}, 2, (2, 2)),
+        ("ViTForImageClassification", {"scan_layers": True}, 1, (1, 1)),
+        ("DeiTModel", {}, 2, (2, 2)),  # an even number of tokens
+        ("Dinov2Model", {}, 2, (2, 2)),
+    ],
+    ids=str,
+)
+def test_cudnn_is_what_a_gpu_runs(cls: str, options: dict[str, Any], forward: int, both: tuple[int, int]) -> None:
+    model, call = half(cls, "cudnn", options), call_of(cls)
+    call["head_mask"] = CALLS["head mask"]["head_mask"]
+    if cls == "Dinov2Model":
+        call["bool_masked_pos"] = np.arange(32).reshape(2, 16) % 3 == 0
+    params = model.params_shape_tree
+
+    def total(params: Any) -> Any:
+        return model.module.apply({"params": params}, **call)[field_of(cls)].sum()
+
+    assert kernels(total, params) == (forward, 0)
+    assert kernels(jax.grad(total), params) == both
+    model.enable_gradient_checkpointing()
+    assert kernels(jax.grad(total), params) == (2 * both[0], both[1])
+
+
+@pytest.mark.usefixtures("beside_a_gpu")
+def test_cudnn_under_vmap() -> None:
+    model = half("ViTModel", "flash")
+
+    def total(params: Any, x: Any) -> Any:
+        return model.module.apply({"params": params}, x).pooler_output.sum()
+
+    each = jax.vmap(jax.grad(total), (None, 0))
+    assert kernels(each, model.params_shape_tree, pixels(6).reshape(3, 2, 3, 16, 16)) == (2, 2)
+
+
+@pytest.mark.usefixtures("beside_a_gpu")
+@pytest.mark.parametrize("name", FALLS_BACK)
+def test_what_cudnn_does_not_compute_is_computed_as_before(name: str) -> None:
+    cls, changes, call = FALLS_BACK[name]
+    programs = []
+    for attention in ("cudnn", "sdpa"):
+        model = half(cls, attention, **changes)
+        apply = partial(model.module.apply, **{**call_of(cls), **call}, rngs={"dropout": jax.random.key(0)})
+        programs.append(str(jax.make_jaxpr(apply)({"params": model.params_shape_tree})))
+    assert programs[0] == programs[1]
+
+
+@pytest.mark.usefixtures("beside_a_gpu")
+def test_cudnn_is_left_where_sizes_are_symbols() -> None:
+    from jax import export
+
+    model = half("ViTModel", "cudnn")
+    x = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 3, 16, 16"), jnp.float32)
+    exported = export.export(jax.jit(model.module.apply), platforms=("cuda",))({"params": model.params_shape_tree}, x)
+    assert "@__cudnn" not in exported.mlir_module()
+
+
+@pytest.mark.usefixtures("beside_a_gpu")
+@pytest.mark.parametrize("tokens", [16, 17])
+def test_cudnn_attention_is_that_of_the_explicit_path(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what JAX documents of its function in the place of the kernel, in float64."""
+
+    def kernel(
+        q: Any,
+        k: Any,
+        v: Any,
+        query_seq_lengths: Any = None,
+        key_value_seq_lengths: Any = None,
+        implementation: Any = None,
+    ) -> Any:
+        assert implementation == "cudnn" and query_seq_lengths is key_value_seq_lengths
+        q, k, v = (x.astype(jnp.float64) for x in (q, k, v))
+        batch, rows = q.shape[:2]
+        lengths = jnp.full(batch, rows) if query_seq_lengths is None else query_seq_lengths
+        there = jnp.arange(rows) < lengths[:, None]  # (B, S)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / q.shape[-1] ** 0.5
+        probs = jax.nn.softmax(jnp.where(there[:, None, None], scores, -jnp.inf))
+        return (jnp.einsum("bhqk,bkhd->bqhd", probs, v) * there[..., None, None]).astype(jnp.bfloat16)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    attend = import_module("vit_flax.attention").ATTENTIONS
+    rng, mask = np.random.default_rng(0), jnp.array([1.0, 0.0, 1.0, 0.5])
+    given = [jnp.asarray(rng.standard_normal((2, 4, tokens, 8)), jnp.bfloat16) for _ in range(4)]
+
+    @partial(jax.jit, static_argnums=(0, 1))
+    def computed(name: str, dtype: Any) -> Any:
+        *qkv, gradient = (x.astype(dtype) for x in given)
+
+        def context(*qkv: Any) -> Any:
+            return attend[name](*qkv, None, mask, None)[0]
+
+        found, backward = jax.vjp(context, *qkv)
+        return [x.astype(jnp.float64) for x in (context(*qkv), found, *backward(gradient))]
+
+    bound = 2 * tolerances.UNIT_ROUNDOFF["bfloat16"]
+    for actual, expected in zip(computed("cudnn", jnp.bfloat16), computed("eager", jnp.float64), strict=True):
+        assert_close(actual, expected, bound)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "flash"])
+def test_cudnn_wants_a_gpu_that_has_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And says so when it would run: a model can be made before JAX knows its devices."""
+    model = build("ViTModel", attn_implementation=name)
+
+    def none(platform: str | None = None) -> Any:
+        if platform is not None:
+            raise RuntimeError(f"Unknown backend {platform}")
+        return [SimpleNamespace(device_kind="cpu")]
+
+    old = SimpleNamespace(device_kind="Tesla T4", compute_capability="7.5")
+    for devices, seen in ((none, "cpu"), (lambda *_: [GPU, old], "A GPU, Tesla T4")):
+        monkeypatch.setattr(jax, "devices", devices)
+        with pytest.raises(ValueError, match=rf"8.0 \(Ampere\) or above, and JAX sees {seen}: use 'sdpa'"):
+            model(pixels())
 
 
 # ---- channels last -----------------------------------------------------------------------------------------------

@@ -645,5 +645,5 @@ def test_labels_without_classes(backend: Any) -> None:
 
 
 def test_unknown_attention(backend: Any) -> None:
-    with pytest.raises(ValueError, match=r"attn_implementation must be one of .*got 'flash'"):
-        backend.build("ViTModel", ViTConfig(**TINY, attn_implementation="flash"))
+    with pytest.raises(ValueError, match=r"attn_implementation must be one of .*got 'fast'"):
+        backend.build("ViTModel", ViTConfig(**TINY, attn_implementation="fast"))

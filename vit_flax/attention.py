@@ -1,8 +1,9 @@
-"""Scaled dot-product attention two ways, and which of them a call runs (ViT paper, appendix A; Vaswani et al. 2017).
+"""Scaled dot-product attention three ways, and which of them a call runs (ViT paper, appendix A; Vaswani et al. 2017).
 
 It takes queries, keys and values (B, h, S, d), a bias (B or 1, h or 1, S or 1, S) that is added to the scores or None,
-and returns the context (B, h, S, d) with the probabilities (B, h, S, S), or None where they are never normalised. Both
-are batched products of matrices (S, d): on CPUs XLA runs these at the speed of its matmul, einsums over (S, h, d) not.
+and returns the context (B, h, S, d) with the probabilities (B, h, S, S), or None where they are never normalised.
+`sdpa` and `eager` are batched products of matrices (S, d): on CPUs XLA runs these at the speed of its matmul, einsums
+over (S, h, d) not.
 """
 
 from __future__ import annotations
@@ -42,8 +43,62 @@ def sdpa(
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))  # (B, h, S, S)
     total = weights.sum(-1, keepdims=True)
     weights = weights.astype(v.dtype)
-    context = (weights if dropout is None else dropout(weights)) @ v / total.astype(v.dtype)
-    return context if head_mask is None else context * head_mask[None, :, None, None].astype(v.dtype), None
+    return _scaled((weights if dropout is None else dropout(weights)) @ v / total.astype(v.dtype), head_mask), None
+
+
+def cudnn(
+    q: Array, k: Array, v: Array, bias: Array | None, head_mask: Array | None, dropout: Dropout | None
+) -> tuple[Array, None]:
+    """cuDNN's flash attention on NVIDIA GPUs (Dao et al. 2022, "FlashAttention"), which keeps no matrix (S, S).
+
+    `sdpa` computes what it does not: any dtype but float16 and bfloat16, heads wider than 128 or of no multiple of 8,
+    sizes that are symbols, dropout, and a bias, whose gradient JAX 0.6 leaves out without a word for some shapes. There
+    are first derivatives in reverse mode alone. Raises ValueError where JAX sees no GPU that has the kernel.
+    """
+    if not gpus():
+        kinds = ", ".join(sorted({device.device_kind for device in jax.devices()}))
+        raise ValueError(
+            "attn_implementation='cudnn' needs an NVIDIA GPU of compute capability 8.0 (Ampere) or above, and JAX sees "
+            f"{kinds}: use 'sdpa', or install JAX for CUDA."
+        )
+    width, half = q.shape[-1], q.dtype in (jnp.float16, jnp.bfloat16)
+    symbols = not all(isinstance(size, int) for size in q.shape)
+    if not half or width > 128 or width % 8 or symbols or dropout is not None or bias is not None:
+        return sdpa(q, k, v, bias, head_mask, dropout)
+    return _scaled(_flash(*(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2), head_mask), None
+
+
+@jax.custom_vjp
+def _flash(q: Array, k: Array, v: Array) -> Array:
+    """The context (B, S, h, d) of queries, keys and values of that shape."""
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+
+def _even(q: Array, k: Array, v: Array) -> Array:
+    """As `_flash`, with another token to which none attends if S is odd: JAX refuses gradients of the kernel there."""
+    tokens, lengths = q.shape[1], None
+    if tokens % 2:
+        lengths = tokens + 0 * q[:, 0, 0, 0].astype(jnp.int32)  # of q: JAX's rule for vmap wants them batched as q is
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (q, k, v))
+    found = jax.nn.dot_product_attention(
+        q, k, v, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return found[:, :tokens]
+
+
+_flash.defvjp(lambda *given: jax.vjp(_even, *given), lambda backward, gradient: backward(gradient))
+
+
+def gpus() -> bool:
+    """Whether JAX sees NVIDIA GPUs, all of which have flash attention."""
+    try:
+        return all(float(device.compute_capability) >= 8 for device in jax.devices("cuda"))
+    except RuntimeError:  # no such platform
+        return False
+
+
+def _scaled(context: Array, head_mask: Array | None) -> Array:
+    return context if head_mask is None else context * head_mask[None, :, None, None].astype(context.dtype)
 
 
 def _scores(q: Array, k: Array, bias: Array | None) -> Array:
@@ -52,7 +107,8 @@ def _scores(q: Array, k: Array, bias: Array | None) -> Array:
     return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
 
 
-ATTENTIONS: dict[str, Attention] = {"sdpa": sdpa, "eager": eager}
+ATTENTIONS: dict[str, Attention] = {"sdpa": sdpa, "eager": eager, "cudnn": cudnn}
+_ALIASES = {None: "sdpa", "flash": "cudnn"}
 
 
 def choose(name: str | None, output_attentions: bool) -> Attention:
@@ -60,7 +116,7 @@ def choose(name: str | None, output_attentions: bool) -> Attention:
 
     Raises ValueError for an unknown name.
     """
-    known = "sdpa" if name is None else name
+    known = _ALIASES.get(name, name)
     if known not in ATTENTIONS:
         raise ValueError(f"attn_implementation must be one of {', '.join(ATTENTIONS)}, got {name!r}.")
     return eager if output_attentions else ATTENTIONS[known]

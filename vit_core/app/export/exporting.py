@@ -231,8 +231,10 @@ def _check_model(model: Any, wanted: Exported) -> None:
         raise ValueError(f"The model has num_labels=0 and so no {wanted.outputs}: ask for features or states.")
     if wanted.outputs in ("probabilities", "labels") and score_function(config) == "none":
         raise ValueError(f"A regression has no {wanted.outputs}: ask for logits, which are its answer.")
-    if config.attn_implementation == "flex":
-        raise ValueError('attn_implementation="flex" is not exported: load with "sdpa", whose numbers are equal.')
+    if (attention := config.attn_implementation) not in (None, "sdpa", "eager"):
+        raise ValueError(
+            f'attn_implementation="{attention}" is not exported: load with "sdpa", which computes the same.'
+        )
     if getattr(getattr(model, "module", None), "scan_layers", False):
         raise ValueError("A model with scan_layers=True is not exported: load it without, its weights are the same.")
     if config.dtype == "bfloat16":
