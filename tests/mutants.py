@@ -551,8 +551,15 @@ MUTANTS = (
     Mutant(
         "core: the weights of a resize are not rounded as Pillow does",
         "vit_core/pictures/graph.py",
-        "return places, o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))",
-        "return places, weights",
+        "weights = o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))",
+        "pass",
+        ("tests/test_export_input.py", "test_a_graph_is_the_processor"),
+    ),
+    Mutant(
+        "core: the bits of torchvision's weights are those of the rows in the crop",
+        "vit_core/pictures/graph.py",
+        "o.largest(every)",
+        "o.largest(weights)",
         ("tests/test_export_input.py", "test_a_graph_is_the_processor"),
     ),
     Mutant(

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vit_core.pictures import processing, torchvision
-from vit_core.pictures.graph import Preparation
 from vit_core.pictures.images import FORMATS
 from vit_core.pictures.processing import (
     AutoImageProcessor,
@@ -745,8 +744,6 @@ def test_backends(tmp_path: Path) -> None:
         ViTImageProcessor(backend="torchvision", resample=4)
     with pytest.raises(ValueError, match="backend must be one of 'pil', 'torchvision', got 'cv2'"):
         ViTImageProcessor(backend="cv2")
-    with pytest.raises(ValueError, match="No graph prepares as torchvision does"):
-        Preparation.of(fast, 3)
 
 
 # ---- other members of the family -----------------------------------------------------------------------------------

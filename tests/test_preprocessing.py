@@ -15,12 +15,14 @@ from vit_core.pictures.processing import BitImageProcessor, ViTImageProcessor
 PROCESSORS = [
     ViTImageProcessor(size=(40, 56), resample=Image.Resampling.BICUBIC, image_mean=[0.4, 0.5, 0.6]),
     BitImageProcessor(size=72, crop_size=(64, 72)),
+    ViTImageProcessor(size=(40, 56), resample=Image.Resampling.NEAREST, backend="torchvision"),
+    BitImageProcessor(size=71, crop_size=(64, 72), backend="torchvision"),
 ]
 WRONG = ViTImageProcessor(size={"shortest_edge": 32})
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 90, 70, 3), np.uint8)
 
 
-@pytest.fixture(params=PROCESSORS, ids=lambda each: type(each).__name__)
+@pytest.fixture(params=PROCESSORS, ids=lambda each: f"{type(each).__name__}-{each.backend}")
 def processor(request: pytest.FixtureRequest) -> Any:
     return request.param
 

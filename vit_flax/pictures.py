@@ -16,6 +16,7 @@ OPERATIONS = PictureOperations(
     sin=jnp.sin,
     where=jnp.where,
     total=lambda x: x.sum(-1, keepdims=True),
+    largest=lambda x: x.max(initial=0.0),
     running=lambda x: jax.lax.scan(lambda total, each: (total + each,) * 2, jnp.zeros((), x.dtype), x)[1],
     either=jax.lax.cond,
     reshape=jnp.reshape,
@@ -23,5 +24,6 @@ OPERATIONS = PictureOperations(
     take=lambda x, places: x[places.astype(jnp.int32)],
     wide=lambda x: x.astype(jnp.float64),
     narrow=lambda x: x.astype(jnp.uint8),
+    single=lambda x: x.astype(jnp.float32),
     constant=jnp.asarray,
 )

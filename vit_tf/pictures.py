@@ -30,6 +30,7 @@ OPERATIONS = PictureOperations(
     sin=tf.sin,
     where=lambda condition, a, b: tf.where(condition, _wide(a), _wide(b)),
     total=lambda x: tf.reduce_sum(x, -1, keepdims=True),
+    largest=tf.reduce_max,
     running=tf.cumsum,
     either=lambda condition, a, b, x: tf.cond(condition, lambda: a(x), lambda: b(x)),
     reshape=tf.reshape,
@@ -37,6 +38,7 @@ OPERATIONS = PictureOperations(
     take=lambda x, places: tf.gather(x, tf.cast(places, tf.int32)),
     wide=lambda x: tf.cast(x, tf.float64),
     narrow=lambda x: tf.cast(x, tf.uint8),
+    single=lambda x: tf.cast(x, tf.float32),
     constant=tf.constant,
 )
 
@@ -62,7 +64,7 @@ class Preprocessing(keras.layers.Layer):
         super().__init__(**{"dtype": "float32", "autocast": False, "trainable": False, **kwargs})
         if data_format not in ("channels_first", "channels_last"):
             raise ValueError(f"data_format must be channels_first or channels_last, got {data_format!r}.")
-        processor = ViTImageProcessor(**processor) if isinstance(processor, dict) else processor
+        processor = ViTImageProcessor.from_dict(processor) if isinstance(processor, dict) else processor
         self.processor, self.data_format = processor, data_format
         self.preparation = Preparation.of(processor, num_channels)
 

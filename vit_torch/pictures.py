@@ -19,6 +19,7 @@ OPERATIONS = PictureOperations(
     sin=torch.sin,
     where=torch.where,
     total=lambda x: x.sum(-1, keepdim=True),
+    largest=torch.max,
     running=lambda x: x.cumsum(0),
     either=lambda condition, a, b, x: torch.cond(condition, a, b, (x,)),
     reshape=torch.reshape,
@@ -26,6 +27,7 @@ OPERATIONS = PictureOperations(
     take=lambda x, places: x[places.long()],
     wide=lambda x: x.double(),
     narrow=lambda x: x.to(torch.uint8),
+    single=lambda x: x.float(),
     constant=torch.tensor,
 )
 EAGER = replace(OPERATIONS, either=lambda condition, a, b, x: a(x) if condition else b(x))

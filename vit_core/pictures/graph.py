@@ -2,6 +2,7 @@
 
 Pillow's resize bit for bit: the weights of a row in float64, rounded to 22 bits after the point; the sum over the taps,
 which is exact here in float64, rounded to 8 bits; one axis after the other, columns first (Pillow's Resample.c).
+torchvision's is the same but for `fused` steps: fewer bits, columns always first, a nearest row of its own and a crop.
 Rescaling and normalising is the look-up that the processor itself does.
 """
 
@@ -22,7 +23,8 @@ from vit_core.pictures.steps import Steps, table
 
 # Pillow resizes columns first; from 13 on rows first where the height shrinks by more than twice what the width does.
 PILLOW_ORDERS = int(PIL.__version__.partition(".")[0]) >= 13
-_BITS = 22  # of a weight, after the point
+_BITS = 22  # of a weight, after the point: Pillow's, and the most of torchvision's
+_LIMIT = 2.0**15  # which no whole weight of torchvision's reaches
 _BLOCK = 16  # neighbouring rows, at most, that are made of one stretch of the picture, as one product
 
 
@@ -41,13 +43,15 @@ class PictureOperations:
     sin: Callable[[Any], Any]
     where: Callable[[Any, Any, Any], Any]
     total: Callable[[Any], Any]  # over the last axis, which stays, of length 1
+    largest: Callable[[Any], Any]  # of all numbers, of which one is 0 or more, ()
     running: Callable[[Any], Any]  # sums (n,) of x[:1], x[:2] and so on, added one after the other
     either: Callable[[Any, Callable[[Any], Any], Callable[[Any], Any], Any], Any]  # of two functions, by a condition
     reshape: Callable[[Any, Sequence[Any]], Any]
     transpose: Callable[[Any, Sequence[int]], Any]
     take: Callable[[Any, Any], Any]  # the rows of a tensor of any type whose numbers, float64 (n,), are given
-    wide: Callable[[Any], Any]  # 8 bits to float64
-    narrow: Callable[[Any], Any]  # and back
+    wide: Callable[[Any], Any]  # 8 bits or float32 to float64
+    narrow: Callable[[Any], Any]  # float64 to 8 bits
+    single: Callable[[Any], Any]  # float64 to float32
     constant: Callable[[Array], Any]  # a tensor of the array's own type
 
 
@@ -61,14 +65,8 @@ class Preparation:
 
     @classmethod
     def of(cls, processor: Any, channels: int) -> Preparation:
-        """Raises ValueError for a processor that makes pixels of many sizes, for 2 channels or more than 3, and for one
-        that prepares as torchvision does."""
+        """Raises ValueError for a processor that makes pixels of many sizes, and for 2 channels or more than 3."""
         steps = Steps.checked(vars(processor))
-        if steps.backend == "torchvision":
-            raise ValueError(
-                "No graph prepares as torchvision does: load the processor with backend='pil', or take Fast from the "
-                "name in its file. Its pictures then differ by a level of 255 here and there."
-            )
         size = steps.size or {}
         edges = steps.crop or ((size["height"], size["width"]) if "height" in size else None)
         if edges is None:
@@ -84,7 +82,7 @@ class Preparation:
         """Pixels (B, C, h, w) in float32 of pictures (B, H, W, C) in 8 bits."""
         o = operations
         columns_first, rows_first = (partial(self._resized, o, axes) for axes in ((2, 1), (1, 2)))
-        if not PILLOW_ORDERS or self.steps.size is None:
+        if not PILLOW_ORDERS or self.steps.size is None or self.steps.fused:
             return self._looked_up(o, columns_first(pictures))
         _, height, width, _ = o.lengths(pictures)
         rows, columns = self._target(o, height, width)
@@ -118,27 +116,37 @@ class Preparation:
 
     def _rows(self, o: PictureOperations, pixels: Any, length: Any, resized: Any, wanted: int) -> Any:
         """The `wanted` rows in the middle of pixels (length, R) when they are resized to so many rows; 0 beyond."""
-        places, weights = self._taps(o, length, resized, wanted)
+        before = (o.scalar(resized) - wanted) / 2
+        before = o.where(before < 0, -o.floor(-before), o.floor(before)) if self.steps.fused else o.floor(before)
+        block = max(rows for rows in range(1, _BLOCK + 1) if wanted % rows == 0)
+        places, weights = self._taps(o, length, resized, o.count(wanted) + before, block)
         blocks, _, band = o.lengths(weights)
+        one: Any = 2.0**_BITS
+        if self.steps.fused:  # of all rows, those beyond the crop too
+            every = self._taps(o, length, resized, o.count(resized), 1)[1] if self.steps.crop else weights
+            one = self._one(o, o.largest(every))
+        weights = weights * one
+        weights = o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))
         taken = o.take(pixels, _within(o, o.reshape(places, (-1,)), o.scalar(length)))
-        found = weights @ o.wide(o.reshape(taken, (blocks, band, -1)))
-        found = o.floor(found / 2.0**_BITS + 0.5)
+        found = weights @ o.wide(o.reshape(taken, (blocks, band, o.lengths(pixels)[1])))
+        found = o.floor(found / one + 0.5)
         found = o.where(found < 0, 0.0, o.where(found > 255, 255.0, found))
         return o.reshape(o.narrow(found), (wanted, -1))
 
-    def _taps(self, o: PictureOperations, length: Any, resized: Any, wanted: int) -> tuple[Any, Any]:
-        """Of each block of the `wanted` rows, those that it is made of (blocks, 1, band), and their weights in each of
-        its rows (blocks, rows, band), whole numbers."""
+    def _taps(self, o: PictureOperations, length: Any, resized: Any, rows: Any, block: int) -> tuple[Any, Any]:
+        """Of each block of rows (n,), those that it is made of (blocks, 1, band), and their weights in each of its rows
+        (blocks, block, band)."""
         resample = self.steps.resample
         support, function = FILTERS[Resampling.BOX if resample is None else Resampling(resample)]
-        block = max(rows for rows in range(1, _BLOCK + 1) if wanted % rows == 0)
-        band = (block - 1 + support) * length // resized + support + 3
         end, last = o.scalar(length), o.scalar(resized)
         scale = end / (last + 0.0 * end)  # no constant, by whose reciprocal XLA would multiply, which rounds otherwise
-        rows = o.count(wanted) + o.floor((last - wanted) / 2)
         if function is None:
-            steps = o.where(o.count(resized) > 0, scale, scale / 2)
-            low = o.floor(o.take(o.running(steps), _within(o, rows, last)))
+            if self.steps.fused:
+                low = o.floor(o.wide(o.single(rows) * o.single(scale)))
+                support += 2  # half a step below the centre, and what float32 rounds
+            else:
+                steps = o.where(o.count(resized) > 0, scale, scale / 2)
+                low = o.floor(o.take(o.running(steps), _within(o, rows, last)))
             high, centres, stretch = low + 1, low + 0.5, 1.0
         else:
             stretch = o.where(scale < 1, 1.0, scale)
@@ -149,19 +157,24 @@ class Preparation:
         high = o.where((rows < 0) | (rows >= last), 0.0, o.where(high > end, end, high))
         # Where a block begins, by whole numbers: rows are taken by it, and weights made, which compilers round apart.
         first = o.floor(((2 * rows + 1) * end - support * o.where(end < last, last, end)) / (2 * last))
-        first, low, high, centres = (
-            o.reshape(each, (wanted // block, block, 1)) for each in (first, low, high, centres)
-        )
+        first, low, high, centres = (o.reshape(each, (-1, block, 1)) for each in (first, low, high, centres))
+        band = (block - 1 + support) * length // resized + support + 3
         places = o.where(first < 0, 0.0, first)[:, :1] + o.count(band)
         weights = (function or box)(o, (places - centres + 0.5) * (1.0 / stretch))
         weights = o.where((places >= low) & (places < high), weights, 0.0)
         sums = o.total(weights)
-        weights = weights / o.where(sums == 0, 1.0, sums) * 2.0**_BITS
-        return places, o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))
+        return places, weights / o.where(sums == 0, 1.0, sums)
+
+    def _one(self, o: PictureOperations, largest: Any) -> Any:
+        """A weight of 1 as torchvision's whole number (1,): the power of 2 that leaves the largest weight 16 bits."""
+        powers = 2.0 ** np.arange(1, _BITS + 1)
+        fits = largest * o.constant(powers) + 0.5 < _LIMIT
+        return 1.0 + o.total(o.where(fits, o.constant(powers / 2), 0.0))
 
     def _looked_up(self, o: PictureOperations, pixels: Any) -> Any:
         """Rescaled and normalised pixels (B, C, h, w) of 8 bits."""
-        values = table(self.steps.scale, self.steps.mean, self.steps.std, self.channels).astype(np.float32)
+        steps = self.steps
+        values = table(steps.scale, steps.mean, steps.std, self.channels, fused=steps.fused).astype(np.float32)
         first = 256.0 * np.arange(self.channels)[:, None, None]
         places = o.reshape(o.wide(pixels) + o.constant(first), (-1,))
         return o.reshape(o.take(o.constant(values.reshape(-1)), places), (-1, self.channels, *self.size))
