@@ -23,7 +23,7 @@ from vit_core.params import count, specs
 
 GIB = 2**30
 RESERVE = 0.9  # of a device's memory, for all that is not counted
-BFLOAT16 = 0.63  # of the activations in float32, measured: the residual stream stays in float32
+HALF = 0.63  # of the activations in float32, measured in bfloat16 and float16: the residual stream stays in float32
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ def activations(config: ViTConfig, checkpointing: bool) -> int:
     return 4 * (ends + tokens * (layers * attention + (layers - 1) * rest) + rest)
 
 
-def estimate(name: str, config: ViTConfig, devices: int, memory: float, ema: bool, bfloat16: bool) -> Estimate:
+def estimate(name: str, config: ViTConfig, devices: int, memory: float, ema: bool, half: bool) -> Estimate:
     """What training a classifier takes on `devices` devices of `memory` GiB each."""
     parts = PARTS["ViTForImageClassification"]
     parameters = count(config, parts)
     layer = sum(s.size for s in specs(config, parts).values() if s.name.startswith(LAYER.format(0)))
     state = 4 * parameters * (5 if ema else 4)
     state_fsdp = state // devices + 2 * 4 * layer
-    picture, checkpointed = (round(activations(config, each) * (BFLOAT16 if bfloat16 else 1)) for each in (False, True))
+    picture, checkpointed = (round(activations(config, each) * (HALF if half else 1)) for each in (False, True))
     room = RESERVE * memory * GIB
     batch, fsdp, least = (
         max(int((room - held) // each), 0)
@@ -79,17 +79,17 @@ def main(
     memory: Annotated[float, typer.Option(min=1e-3, help="GiB of each device.")] = 80,
     image_size: int = 224,
     ema: bool = False,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print what training ViTs takes: bytes of state on a device, bytes of a picture, pictures on a device."""
-    if precision not in ("float32", "bfloat16"):
-        raise typer.BadParameter(f"--precision must be float32 or bfloat16, got {precision}.")
+    if precision not in ("float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"--precision must be float32, bfloat16 or float16, got {precision}.")
     try:
         configs = {name: ViTConfig.variant(name, image_size=image_size, num_labels=1000) for name in models}
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    found = [estimate(name, c, devices, memory, ema, precision == "bfloat16") for name, c in configs.items()]
+    found = [estimate(name, c, devices, memory, ema, precision != "float32") for name, c in configs.items()]
     if as_json:
         print(json.dumps([asdict(each) for each in found], indent=2))
         return

@@ -352,6 +352,18 @@ def test_a_loader_that_pins_feeds_a_model() -> None:
     assert_close(actual, expected, tolerances.SAME_FUNCTION_FLOAT64)
 
 
+@pytest.mark.parametrize("pinned", [False, True])
+def test_batches_of_a_training(pinned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (CARD and pinned):
+        monkeypatch.setattr(torch.Tensor, "pin_memory", None)  # is not called
+    device = OTHER if CARD else torch.device("cpu")
+    batch = [pixels().numpy(), np.arange(2)]
+    found = import_module("vit_torch.engine").Place(device, 0, 1, None).batch(batch, pinned)
+    assert {each.device for each in found} == {device}
+    for tensor, array in zip(found, batch, strict=True):
+        np.testing.assert_array_equal(tensor.cpu().numpy(), array)
+
+
 # ---- half precision ------------------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,11 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from closeness import assert_close
 from command import interruptible
 from PIL import Image
 from safetensors.numpy import load_file
-from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF
+from tolerances import SAME_FUNCTION_FLOAT64, SAME_LOSS, UNIT_ROUNDOFF, rounding
 from trainings import losses, need, run, table, write_deit, write_digits
 
 import conversion
@@ -30,7 +33,7 @@ from vit_core.family import ViTMAEConfig
 from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
 from vit_core.pictures.processing import AutoImageProcessor, DeiTImageProcessor, ViTImageProcessor
-from vit_core.training import Settings
+from vit_core.training import Settings, ahead
 
 FLAGS = ("--epochs", 3, "--batch-size", 16, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2, "--gradient-checkpointing")
 SAME_RATE = 1e-6  # relative to the highest
@@ -196,6 +199,63 @@ def settings_of(framework: str, kind: str, pictures: Path, out: Path, **flags: A
     made = getattr(script, settings)(pictures=pictures, out=out, **flags)
     script.main(made)
     return made
+
+
+# ---- float16 -----------------------------------------------------------------------------------------------------
+
+SMALL = ViTConfig.from_pretrained(
+    DIGITS, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+)
+STEPS = 4  # of an epoch, each in two parts
+
+
+@contextmanager
+def beginning(engine: Any, model_class: Any, folder: Path, precision: str) -> Iterator[Callable[[], Any]]:
+    """What begins a training of a small classifier."""
+    flags = {"epochs": 2, "batch_size": 16, "accumulate": 2, "ema": 0.9, "rate": 5e-3, "precision": precision}
+    settings = Settings(pictures=folder, out=folder, **flags)
+    with engine.processes(settings) as place:
+        yield lambda: engine.Trainer(model_class(SMALL, seed=0), engine.class_loss, settings, place, folder, STEPS)
+
+
+def epoch_of(trainer: Any, largest: float = 1.0) -> list[list[float]]:
+    """The losses and learning rates of an epoch of the same eight pictures, of numbers as large as that."""
+    pixels = np.random.default_rng(0).standard_normal((8, 3, 24, 24), np.float32) * np.float32(largest)
+    parts = [(pixels, np.eye(8, 10, dtype=np.float32))] * (2 * STEPS)
+    return [[*map(float, each)] for each in trainer.epoch(parts, lambda: None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["torch", "keras"], indirect=True)
+def test_float16_skips_what_overflows(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a step moves nothing but the loss scale, which a checkpoint holds; where all are such, the run ends.
+
+    Clipped before the loss scale is taken out, gradients would give losses 0.03 away.
+    """
+    package = {"torch": "vit_torch", "keras": "vit_tf"}[framework]
+    engine, model_class = import_module(f"{package}.engine"), import_module(package).ViTForImageClassification
+    with beginning(engine, model_class, tmp_path / "float32", "float32") as begin:
+        exact, _ = epoch_of(begin())
+    monkeypatch.setattr(engine, "LOSS_SCALE", 2.0**20)
+    with beginning(engine, model_class, tmp_path / "float16", "float16") as begin:
+        whole = begin()
+        first, rates = epoch_of(whole)
+        assert first[0] == first[1] and rates[0] == rates[1]  # the first step was not taken
+        whole.save(1)
+        resumed = begin()
+        assert resumed.resume() == 1
+        expected, actual = epoch_of(whole), epoch_of(resumed)
+        assert actual == expected
+        taken = list(dict.fromkeys(first + expected[0]))[:STEPS]
+        assert taken != exact and taken[-1] < 0.9 * taken[0]
+        assert_close(taken, exact, rounding(SMALL, "float16"), each=True)
+        for name, each in {"whole": whole, "resumed": resumed}.items():
+            each.export(tmp_path / name)
+        with pytest.raises(ValueError, match=r"not finite, even with a loss scale of 0\.\d+, .* pass --precision bf"):
+            [epoch_of(resumed, largest=1e6) for _ in range(10)]
+    found, wanted = (weights(tmp_path / name) for name in ("resumed", "whole"))
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 # ---- the other member, and teachers ------------------------------------------------------------------------------
@@ -666,6 +726,14 @@ def test_ctrl_c_ends_a_run_after_its_step_and_says_how_it_goes_on(
         stopped(2)  # the second one ends it at once
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 9])
+def test_what_is_ahead(count: int) -> None:
+    taken: list[int] = []
+    found = ahead((taken.append(i) or i for i in range(5)), count)
+    assert (next(found), len(taken)) == (0, min(count + 1, 5))
+    assert [0, *found] == taken == [0, 1, 2, 3, 4]
+
+
 def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> None:
     need("torch")
     module = import_module("vit_core.app.training.batches")
@@ -678,6 +746,9 @@ def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> Non
     whole = list(loader().mixed(found, 1, mixup=0.5, label_smoothing=0.1))
     assert len(whole) == 5 and whole[0][0].shape == (16, 3, 24, 24)
     assert_close(whole[0][1].sum(1).tolist(), [1.0] * 16, 10 * UNIT_ROUNDOFF["float32"])
+    for prefetch in (0, 9):
+        again = loader(prefetch=prefetch).mixed(found, 1, mixup=0.5, label_smoothing=0.1)
+        assert all(np.array_equal(*pair) for pair in zip(chain(*again), chain(*whole), strict=True))
     parts = [
         list(loader(accumulate=2, shards=2, shard=s).mixed(found, 1, mixup=0.5, label_smoothing=0.1)) for s in (0, 1)
     ]

@@ -52,7 +52,7 @@ def test_activations(memory: Any) -> None:
     found = {each: saved(config, 2, **{each: True}) - saved(config, 1, **{each: True}) for each in KINDS}
     plain = saved(config, 2) - saved(config, 1)
     assert memory.activations(config, False) == pytest.approx(plain, rel=MEASURED)
-    assert found["bfloat16"] / plain == pytest.approx(memory.BFLOAT16, rel=MEASURED)
+    assert found["bfloat16"] / plain == pytest.approx(memory.HALF, rel=MEASURED)
     whole, shorter = (memory.activations(config.copy(num_hidden_layers=depth), False) for depth in (3, 2))
     again = whole - shorter  # of one layer, computed again while going back
     assert memory.activations(config, True) == pytest.approx(found["checkpointing"] + again, rel=MEASURED)

@@ -133,6 +133,8 @@ def test_a_killed_pretraining_on_two_devices_goes_on_with_one(data: dict[str, Pa
 def test_a_wrong_start_says_how(data: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"--parallel must be one of none, data, tensor, got ddp\."):
         finetune(data, tmp_path, parallel="ddp")
+    with pytest.raises(ValueError, match=r"--precision float16 is for PyTorch and Keras, .* in JAX pass bfloat16\."):
+        finetune(data, tmp_path, precision="float16")
     with pytest.raises(ValueError, match=r"--batch-size 9 can't be cut into 2 equal parts, --accumulate 2 on 1"):
         finetune(data, tmp_path, batch_size=9)
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")

@@ -41,6 +41,29 @@ from vit_core.cli import main
 sys.exit(main(["finetune", "--backend", "tf", *sys.argv[1:]]))
 """
 
+# An epoch of four steps in float16; what the second device sees of the first step overflows.
+ONE_OVERFLOWS = """
+import sys
+from pathlib import Path
+import numpy as np
+import tensorflow as tf
+processor = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+from vit_core.training import Settings
+from vit_tf import ViTForImageClassification, engine
+
+out, model = Path(sys.argv[1]), sys.argv[2]
+settings = Settings(pictures=out, out=out, epochs=1, batch_size=8, ema=0.9, precision="float16", parallel="mirrored")
+pixels, targets = np.ones((8, 3, 24, 24), np.float32), np.eye(8, 10, dtype=np.float32)
+huge = np.where(np.arange(8) < 4, 1, 1e6)[:, None, None, None].astype(np.float32)
+with engine.processes(settings) as place:
+    model = ViTForImageClassification.from_pretrained(model)
+    trainer = engine.Trainer(model, engine.class_loss, settings, place, out / "checkpoints", 4)
+    losses, rates = trainer.epoch([(pixels * huge, targets), *[(pixels, targets)] * 3], lambda: None)
+    assert rates[0] == rates[1] and rates[2] > rates[3] > 0, rates
+    assert np.isfinite(losses).tolist() == [False, True, True, True] and losses[3] < losses[1], losses
+"""
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -96,8 +119,11 @@ def run_two(pictures: Path, model: Path, out: Path, second_dies: bool = False) -
 
 
 def run_on_two_devices(pictures: Path, out: Path, *flags: Any) -> None:
-    arguments = ("-c", TWO_DEVICES, pictures, "--out", out, "--parallel", "mirrored", *FLAGS, *flags)
-    process = start([sys.executable, "-W", "error", "-W", KERAS_ITSELF, *map(str, arguments)])
+    run_script(TWO_DEVICES, pictures, "--out", out, "--parallel", "mirrored", *FLAGS, *flags)
+
+
+def run_script(*arguments: Any) -> None:
+    process = start([sys.executable, "-W", "error", "-W", KERAS_ITSELF, "-c", *map(str, arguments)])
     (output,) = finish(process)
     assert process.returncode == 0, output
 
@@ -106,6 +132,11 @@ def run_on_two_devices(pictures: Path, out: Path, *flags: Any) -> None:
 def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_path: Path) -> None:
     run_on_two_devices(pictures, tmp_path, "--model", model)
     assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_both_devices_skip_a_step_that_overflows_on_one(model: Path, tmp_path: Path) -> None:
+    run_script(ONE_OVERFLOWS, tmp_path, model)
 
 
 @pytest.mark.slow

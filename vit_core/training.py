@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
 from vit_core.assets import DIGITS
 
+LOSS_SCALE = 2.0**16  # by which a loss in float16 is multiplied at first; halved where gradients are not finite
+Item = TypeVar("Item")
 Out = Annotated[Path, typer.Option(help="Folder for the model, its checkpoints, metrics and curves.")]
 
 
@@ -36,9 +40,9 @@ class Settings:
     clip: Annotated[float, typer.Option(min=1e-9, help="Largest norm of the gradient.")] = 1.0
     accumulate: Annotated[int, typer.Option(min=1, help="Cut a batch into parts, to save memory.")] = 1
     ema: Annotated[float, typer.Option(min=0, max=1, help="Average the weights with this decay; 0: do not.")] = 0.0
-    precision: Annotated[str, typer.Option(help="float32, or bfloat16: compute in that, over float32 weights.")] = (
-        "float32"
-    )
+    precision: Annotated[
+        str, typer.Option(help="float32, or bfloat16 or float16: compute in that, over float32 weights.")
+    ] = "float32"
     gradient_checkpointing: Annotated[bool, typer.Option(help="Recompute layers going back, to save memory.")] = False
     drop_path: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="How likely the last layer is skipped, the first ones less.")
@@ -50,10 +54,11 @@ class Settings:
     keep: Annotated[str, typer.Option(help="last or best: the epoch whose model is kept.")] = "last"
     parallel: Annotated[str, typer.Option(help="How devices share the work; see docs/scale.md.")] = "none"
     workers: Annotated[int | None, typer.Option(help="Threads that read pictures.", show_default="by cores")] = None
+    prefetch: Annotated[int, typer.Option(min=0, help="Batches that are read ahead of the model.")] = 2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("precision", ("float32", "bfloat16")), ("keep", ("last", "best"))):
+        for name, known in (("precision", ("float32", "bfloat16", "float16")), ("keep", ("last", "best"))):
             if (given := getattr(self, name)) not in known:
                 raise ValueError(f"--{name} must be {' or '.join(known)}, got {given}.")
 
@@ -78,3 +83,22 @@ def check_batch_size(batch_size: int, accumulate: int, devices: int) -> None:
             f"--batch-size {batch_size} can't be cut into {parts} equal parts, --accumulate {accumulate} on {devices} "
             f"devices or processes: pass a multiple of {parts}."
         )
+
+
+def check_loss_scale(scale: float) -> None:
+    """Raise ValueError for a loss scale below 1: not even the loss as it is has finite gradients in float16."""
+    if scale < 1:
+        raise ValueError(
+            f"--precision float16: gradients are not finite, even with a loss scale of {scale:g}, so that no step is "
+            "taken: pass --precision bfloat16 or float32."
+        )
+
+
+def ahead(items: Iterable[Item], count: int) -> Iterator[Item]:
+    """The items, each given when `count` more have been taken, or when there are no more."""
+    waiting = deque[Item]()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting

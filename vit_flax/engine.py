@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_core.config import ViTConfig
-from vit_core.training import Settings, check_batch_size
+from vit_core.training import Settings, ahead, check_batch_size
 from vit_flax.losses import teacher_loss
 from vit_flax.sharding import partition_specs
 
@@ -80,8 +80,10 @@ class Place:
 def processes(settings: Settings) -> Iterator[Place]:
     """This process among those that were started, or the only one, and the mesh of all devices.
 
-    Raises ValueError for a wrong start, and for a batch that the devices can't share.
+    Raises ValueError for a wrong start, for float16, and for a batch that the devices can't share.
     """
+    if settings.precision == "float16":
+        raise ValueError("--precision float16 is for PyTorch and Keras, which scale the loss: in JAX pass bfloat16.")
     parallel = settings.parallel
     if parallel not in PARALLEL:
         raise ValueError(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
@@ -223,7 +225,8 @@ class Trainer:
         """
         losses, parts = [], self.settings.accumulate
         first = int(self.state["parts"]) // parts
-        for number, batch in enumerate(map(self.place.batch, batches), start=1):
+        copied = ahead(map(self.place.batch, batches), min(self.settings.prefetch, 1))
+        for number, batch in enumerate(copied, start=1):
             taught = (self.teacher(batch[0]),) if self.teacher else ()
             self.state, loss = self.step(self.state, batch + taught)
             losses.append(loss)

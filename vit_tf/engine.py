@@ -20,7 +20,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig
-from vit_core.training import Settings, check_batch_size
+from vit_core.training import LOSS_SCALE, Settings, check_batch_size, check_loss_scale
 from vit_tf.losses import teacher_loss
 
 PARALLEL = ("none", "mirrored", "multiworker")
@@ -82,7 +82,7 @@ def processes(settings: Settings) -> Iterator[Place]:
     strategy = strategies.get(settings.parallel, tf.distribute.MultiWorkerMirroredStrategy)()
     check_batch_size(settings.batch_size, settings.accumulate, strategy.num_replicas_in_sync)
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16" if settings.precision == "bfloat16" else "float32")
+    keras.config.set_dtype_policy("float32" if settings.precision == "float32" else f"mixed_{settings.precision}")
     try:
         with strategy.scope():
             keras.utils.set_random_seed(settings.seed)  # from which layers that drop something draw their own
@@ -102,9 +102,9 @@ def processes(settings: Settings) -> Iterator[Place]:
 class AdamW(keras.optimizers.Adam):
     """Keras's Adam with a learning rate and a decoupled weight decay of each variable's own.
 
-    `scales` and `decays` are in the order of the variables. Keras clips the gradient of each replica; here it is their
-    sum, as on one device. `epsilon` is that of Kingma and Ba's algorithm 1, as in PyTorch and optax; Keras's own, their
-    epsilon hat, counts for more in the first steps.
+    `scales` and `decays` are in the order of the variables. Keras takes, and clips, the gradients of each replica; here
+    they are the sums of all, as on one device. `epsilon` is that of Kingma and Ba's algorithm 1, as in PyTorch and
+    optax; Keras's own, their epsilon hat, counts for more in the first steps.
     """
 
     def __init__(self, scales: list[float], decays: list[float], **options: Any) -> None:
@@ -131,10 +131,6 @@ class AdamW(keras.optimizers.Adam):
     def take_averages(self, variables: list[Any]) -> None:
         """Give the variables the averages of their values."""
         super().finalize_variable_values(variables)
-
-    def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
-        whole = tf.distribute.get_replica_context().all_reduce("SUM", grads)
-        return super()._clip_gradients(whole)
 
     def _all_reduce_sum_gradients(self, grads_and_vars: list[Any]) -> list[Any]:
         return grads_and_vars  # they are sums
@@ -165,11 +161,12 @@ class Accumulated(keras.Model):
             taught = () if self.teacher is None else (tf.stop_gradient(self.teacher(part[0])),)
             with tf.GradientTape() as tape:
                 loss = self.loss_of(network, *part, *taught) / count
-            return [s + each for s, each in zip(sums, (loss, *tape.gradient(loss, weights)), strict=True)]
+                scaled = self.optimizer.scale_loss(loss)
+            return [s + each for s, each in zip(sums, (loss, *tape.gradient(scaled, weights)), strict=True)]
 
-        loss, *gradients = tf.foldl(add, data, [tf.zeros(()), *map(keras.ops.zeros_like, weights)])
+        sums = tf.foldl(add, data, [tf.zeros(()), *map(keras.ops.zeros_like, weights)])
+        loss, *gradients = tf.distribute.get_replica_context().all_reduce("SUM", sums)
         self.optimizer.apply(gradients, weights)
-        loss = tf.distribute.get_replica_context().all_reduce("SUM", loss)
         workers = isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
         return {"loss": loss[None] if workers else loss}  # of their results Keras takes the mean over the first axis
 
@@ -245,11 +242,14 @@ class Trainer:
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.network = Accumulated(model, loss_of, teacher)
-        self.network.compile(make_optimizer(model, settings, settings.epochs * steps, layer_decay))
-        self.network.optimizer.build(model.trainable_variables)
+        optimizer = self.optimizer = make_optimizer(model, settings, settings.epochs * steps, layer_decay)
+        if settings.precision == "float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, LOSS_SCALE)
+        self.network.compile(optimizer)
+        optimizer.build(model.trainable_variables)
         self.trained: list[np.ndarray] | None = None  # the weights, while the model has their averages
         self.output = tf.function(self._output)
-        state = [variable.value for variable in (*model.variables, *self.network.optimizer.variables)]
+        state = [variable.value for variable in (*model.variables, *optimizer.variables)]
         checkpoint = tf.train.Checkpoint(state=state)
         checkpoint.save_counter  # noqa: B018  # a variable, which all processes make together
         self.manager = tf.train.CheckpointManager(checkpoint, folder, 2, checkpoint_name="epoch")
@@ -262,6 +262,7 @@ class Trainer:
         self._measured(False)
         seen = Steps(advance)
         self.network.fit(self._dataset(batches), steps_per_epoch=self.steps, callbacks=[seen], shuffle=False, verbose=0)
+        check_loss_scale(float(self.network.optimizer.scale_loss(1.0)))
         return seen.losses, seen.rates
 
     def _dataset(self, batches: Iterable[Any]) -> Any:
@@ -286,7 +287,7 @@ class Trainer:
             return
         if self.trained is None:
             self.trained = self.model.get_weights()
-            self.network.optimizer.take_averages(self.model.trainable_variables)
+            self.optimizer.take_averages(self.model.trainable_variables)
         else:
             self.model.set_weights(self.trained)
             self.trained = None

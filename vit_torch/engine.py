@@ -36,10 +36,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vit_core.config import ViTConfig
 from vit_core.parameter_groups import ParameterGroup
-from vit_core.training import Settings
+from vit_core.training import LOSS_SCALE, Settings, check_loss_scale
 from vit_torch.losses import teacher_loss
 
 PARALLEL = ("none", "ddp", "fsdp")
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 TIMEOUT = timedelta(minutes=10)  # without a word from the others, before a process gives up
 
 
@@ -56,6 +57,13 @@ class Place:
     def main(self) -> bool:
         """Whether this process prints and writes."""
         return self.rank == 0
+
+    def batch(self, arrays: Iterable[np.ndarray], pinned: bool) -> list[Tensor]:
+        """Arrays on the device; a card copies them from pinned memory, if asked, and nothing waits for it."""
+        tensors = map(torch.from_numpy, arrays)
+        if pinned and self.device.type == "cuda":
+            return [each.pin_memory().to(self.device, non_blocking=True) for each in tensors]
+        return [each.to(self.device) for each in tensors]
 
     def total(self, sums: np.ndarray) -> np.ndarray:
         """The sums of all processes, added up."""
@@ -177,6 +185,7 @@ class Trainer:
         self.network = wrapped(model, settings.parallel, place)
         self.optimizer = make_optimizer(model, groups, settings)
         self.schedule = make_schedule(self.optimizer, settings, settings.epochs * steps)
+        self.scaler = torch.amp.GradScaler(place.device.type, LOSS_SCALE, enabled=settings.precision == "float16")
         self.updates = 0
 
     @property
@@ -195,14 +204,15 @@ class Trainer:
             last = number % parts == 0
             torch.manual_seed(self._seed(number % parts))  # of what is dropped, also in a run that is resumed
             with self._alone() if not last else nullcontext(), self._precision():
-                arrays = [torch.from_numpy(each).to(self.place.device) for each in batch]
+                arrays = self.place.batch(batch, pinned=self.settings.prefetch > 0)
                 loss = self.loss_of(self.network, *arrays, *self._taught(arrays[0])) / parts
-                loss.backward()
+                self.scaler.scale(loss).backward()
             losses.append(loss.detach())
             if last:
                 rates.append(float(self.schedule.get_last_lr()[-1]))
                 self._step()
                 advance()
+        check_loss_scale(self.scaler.get_scale())
         sums = torch.stack(losses).view(-1, parts).sum(1).double().cpu().numpy()
         return list(self.place.total(sums) / self.place.world), rates
 
@@ -217,10 +227,16 @@ class Trainer:
         return int(drawn.generate_state(1)[0])
 
     def _step(self) -> None:
+        """Move the weights and all that follows them; where gradients in float16 are not finite, the loss scale."""
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        self.optimizer.step()
-        self.schedule.step()
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
+        if self.scaler.get_scale() < scale:
+            return
+        self.schedule.step()
         if self.average is not None:
             decay = self.settings.ema if self.updates else 0.0  # the first average is the first weights
             get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.model.parameters()), self.updates)
@@ -236,14 +252,15 @@ class Trainer:
             yield
 
     def _precision(self) -> Any:
-        return torch.autocast(self.place.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16")
+        precision = self.settings.precision
+        return torch.autocast(self.place.device.type, HALF.get(precision), enabled=precision in HALF)
 
     @torch.no_grad()
     def predict(self, output_of: Callable[..., Tensor], *arrays: np.ndarray) -> np.ndarray:
         """What the evaluated model gives, as an array."""
         self.evaluated.eval()
         with self._precision():
-            output = output_of(self.evaluated, *(torch.from_numpy(each).to(self.place.device) for each in arrays))
+            output = output_of(self.evaluated, *self.place.batch(arrays, pinned=False))
         return output.float().cpu().numpy()
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
@@ -256,6 +273,8 @@ class Trainer:
             "schedule": self.schedule.state_dict(),
             "updates": self.updates,
         }
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
         if self.average is not None:
             state["average"] = get_model_state_dict(self.average)
         return state
@@ -275,6 +294,7 @@ class Trainer:
         dcp.load(state, checkpoint_id=self.folder / str(found[-1]))
         set_state_dict(self.model, self.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state.get("scaler", {}))
         self.updates = state["updates"]
         return found[-1]
 

@@ -7,11 +7,9 @@ several processes, sees the pictures of the run that was not.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +20,14 @@ from vit_core.app.training.dataset import PADDING, Pictures
 from vit_core.config import ViTConfig
 from vit_core.pictures.images import as_rgb
 from vit_core.pictures.processing import ViTImageProcessor, load_image
-from vit_core.training import check_batch_size
+from vit_core.training import Settings, ahead, check_batch_size
 
 Batch = tuple[np.ndarray, np.ndarray]  # pixels (B, C, H, W) and what belongs to them (B, ...)
-AHEAD = 2  # batches that are read while the model is busy
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Pictures as pixels, decoded and augmented by threads, some batches ahead of the model.
+    """Pictures as pixels, decoded and augmented by threads, `prefetch` parts of batches ahead of the model.
 
     A batch of `batch_size` pictures is cut into `accumulate` parts that follow each other, and each of those into
     `shards`, of which this process reads the one with the number `shard`.
@@ -46,6 +43,7 @@ class Loader:
     augment: bool = False
     flip: bool = False
     workers: int | None = None
+    prefetch: int = Settings.prefetch
 
     def __post_init__(self) -> None:
         check_batch_size(self.batch_size, self.accumulate, self.shards)
@@ -117,16 +115,16 @@ class Loader:
     def _ahead(
         self, pictures: Pictures, parts: Iterable[tuple[np.ndarray, Any]], epoch: int | None
     ) -> Iterator[tuple[np.ndarray, Any]]:
-        """The pixels of numbered pictures, each part with what came with it, read `AHEAD` parts in advance."""
-        waiting: deque[tuple[list[Future[np.ndarray]], Any]] = deque()
+        """The pixels of numbered pictures, each part with what came with it, read `prefetch` parts in advance."""
         with ThreadPoolExecutor(self.workers) as pool:
-            for part in chain(parts, [None] * AHEAD):
-                if part is not None:
-                    jobs = {i: pool.submit(self.read, pictures.paths[i], int(i), epoch) for i in dict.fromkeys(part[0])}
-                    waiting.append(([jobs[i] for i in part[0]], part[1]))
-                if waiting and (len(waiting) > AHEAD or part is None):
-                    futures, rest = waiting.popleft()
-                    yield np.stack([future.result() for future in futures]), rest
+
+            def begun(part: tuple[np.ndarray, Any]) -> tuple[list[Future[np.ndarray]], Any]:
+                numbers, rest = part
+                jobs = {i: pool.submit(self.read, pictures.paths[i], int(i), epoch) for i in dict.fromkeys(numbers)}
+                return [jobs[i] for i in numbers], rest
+
+            for futures, rest in ahead(map(begun, parts), self.prefetch):
+                yield np.stack([future.result() for future in futures]), rest
 
     def read(self, path: Path, number: int, epoch: int | None = None) -> np.ndarray:
         """The pixels (C, H, W) of a picture as the model takes them, augmented unless `epoch` is None."""

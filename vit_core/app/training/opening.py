@@ -99,4 +99,5 @@ def open_loader(settings: Settings, config: ViTConfig, shard: int, shards: int) 
         settings.augments,
         settings.flip,
         settings.workers,
+        settings.prefetch,
     )

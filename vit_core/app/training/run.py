@@ -129,7 +129,7 @@ def begun(settings: Settings) -> bool:
         return False
     defaults = {each.name: each.default for each in fields(settings)}  # of flags that are newer than the run
     before = defaults | json.loads(known.read_text())
-    free = ("out", "workers", "parallel")
+    free = ("out", "workers", "prefetch", "parallel")
     if changed := [n for n in stated if n not in free and stated[n] != before[n]]:
         flags = ", ".join(f"{n}: {before[n]!r}, not {stated[n]!r}" for n in changed)
         raise ValueError(f"{settings.out} holds a run with {flags}: pass the same to resume it, or another --out.")
