@@ -1052,10 +1052,14 @@ def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
     again = keras.saving.load_model(tmp_path / "model.keras")
-    copies = [again, type(model).from_config(model.get_config()), keras.models.clone_model(model)]
-    copies += [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
-    for other in copies[1:3]:
-        other.load_weights(tmp_path / "model.weights.h5")
+    copies = [again, type(model).from_config(model.get_config())]
+    copies[1].load_weights(tmp_path / "model.weights.h5")
+    if cls in (*MODELS, *OTHERS):
+        copies += [keras.models.clone_model(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        copies[2].load_weights(tmp_path / "model.weights.h5")
+    for other in (model, *copies):
+        other.run_eagerly = cls != "ViTModel"  # whose graphs are traced
+    expected = model(**call)
     for other in copies:
         assert type(other) is type(model)
         assert other.get_config() == model.get_config()
@@ -1063,7 +1067,7 @@ def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
         assert other.config.id2label == {0: "cat", 1: "dog"}
         assert (other.data_format, other.name, other.dtype_policy.name) == tuple(options.values())[:3]
         assert set(other.variables_by_path()) == set(model.variables_by_path())
-        assert_same(other(**call), model(**call), 0.0)
+        assert_same(other(**call), expected, 0.0)
 
 
 @pytest.mark.parametrize("layer_scale", [0.0, 0.5])
