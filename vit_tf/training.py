@@ -96,12 +96,15 @@ class Training(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def make_train_function(self, force: bool = False) -> None:
-        """Keras's, once the optimizer has its variables: if the first step created them, it would be traced twice."""
-        if self.built and self.optimizer is not None and not self.optimizer.built:
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
-        super().make_train_function(force)
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Keras's, also without a strategy: metrics and optimizer have their variables before the first step, which
+        would be traced twice if it created them."""
+        if self._distribute_strategy is not None or not self.built or self.run_eagerly:
+            super()._maybe_symbolic_build(iterator, data_batch)
+        elif iterator is not None:
+            self._symbolic_build(data_batch=iterator._distributed_dataset.element_spec)
+        elif self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
 
     fit, evaluate, _predict = looking(keras.Model.fit), looking(keras.Model.evaluate), looking(keras.Model.predict)
     train_step, test_step = following(keras.Model.train_step), following(keras.Model.test_step)
