@@ -101,8 +101,11 @@ class Training(keras.Model):
         would be traced twice if it created them."""
         if self._distribute_strategy is not None or not self.built or self.run_eagerly:
             super()._maybe_symbolic_build(iterator, data_batch)
-        elif iterator is not None:
-            self._symbolic_build(data_batch=iterator._distributed_dataset.element_spec)
+            return
+        specs = iterator._distributed_dataset.element_spec if iterator is not None else data_batch
+        leaves = [leaf for leaf in tf.nest.flatten(specs) if leaf is not None]
+        if all(isinstance(leaf, tf.TensorSpec) and leaf.shape.rank is not None for leaf in leaves):
+            self._symbolic_build(data_batch=specs)
         elif self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
 
