@@ -19,7 +19,7 @@ from jax import Array
 from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.family import DECODER_LAYER, LAYER, has_head
-from vit_core.files.tensor import Tensor, own
+from vit_core.files.tensor import Tensor, aligned, own
 from vit_core.formats.reading import read
 from vit_core.initialization import draw
 from vit_core.outputs import Output, Returns
@@ -423,14 +423,9 @@ def _native_shape(spec: Spec) -> tuple[int, ...]:
 
 
 def _stacked(layers: Sequence[Read]) -> np.ndarray:
-    """The arrays of all layers along axis 0, of which one is held beside, in the widest of their dtypes.
-
-    `jax.device_put` keeps it without a copy on a CPU, where memory begins at a multiple of 64 bytes.
-    """
+    """The arrays of all layers along axis 0, of which one is held beside, in the widest of their dtypes."""
     first = np.asarray(layers[0]())
-    memory = np.empty(len(layers) * first.nbytes + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    stack = memory[begin:][: len(layers) * first.nbytes].view(first.dtype).reshape(len(layers), *first.shape)
+    stack = aligned((len(layers), *first.shape), first.dtype)
     stack[0] = first
     for i, layer in enumerate((np.asarray(each()) for each in layers[1:]), start=1):
         stack = stack.astype(jnp.promote_types(stack.dtype, layer.dtype), copy=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from typing import Any, Literal, Self, overload
 
 import keras
@@ -227,7 +227,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         cls, config: ViTConfig, tensors: Mapping[str, StoredTensor], seed: int | None, **model_kwargs: Any
     ) -> Self:
         """A model of stored tensors; a dtype of float32 leaves the dtype policy to Keras's global one."""
-        token = loading.set(True)
+        token = loading.set(cache(tf.zeros))  # one for all variables of a shape
         try:
             model = cls(config, dtype=None if config.dtype in (None, "float32") else config.dtype, **model_kwargs)
         finally:
@@ -236,7 +236,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         for name, spec in model.specs().items():
             if spec.name in tensors:
                 stored, variable = tensors[spec.name], variables[name]
-                variable.assign(own(to_native(stored.read(), spec, TF), variable.dtype))
+                variable.assign(_shared(own(to_native(stored.read(), spec, TF), variable.dtype)))
                 stored.release()
             else:
                 variables[name].assign(initial(spec, config, seed))
@@ -336,6 +336,11 @@ def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Any:
         axes = TF.permutation(spec.kind, spec.leaf) or range(len(spec.shape))
         return drawn(spec, config)([spec.shape[i] for i in axes], tf.float32)
     return to_native(draw(spec, config, seed or 0), spec, TF)
+
+
+def _shared(array: np.ndarray[Any, Any]) -> Any:
+    """A tensor in the memory of an array; one of bfloat16 as it is, which NumPy hands to no library."""
+    return array if array.dtype.kind == "V" else tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 def _merged(layer: Any) -> np.ndarray[Any, Any]:

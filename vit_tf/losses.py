@@ -31,6 +31,9 @@ def classification_loss(
     """
     integers = not labels.dtype.is_floating
     problem = problem_type(config, integers)
+    if labels.shape.rank is None:  # of a generator without a signature: known by what they are
+        classes = problem == "single_label_classification"
+        labels = tf.reshape(labels, [-1]) if classes else tf.ensure_shape(labels, logits.shape)
     check_labels(tuple(labels.shape), tuple(logits.shape), problem, integers)
     logits = tf.cast(logits, wide(logits.dtype))
     divisor = tf.cast(tf.shape(logits)[0], logits.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,7 +17,8 @@ from vit_core.initialization import DRAWN, constant, draw, uniform_bound
 from vit_core.params import Spec, spec_of
 from vit_tf.layers import Dense, LayerNorm
 
-loading: ContextVar[bool] = ContextVar("loading", default=False)  # whether what is drawn would be thrown away
+# While a model is loaded, what is drawn would be thrown away: what gives zeros in its place, which may share memory.
+loading: ContextVar[Callable[..., Tensor] | None] = ContextVar("loading", default=None)
 
 
 class Normal(keras.initializers.Initializer):
@@ -27,7 +28,9 @@ class Normal(keras.initializers.Initializer):
         self.std, self.bound = std, bound
 
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
-        if loading.get() or not self.std:
+        if zeros := loading.get():
+            return zeros(tuple(shape), dtype)
+        if not self.std:
             return tf.zeros(shape, dtype)
         seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
         if self.std * 6 > self.bound:
@@ -49,8 +52,8 @@ class Uniform(keras.initializers.Initializer):
         self.bound = bound
 
     def __call__(self, shape: Sequence[int], dtype: Any = None) -> Tensor:
-        if loading.get():
-            return tf.zeros(shape, dtype)
+        if zeros := loading.get():
+            return zeros(tuple(shape), dtype)
         return tf.cast(tf.random.uniform(shape, -self.bound, self.bound), dtype)
 
     def get_config(self) -> dict[str, Any]:

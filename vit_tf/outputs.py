@@ -15,7 +15,10 @@ def _register(output: Any) -> None:
         return value.to_tuple(), tuple(value)
 
     def rebuild(names: Any, values: Any) -> Any:
-        return output(dict(zip(names, values, strict=True)))
+        found = output()
+        for name, value in zip(names, values, strict=True):
+            found[name] = value  # None too, such as the names of outputs that have none
+        return found
 
     optree.register_pytree_node(output, flatten, rebuild, namespace="keras")
 

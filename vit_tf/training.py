@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import wraps
+from types import GeneratorType
 from typing import Any
 
 import keras
@@ -121,13 +122,26 @@ class Training(keras.Model):
             calls.check_range(float(pixels.min()), float(pixels.max()))
 
     def look_into(self, data: Any) -> Any:
-        """Data for `fit`, of which the first pictures of an array, or the first batch of a dataset, are looked at."""
+        """Data for `fit`, of which the first pictures of an array, or the first batch of others, are looked at."""
+        if isinstance(data, GeneratorType):
+            return self._looked_into(data)
+        if isinstance(data, keras.utils.PyDataset) and not self._trunk().looked:
+            self._look_at(data[0])
         pixels = None if self._trunk().looked else _pixels(getattr(data, "element_spec", data))
         if isinstance(pixels, np.ndarray):
             self.look(pixels[:32])
         elif isinstance(data, tf.data.Dataset) and isinstance(pixels, tf.TensorSpec) and pixels.dtype.is_floating:
             return data.enumerate().map(self._looked_at)  # when it is read: reading it twice would change its order
         return data
+
+    def _looked_into(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            self._look_at(batch)
+            yield batch
+
+    def _look_at(self, batch: Any) -> None:
+        if not self._trunk().looked and hasattr(pixels := _pixels(batch), "shape"):
+            self.look(np.asarray(pixels))
 
     @tf.autograph.experimental.do_not_convert
     def _looked_at(self, number: Tensor, batch: Any) -> Any:

@@ -138,6 +138,18 @@ def contiguous(array: Array, buffer: Array | None = None) -> Array:
 
 
 def own(array: Array, dtype: npt.DTypeLike) -> Array:
-    """The array in another dtype and C order, in memory of its own."""
-    ordered = contiguous(array)
-    return ordered.astype(dtype, copy=np.may_share_memory(ordered, array))
+    """The array in another dtype and C order, in memory of its own; see `aligned`."""
+    found = aligned(array.shape, np.dtype(dtype))
+    ordered = contiguous(array, found.reshape(-1).view(np.uint8) if found.dtype == array.dtype else None)
+    if not np.may_share_memory(ordered, found):
+        found[...] = ordered
+    return found
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array that begins at a page, which TensorFlow and JAX take without a copy on a CPU.
+
+    NumPy's own asks for huge pages, for which a system that has filled its memory looks longer than it saves.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    return np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8, size).view(dtype).reshape(shape)

@@ -113,10 +113,15 @@ class Run:
         )
 
     def _read(self, name: str, done: int) -> list[dict[str, Any]]:
-        """The rows of the epochs that are done."""
-        if not (done and (self.out / name).exists()):
+        """The rows of the epochs that are done. Raises ValueError where the main process finds none."""
+        path = self.out / name
+        if not done or not (self.main or path.exists()):
             return []
-        with (self.out / name).open(newline="") as file:
+        if not path.exists():
+            raise ValueError(
+                f"{path} is missing, and the run resumes after epoch {done}: put it back, or pass another --out."
+            )
+        with path.open(newline="") as file:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
         whole = [{k: int(v) if k in ("epoch", "step") else v for k, v in row.items()} for row in rows]
         return [row for row in whole if row["epoch"] <= done]
