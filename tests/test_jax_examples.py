@@ -7,6 +7,10 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from safetensors.numpy import load_file
 from test_digits import LEARNT, ROOT, held_out  # noqa: F401  # a fixture
 from tolerances import SAME_LOSS
 
+from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 
 for name in ("jax", "flax", "optax", "orbax.checkpoint", "sklearn"):
@@ -25,12 +30,16 @@ for name in ("jax", "flax", "optax", "orbax.checkpoint", "sklearn"):
 
 
 def start(script: str, *arguments: Any, dies: str = "", as_users: bool = False) -> subprocess.Popen[str]:
-    """A script; `dies` is the function whose third call kills it; `as_users` compile, not as compilation.py says."""
+    """A script, on a model of one layer.
+
+    `dies` is the function whose third call kills it; `as_users` compile, not as compilation.py says.
+    """
     quick = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS") if as_users else ()
     env = {k: v for k, v in os.environ.items() if k not in quick}
     env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     killer = [str(ROOT / "tests" / "dying.py"), dies, "3", "0"] if dies else []
-    command = [sys.executable, "-W", "error", *killer, str(ROOT / "examples" / script), *map(str, arguments)]
+    paths = [str(ROOT / "tests" / "one_layer.py"), str(ROOT / "examples" / script)]
+    command = [sys.executable, "-W", "error", *killer, *paths, *map(str, arguments)]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -41,19 +50,30 @@ def run(script: str, *arguments: Any, **how: Any) -> str:
     return out
 
 
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the scripts share as modules of this process, with a model of one layer."""
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.setattr(ViTConfig, "from_pretrained", partial(ViTConfig.from_pretrained, num_hidden_layers=1))
+    config = import_module("jax").config
+    x64 = config.jax_enable_x64  # which tests/adapters.py sets
+    config.update("jax_enable_x64", False)
+    yield
+    config.update("jax_enable_x64", x64)
+
+
 @pytest.mark.slow
-def test_a_killed_training_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    arguments = ("--epochs", 3, "--batch", 128)
-    run("jax_train.py", "--out", tmp_path / "whole", *arguments)
+def test_a_killed_training_ends_as_one_that_was_not(examples: None, tmp_path: Path) -> None:
+    import_module("jax_train").main(tmp_path / "whole", epochs=3, batch=128)
+    arguments = ("jax_train.py", "--out", tmp_path / "killed", "--epochs", 3, "--batch", 128)
     # The second save waits for the first, which goes on beside the training.
-    killed = start(
-        "jax_train.py", "--out", tmp_path / "killed", *arguments, dies="orbax.checkpoint:CheckpointManager.save"
-    )
+    killed = start(*arguments, dies="orbax.checkpoint:CheckpointManager.save")
     _, err = killed.communicate(timeout=HANGS)
     assert killed.returncode == -signal.SIGKILL, err
-    resumed = re.search(r"Resumed after epoch (\d)", run("jax_train.py", "--out", tmp_path / "killed", *arguments))
+    resumed = re.search(r"Resumed after epoch (\d)", run(*arguments))
     assert resumed is not None and int(resumed[1]) in (1, 2)
     expected, actual = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
+    assert expected.keys() == actual.keys()
     for key, array in expected.items():
         np.testing.assert_array_equal(actual[key], array, err_msg=key)
 
@@ -79,14 +99,20 @@ def losses(output: str) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_eight_devices_have_the_losses_of_one() -> None:
-    steps = ("--steps", 5)
-    expected = losses(run("jax_pmap.py", "--devices", 1, *steps))
-    assert len(expected) == 5
-    assert_close(losses(run("jax_pmap.py", "--devices", 8, *steps)), expected, SAME_LOSS, each=True)
-    sharded = run("jax_sharded.py", "--data", 4, "--tensor", 2, *steps)
+def test_eight_devices_have_the_losses_of_one(examples: None) -> None:
+    common, optax, seed, steps = import_module("jax_common"), import_module("optax"), 0, 5
+    model, data = common.new_model(seed), common.load_digits()[0]
+    optimizer = optax.adamw(optax.cosine_onecycle_schedule(steps, 2e-3), weight_decay=0.05)
+    state = {"params": model.params, "optimizer": optimizer.init(model.params)}
+    step, expected = common.make_step(model.module, optimizer), []
+    for each in islice(common.batches(data, 64, seed, epoch=0), steps):
+        state, loss = step(state, each)
+        expected.append(float(loss))
+    pmapped = run("jax_pmap.py", "--devices", 8, "--steps", steps)
+    assert_close(losses(pmapped), np.array(expected), SAME_LOSS, each=True)
+    sharded = run("jax_sharded.py", "--data", 4, "--tensor", 2, "--steps", steps)
     assert "Each device holds (64, 64) of an MLP kernel of (64, 128)" in sharded
-    assert_close(losses(sharded), expected, SAME_LOSS, each=True)
+    assert_close(losses(sharded), np.array(expected), SAME_LOSS, each=True)
 
 
 def test_devices_that_do_not_divide_the_batch() -> None:

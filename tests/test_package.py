@@ -28,24 +28,27 @@ PUBLIC = {
 }  # fmt: skip
 
 
-def loaded_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has loaded after a statement."""
-    code = f"{statement}\nimport sys\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+def loaded_after(*statements: str) -> list[set[str]]:
+    """Top-level modules that a fresh interpreter has loaded after each statement."""
+    shown = "print(*{name.partition('.')[0] for name in sys.modules})"
+    code = "\n".join(["import sys", *(f"{statement}\n{shown}" for statement in statements)])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(done.stdout.split())
+    return [set(line.split()) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("package", ["vit_core", "conversion"])
 def test_the_core_loads_no_framework(package: str) -> None:
     files = sorted((ROOT / package).rglob("[a-z]*.py"))
     modules = [package, *(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)]
-    assert not loaded_after(f"import {', '.join(modules)}") & {*FRAMEWORKS, "requests", "httpx", "sklearn", "scipy"}
+    (loaded,) = loaded_after(f"import {', '.join(modules)}")
+    assert not loaded & {*FRAMEWORKS, "requests", "httpx", "sklearn", "scipy"}
 
 
 def test_a_backend_loads_only_its_own_framework(backend: Any) -> None:
     own = {"torch": "torch", "tf": "tensorflow, keras", "flax": "jax, flax"}[backend.name]  # TensorFlow imports JAX
-    others = set(FRAMEWORKS) - loaded_after(f"import {own}")
-    assert others and not loaded_after(f"import {backend.package.__name__}") & others
+    before, after = loaded_after(f"import {own}", f"import {backend.package.__name__}")
+    others = set(FRAMEWORKS) - before
+    assert others and not after & others
 
 
 def test_exported_names(backend: Any) -> None:
@@ -106,10 +109,10 @@ def test_the_wheel_trains(wheel: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_wheel_works_without_any_framework(wheel: Path, tmp_path: Path) -> None:
     """In an empty environment, with only what the wheel itself asks for."""
-    venv.create(tmp_path / "env", with_pip=True)
+    venv.create(tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
-    install = [str(python), "-m", "pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel)]
-    subprocess.run(install, check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-compile"]
+    subprocess.run([*pip, "-c", str(ROOT / "constraints.txt"), str(wheel)], check=True)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:

@@ -16,24 +16,26 @@ from closeness import assert_close
 from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import dying, finish, losses, need, start, table, write_deit, write_digits
+from trainings import dying, finish, free_port, losses, need, start, table, write_deit, write_digits
 
 from vit_core.assets import DIGITS
 
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 
-# An epoch of four steps in float16, by fsdp; the gradients of the first are not finite in the part of one process.
-ONE_OVERFLOWS = """
-import json, sys
+# Trainings one after the other, each with a process group of its own. First an epoch of four steps in float16, by fsdp;
+# the gradients of the first are not finite in the part of one process. Then those of `vit` with these arguments.
+TRAININGS = """
+import json, os, sys
 from pathlib import Path
 import numpy as np
 from vit_core.assets import DIGITS
+from vit_core.cli import main
 from vit_core.training import Settings
 from vit_torch import ViTForImageClassification, engine
 
-out = Path(sys.argv[1])
+out, trainings = Path(sys.argv[1]), json.loads(sys.argv[2])
 
-def main(place):
+def overflow(place):
     model = ViTForImageClassification.from_pretrained(DIGITS)
     trainer = engine.Trainer(model, engine.class_loss, settings, place, out / "checkpoints", 4)
     unscale, steps = trainer.scaler.unscale_, iter(range(4))
@@ -50,8 +52,16 @@ def main(place):
 
 settings = Settings(pictures=out, out=out, epochs=1, batch_size=8, ema=0.9, precision="float16", parallel="fsdp")
 with engine.processes(settings) as place:
-    main(place)
+    overflow(place)
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+for name, (port, arguments) in trainings.items():
+    os.environ["MASTER_PORT"] = str(port)
+    if os.environ["RANK"] == "0":
+        print(f"==== {name}")
+    if code := main([*arguments, "--backend", "torch", "--out", str(out / name)]):
+        sys.exit(code)
 """
+PRETRAINING = {"method": "beit", "tokenizer": "kmeans", "epochs": 2, "batch_size": 8, "accumulate": 2}
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +83,7 @@ def finetune(pictures: Path, out: Path, **flags: Any) -> None:
     script.main(script.FineTuning(pictures=pictures, out=out, **named))
 
 
-def torchrun(*arguments: Any, second_dies: bool = False, kind: str = "finetune") -> tuple[int, str]:
-    """The exit code and output of a training by two processes, of `vit`, or of the script where one is to die."""
-    alive = ["-m", "vit_core.cli", kind, "--backend", "torch"]
-    program = dying(f"{kind}_torch.py", rank=1) if second_dies else alive
-    return by_two(*program, *arguments)
-
-
-def by_two(*program: Any) -> tuple[int, str]:
+def torchrun(*program: Any) -> tuple[int, str]:
     """The exit code and output of two processes of a program."""
     launcher = [sys.executable, "-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = start([*launcher, *map(str, program)], PYTHONWARNINGS="error")
@@ -88,20 +91,54 @@ def by_two(*program: Any) -> tuple[int, str]:
     return process.returncode, output
 
 
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    student = write_deit(tmp_path_factory.mktemp("student"), "DeiTForImageClassification")
+    return {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+
+
+@pytest.fixture(scope="module")
+def taught_alone(pictures: Path, taught: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("taught")
+    finetune(pictures, out, **taught)
+    return out
+
+
+@pytest.fixture(scope="module")
+def by_two(pictures: Path, taught: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The folder of the trainings of two processes, which start once, and by name what each training printed."""
+    folder = tmp_path_factory.mktemp("two")
+    teacher = [f"--{name}={value}" for name, value in taught.items()]
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in PRETRAINING.items()]
+    trainings = {"pretrain": ["pretrain", str(pictures), "--parallel", "ddp", "--scratch", *given]}
+    for parallel in ("ddp", "fsdp"):
+        trainings[parallel] = ["finetune", str(pictures), "--parallel", parallel, *map(str, FLAGS)]
+        trainings[f"taught {parallel}"] = [*trainings[parallel], *teacher]
+    (folder / "script.py").write_text(TRAININGS)
+    with_ports = {name: (free_port(), arguments) for name, arguments in trainings.items()}
+    code, output = torchrun(folder / "script.py", folder, json.dumps(with_ports))
+    assert code == 0, output
+    _, *parts = output.split("==== ")
+    printed = dict(part.split("\n", 1) for part in parts)
+    assert printed.keys() == trainings.keys(), output
+    return folder, printed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, tmp_path: Path) -> None:
-    code, output = torchrun(pictures, "--out", tmp_path / "two", "--parallel", parallel, *FLAGS)
-    assert code == 0, output
-    assert output.count("epoch 2 of 2") == 1
-    assert_close(losses(tmp_path / "two"), losses(alone), SAME_LOSS, each=True)
-    for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
+def test_two_processes_train_as_one(
+    parallel: str, alone: Path, by_two: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    two = by_two[0] / parallel
+    assert by_two[1][parallel].count("epoch 2 of 2") == 1
+    assert_close(losses(two), losses(alone), SAME_LOSS, each=True)
+    for row, expected in zip(*(table(out / "metrics.csv") for out in (two, alone)), strict=True):
         assert_close(row, expected, SAME_LOSS, each=True)
-    checkpoints = tmp_path / "two" / "checkpoints"
+    checkpoints = two / "checkpoints"
     parts = {"ddp": 1, "fsdp": 2}[parallel]  # under ddp every process has the whole, which one of them writes
     assert sum(path.stat().st_size > 1e5 for path in (checkpoints / "2").glob("*.distcp")) >= parts
     import_module("gather").main(checkpoints, tmp_path / "gathered", None)
-    expected, gathered = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "gathered"))
+    expected, gathered = (load_file(out / "model.safetensors") for out in (two, tmp_path / "gathered"))
     for name, array in expected.items():
         np.testing.assert_array_equal(gathered[name], array, err_msg=name)
     assert (tmp_path / "gathered" / "preprocessor_config.json").exists()
@@ -111,23 +148,15 @@ def test_two_processes_train_as_one(parallel: str, pictures: Path, alone: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_learn_from_a_teacher_as_one(parallel: str, pictures: Path, tmp_path: Path) -> None:
-    student = write_deit(tmp_path / "student", "DeiTForImageClassification")
-    flags = {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
-    finetune(pictures, tmp_path / "one", **flags)
-    given = [f"--{name}={value}" for name, value in flags.items()]
-    code, output = torchrun(pictures, "--out", tmp_path / "two", "--parallel", parallel, *FLAGS, *given)
-    assert code == 0, output
-    assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
+def test_two_processes_learn_from_a_teacher_as_one(
+    parallel: str, taught_alone: Path, by_two: tuple[Path, dict[str, str]]
+) -> None:
+    assert_close(losses(by_two[0] / f"taught {parallel}"), losses(taught_alone), SAME_LOSS, each=True)
 
 
 @pytest.mark.slow
-def test_all_processes_skip_a_step_that_overflows_in_one(tmp_path: Path) -> None:
-    need("torch")
-    (tmp_path / "script.py").write_text(ONE_OVERFLOWS)
-    code, output = by_two(tmp_path / "script.py", tmp_path)
-    assert code == 0, output
-    found, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+def test_all_processes_skip_a_step_that_overflows_in_one(by_two: tuple[Path, dict[str, str]]) -> None:
+    found, other = (json.loads((by_two[0] / f"{rank}.json").read_text()) for rank in (0, 1))
     assert found == other
     losses, rates = found
     assert losses[0] == losses[1] > losses[-1]
@@ -135,40 +164,31 @@ def test_all_processes_skip_a_step_that_overflows_in_one(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_pretrain_as_one(pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_pretrain_as_one(pictures: Path, by_two: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
     """A BEiT: both have the visual tokens that the first one fitted."""
-    flags = {"method": "beit", "tokenizer": "kmeans", "epochs": 2, "batch_size": 8, "accumulate": 2}
     script = import_module("pretrain_torch")
-    script.main(script.PreTraining(pictures=pictures, out=tmp_path / "one", scratch=True, **flags))
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
-    two = ("--out", tmp_path / "two", "--parallel", "ddp", "--scratch", *given)
-    code, output = torchrun(pictures, *two, kind="pretrain")
-    assert code == 0, output
-    assert output.count("Fitting 101 visual tokens to the patches of 45 pictures.") == 1
-    assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
-    for row, expected in zip(*(table(tmp_path / name / "metrics.csv") for name in ("two", "one")), strict=True):
+    script.main(script.PreTraining(pictures=pictures, out=tmp_path, scratch=True, **PRETRAINING))
+    two, printed = by_two[0] / "pretrain", by_two[1]["pretrain"]
+    assert printed.count("Fitting 101 visual tokens to the patches of 45 pictures.") == 1
+    assert_close(losses(two), losses(tmp_path), SAME_LOSS, each=True)
+    for row, expected in zip(*(table(out / "metrics.csv") for out in (two, tmp_path)), strict=True):
         assert_close(row, expected, SAME_LOSS, each=True)
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_run_which_resumes_on_one(pictures: Path, tmp_path: Path) -> None:
-    arguments = (pictures, "--out", tmp_path / "lost", "--parallel", "fsdp", *FLAGS[2:], "--epochs", 4)
-    code, output = torchrun(*arguments, second_dies=True)
+    arguments = (pictures, "--out", tmp_path / "lost", "--parallel", "fsdp", *FLAGS)
+    code, output = torchrun(*dying("finetune_torch.py", rank=1), *arguments)
     assert code == 1
     assert "dying.py FAILED" in output and "Signal 9 (SIGKILL) received by PID" in output
     done = max(int(path.parent.name) for path in (tmp_path / "lost" / "checkpoints").glob("*/.metadata"))
     assert done == 1
     seen = table(tmp_path / "lost" / "steps.csv")[: done * 5]
-    script = import_module("finetune_torch")
-    engine = import_module("vit_torch.engine")
-    settings = script.FineTuning(
-        pictures=pictures, out=tmp_path / "lost", epochs=4, batch_size=8, accumulate=2, ema=0.9, mixup=0.2
-    )
-    assert engine.checkpoints(tmp_path / "lost" / "checkpoints")[-1] == done
-    script.main(settings)
+    assert import_module("vit_torch.engine").checkpoints(tmp_path / "lost" / "checkpoints")[-1] == done
+    finetune(pictures, tmp_path / "lost")
     rows = table(tmp_path / "lost" / "steps.csv")
     assert rows[: len(seen)] == seen
-    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert [row["step"] for row in rows] == list(range(1, 11))
     assert (tmp_path / "lost" / "model.safetensors").exists()
 
 
@@ -191,8 +211,10 @@ def gloo_threads_left() -> list[str]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads have names to read on Linux alone")
 @pytest.mark.filterwarnings("ignore:Grad strides do not match:UserWarning", "ignore:FSDP2-wrapped module:UserWarning")
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("name", "settings"), [("finetune_torch", "FineTuning"), ("pretrain_torch", "PreTraining")])
+@pytest.mark.parametrize(
+    ("name", "settings", "parallel"),  # a script that keeps its model does so under both
+    [("finetune_torch", "FineTuning", "fsdp"), ("pretrain_torch", "PreTraining", "ddp")],
+)
 def test_threads_of_the_process_group_end_with_the_run(
     name: str, settings: str, parallel: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
