@@ -140,11 +140,14 @@ def propagated(
 
 def asked(features: np.ndarray, known: Sequence[Known], near: np.ndarray, top_k: int, temperature: float) -> np.ndarray:
     """The labels (N, K) of patches (N, D): of the `top_k` likest known ones that are near, by exp(cosine / T)."""
-    likeness = np.concatenate([np.where(near, each @ features.T, -np.inf) for each, _ in known])  # (F N, N)
-    best = np.argpartition(likeness, -min(top_k, len(likeness)), axis=0)[-top_k:]  # (k, N)
-    likeness = np.take_along_axis(likeness, best, axis=0)
-    weights = np.exp((likeness - likeness.max(axis=0)) / temperature)
-    labels = np.concatenate([each for _, each in known])[best]  # (k, N, K)
+    likeness = np.concatenate([np.where(near, features @ each.T, -np.inf) for each, _ in known], axis=1)  # (N, F N)
+    every, best, highest = np.arange(len(features)), [], []
+    for _ in range(min(top_k, likeness.shape[1])):  # for a few, much faster than a partition
+        best.append(likeness.argmax(axis=1))
+        highest.append(likeness[every, best[-1]])
+        likeness[every, best[-1]] = -np.inf
+    weights = np.exp((np.stack(highest) - highest[0]) / temperature)  # (k, N)
+    labels = np.concatenate([each for _, each in known])[np.stack(best)]  # (k, N, K)
     return (weights[..., None] * labels).sum(axis=0) / weights.sum(axis=0)[:, None]
 
 

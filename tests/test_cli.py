@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from io import BytesIO, TextIOWrapper
@@ -185,24 +187,35 @@ def test_a_missing_framework_is_one_line() -> None:
     assert result.stderr.endswith(': pip install "vit-trio[torch]"\n')
 
 
-@pytest.mark.parametrize("command", [("classify", NINE), ("attend", NINE, "--out", "map.png")])
-def test_backends_agree_and_are_quiet(backend: Any, command: tuple[Any, ...], tmp_path: Path) -> None:
-    documents = []
-    for name in ("torch", backend.name):
-        result = process(VIT, *command, "--backend", name, "--json", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
+    """What `classify` and `attend` predict with a backend, in a process of their own that says nothing else."""
+    commands = [[*map(str, each)] for each in (("classify", NINE), ("attend", NINE, "--out", "map.png"))]
+    folder = tmp_path_factory.mktemp("predictions")
+
+    @cache
+    def of(backend: str) -> list[Any]:
+        runs = " or print(',') or ".join(f"main({[*each, '--backend', backend, '--json']})" for each in commands)
+        code = f"import sys; from vit_core.app.cli import main; sys.exit({runs})"
+        result = process(sys.executable, "-c", code, cwd=folder)
         assert (result.returncode, result.stderr) == (0, "")
-        document = json.loads(result.stdout)
-        assert document.pop("backend") == name
-        documents.append(document.get("images", [document])[0]["predictions"])
-    expected, found = documents
-    assert [p["label"] for p in found] == [p["label"] for p in expected]
+        classified, attended = json.loads(f"[{result.stdout}]")
+        assert [each["backend"] for each in (classified, attended)] == [backend] * 2
+        return [classified["images"][0]["predictions"], attended["predictions"]]
+
+    return of
+
+
+def test_backends_agree_and_are_quiet(backend: Any, predictions: Callable[[str], list[Any]]) -> None:
     import vit_torch
 
     model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
     with torch.no_grad():
         logits = model(**vit_torch.ViTImageProcessor.from_pretrained(DIGITS)(NINE, return_tensors="pt")).logits
     bound = tolerances.probabilities(model.config, float(logits.abs().max()))
-    assert_close([p["score"] for p in found], [p["score"] for p in expected], bound, each=True)
+    for found, expected in zip(predictions(backend.name), predictions("torch"), strict=True):
+        assert [p["label"] for p in found] == [p["label"] for p in expected]
+        assert_close([p["score"] for p in found], [p["score"] for p in expected], bound, each=True)
 
 
 # ---- classify ---------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib import import_module
+from io import StringIO
 from pathlib import Path
 from random import SystemRandom
 from typing import Any
@@ -17,6 +18,7 @@ import psutil
 import pytest
 from command import HANGS
 
+from vit_core.app.cli import main
 from vit_core.assets import DIGITS
 from vit_core.family import DeiTConfig
 from vit_core.pictures.processing import ViTImageProcessor
@@ -89,6 +91,14 @@ def run(program: str, *arguments: Any, code: int = 0, dies: bool = False, **vari
     (output,) = finish(process)
     assert process.returncode == code, output
     return output
+
+
+def run_here(*arguments: Any) -> str:
+    """The output of `vit` in this process, which ends well."""
+    with redirect_stdout(StringIO()) as output:
+        code = main([str(argument) for argument in arguments])
+    assert code == 0, output.getvalue()
+    return output.getvalue()
 
 
 def finish(*processes: subprocess.Popen[str]) -> list[str]:
