@@ -20,7 +20,7 @@ from vit_core.position import resize_position_embeddings, sincos
 
 WHOLE, ENCODER = "ViTMAEForPreTraining", "ViTMAEModel"
 TINY = {
-    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24, "image_size": (16, 8),
+    "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 24, "image_size": (16, 8),
     "patch_size": (4, 2), "initializer_range": 0.3, "decoder_hidden_size": 12, "decoder_num_attention_heads": 3,
 }  # fmt: skip
 PIXELS = np.random.default_rng(0).standard_normal((2, 3, 16, 8))
@@ -36,7 +36,7 @@ def build(backend: Any, cls: str = WHOLE, **values: Any) -> Any:
 # ---- what is kept ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ratio", [0.0, 0.5, 0.75, 0.9])
+@pytest.mark.parametrize("ratio", [0.0, 0.75, 0.9])
 def test_the_patches_of_the_least_noise_are_kept(backend: Any, ratio: float) -> None:
     output = backend.call(build(backend, mask_ratio=ratio), pixel_values=PIXELS, noise=NOISE)
     kept = int(16 * (1 - ratio))
@@ -70,19 +70,20 @@ def test_another_order_of_the_kept_is_another_order_of_tokens(backend: Any) -> N
     assert_close(second[:, 1:], first[:, :0:-1], SAME)
 
 
-@pytest.mark.parametrize(
-    ("call", "words"),
-    [
-        ({"noise": NOISE[:, 1:]}, "noise must have shape (2, 16), a number for each patch of each picture: got (2,"),
-        ({"noise": NOISE[:1]}, "noise must have shape (2, 16), a number for each patch of each picture: got (1, 16)."),
-        ({"noise": NOISE[0]}, "noise must have shape (2, 16), a number for each patch of each picture: got (16,)."),
-        ({"head_mask": np.ones(3)}, "head_mask must have shape (4,), one per head, or (2, 4)"),
-    ],
-)  # fmt: skip
+BAD_CALLS = (
+    ({"noise": NOISE[:, 1:]}, "noise must have shape (2, 16), a number for each patch of each picture: got (2,"),
+    ({"noise": NOISE[:1]}, "noise must have shape (2, 16), a number for each patch of each picture: got (1, 16)."),
+    ({"noise": NOISE[0]}, "noise must have shape (2, 16), a number for each patch of each picture: got (16,)."),
+    ({"head_mask": np.ones(3)}, "head_mask must have shape (4,), one per head, or (1, 4)"),
+)
+
+
 @pytest.mark.parametrize("cls", [ENCODER, WHOLE])
-def test_bad_calls(backend: Any, cls: str, call: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(words)):
-        backend.call(build(backend, cls), pixel_values=PIXELS, **call)
+def test_bad_calls(backend: Any, cls: str) -> None:
+    model = build(backend, cls)
+    for call, words in BAD_CALLS:
+        with pytest.raises(ValueError, match=re.escape(words)):
+            backend.call(model, pixel_values=PIXELS, **call)
 
 
 # ---- what is reconstructed, and its loss ---------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def test_patches_and_back(backend: Any) -> None:
         model.unpatchify(patches)
 
 
-@pytest.mark.parametrize("size", [(16, 8), (24, 8), (8, 14), (20, 12)])
+@pytest.mark.parametrize("size", [(16, 8), (8, 14), (20, 12)])
 def test_pictures_of_another_size(backend: Any, size: tuple[int, int]) -> None:
     """Equal to the same model whose two tables the core has resized along both axes."""
     from vit_core.files.tensor import Tensor
@@ -175,7 +176,7 @@ def test_what_is_never_trained(backend: Any) -> None:
 
 
 def test_the_decoder_trains_at_the_full_rate(backend: Any) -> None:
-    model = build(backend)
+    model = build(backend, num_hidden_layers=2)
     scales = {n: group.scale for group in model.parameter_groups(layer_decay=0.5) for n in group.names}
     specs = model.specs()
     assert {scale for name, scale in scales.items() if specs[name].row.head} == {1.0}

@@ -196,7 +196,7 @@ def maps(found: dict[str, Any], weights: dict[str, Any], config: ViTConfig) -> d
 
 
 @pytest.mark.parametrize(("cls", "masked"), [*((cls, False) for cls in MODELS), *((cls, True) for cls in MASKED)])
-@settings(max_examples=5, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_every_block(backend: Any, cls: str, masked: bool, data: st.DataObject) -> None:
     config = data.draw(configs(cls, masked))

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -221,6 +221,7 @@ def parse_names(natives: Iterable[str], family: Family, *dialects: Dialect) -> d
     return found
 
 
+@lru_cache(1 << 14)  # a conversion asks for each name again and again
 def parse_name(native: str, family: Family, *dialects: Dialect) -> Parsed | None:
     """The parameter of a member that a native name stands for in the first dialect that knows it; None in none."""
     for dialect in dialects:
