@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -333,13 +333,23 @@ def test_the_first_step_is_traced_once(metrics: list[str], monkeypatch: pytest.M
     assert len(traces) == 1
 
 
-def test_data_of_unknown_rank_are_fitted() -> None:
-    """Pictures as `tf.py_function` gives them."""
+@pytest.mark.parametrize("labels", [LABELS, np.eye(3)[LABELS]], ids=["classes", "shares"])
+def test_data_of_unknown_rank_are_fitted(labels: np.ndarray) -> None:
+    """As `tf.py_function` gives them."""
     model = build()
-    model.compile("adam", metrics=["accuracy"])
-    types = (tf.TensorSpec(None, tf.float64), tf.TensorSpec([None], tf.int64))
-    data = tf.data.Dataset.from_generator(lambda: iter([(pixels(6), LABELS)] * 2), output_signature=types)
-    assert np.isfinite(model.fit(data, steps_per_epoch=2, shuffle=False, verbose=0).history["loss"]).all()
+    model.compile("sgd")
+    types = (tf.TensorSpec(None, tf.float64), tf.TensorSpec(None, labels.dtype))
+    unknown = tf.data.Dataset.from_generator(lambda: iter([(pixels(6), labels)]), output_signature=types)
+    loss = float(model(pixels(6), labels=labels).loss)
+    assert_close(fit(model, unknown, steps_per_epoch=1)["loss"], [loss], SAME)
+
+
+def test_a_model_in_a_sequence_is_fitted_with_a_loss() -> None:
+    model = build()
+    expected = keras_loss()(LABELS, model(pixels(6)).logits)
+    sequence = keras.Sequential([model])
+    sequence.compile("sgd", keras_loss())
+    assert_close(fit(sequence, pixels(6), LABELS)["loss"], [float(expected)], SAME)
 
 
 def test_no_loss_is_an_error() -> None:
@@ -471,15 +481,37 @@ def test_a_loss_that_takes_logits_for_probabilities(name: str) -> None:
     build("ViTModel").compile("sgd", name)  # gives no logits
 
 
-@pytest.mark.parametrize("kind", ["array", "dict", "dataset", "dataset of dicts"])
+class Sequence(keras.utils.PyDataset):
+    """One batch, which is read by its number."""
+
+    def __init__(self, *batch: np.ndarray) -> None:
+        super().__init__()
+        self.batch = batch
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        return self.batch
+
+
+DATA: dict[str, Callable[[np.ndarray], tuple[Any, ...]]] = {
+    "array": lambda x: (x, LABELS),
+    "dict": lambda x: ({"pixel_values": x}, LABELS),
+    "dataset": lambda x: (dataset(x, LABELS),),
+    "dataset of dicts": lambda x: (dataset({"pixel_values": x, "labels": LABELS}),),
+    "generator": lambda x: ((batch for batch in [(x, LABELS)]),),
+    "sequence": lambda x: (Sequence(x, LABELS),),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
 def test_data_from_0_to_255_is_warned_of_once(kind: str) -> None:
     model, x = build(), 255 * np.random.default_rng(0).random((6, 3, 16, 16))
     model.compile("sgd", run_eagerly=False)
-    given = {"array": (x, LABELS), "dict": ({"pixel_values": x}, LABELS)}
-    given |= {"dataset": (dataset(x, LABELS),), "dataset of dicts": (dataset({"pixel_values": x, "labels": LABELS}),)}
     with pytest.warns(UserWarning, match="^pixel_values are from 0"):
-        model.evaluate(*given[kind], verbose=0)
-    model.evaluate(*given[kind], verbose=0)
+        model.evaluate(*DATA[kind](x), steps=1, verbose=0)
+    model.evaluate(*DATA[kind](x), steps=1, verbose=0)
 
 
 def test_regularisation_joins_the_loss() -> None:

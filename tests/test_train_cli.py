@@ -56,6 +56,11 @@ def test_the_best_epochs_model_is_kept(
     vit("finetune", pictures, *flags, "--keep", "best", "--json")  # there is nothing left to do
     assert json.loads(vit.out) == document
     assert "holds a run with keep: 'best', not 'last'" in vit("finetune", pictures, *flags).err
+    (out / "metrics.csv").unlink()
+    assert (
+        f"{out / 'metrics.csv'} is missing, and the run resumes after epoch 2"
+        in vit("finetune", pictures, *flags, "--keep", "best").err
+    )
 
 
 def _gathered(out: Path, folder: Path) -> list[Path]:
