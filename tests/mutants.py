@@ -570,6 +570,13 @@ MUTANTS = (
         ("tests/test_export_int8.py", "test_what_loses_classes_is_not_kept"),
     ),
     Mutant(
+        "export: one scale for a whole weight",
+        "vit_torch/onnx_int8.py",
+        '"per_channel": True',
+        '"per_channel": False',
+        ("tests/test_export_int8.py", "test_what_is_no_linear_layer_stays_in_float"),
+    ),
+    Mutant(
         "serve: a queue without an end",
         "vit_core/app/serve/batching.py",
         "if self.taken + number > self.places:",

@@ -87,6 +87,10 @@ def test_what_is_no_linear_layer_stays_in_float(vit: Command, tmp_path: Path) ->
     products = [[makers.get(name) for name in node.input[:2]] for node in graph.node if node.op_type in weighted]
     assert products.count(["DequantizeLinear"] * 2) == LAYERS + 1  # and the patches
     assert len(products) == LAYERS + 1 + 2 * 5 + 2  # attention's, and what interpolates position embeddings
+    scales = {each.name: list(each.dims) for each in graph.initializer}
+    read = [node.input for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in scales]
+    per_channel = [scales[scale] for weight, scale, _ in read if len(scales[weight]) > 1]
+    assert len(per_channel) == LAYERS + 1 and [1] not in per_channel and [] not in per_channel
     inputs = {makers.get(name) for node in graph.node if node.op_type in float_alone for name in node.input}
     assert "DequantizeLinear" not in inputs
 
