@@ -89,7 +89,7 @@ MUTANTS = (
         "vit_torch/activations.py",
         'F.gelu(x, approximate="tanh")',
         "F.gelu(x)",
-        golden("torch", "eager-cls_act"),
+        golden("torch", "sdpa-cls_act"),
     ),
     Mutant(
         "tf: scale of the scores forgotten",
@@ -145,7 +145,7 @@ MUTANTS = (
         "vit_flax/modeling.py",
         "bool(self.scope.mutable)",
         "False",
-        reference("flax", "test_who_looks"),
+        ("tests/test_reference.py", "test_who_looks and flax"),
     ),
     Mutant(
         "tf: biases of linear layers ignored",
@@ -469,7 +469,7 @@ MUTANTS = (
         "vit_torch/embeddings.py",
         "[x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]]",
         "[x, self.register_tokens.expand(x.shape[0], -1, -1)]",
-        golden("torch", "eager-dinov2_reg"),
+        golden("torch", "sdpa-dinov2_reg"),
     ),
     Mutant(
         "tf: the gate and what it opens for change places",
@@ -490,7 +490,7 @@ MUTANTS = (
         "vit_core/family/dinov2.py",
         '"position_kernel": "timm"',
         '"position_kernel": "hf"',
-        golden("torch", "eager-dinov2_reg"),
+        golden("torch", "sdpa-dinov2_reg"),
     ),
     Mutant(
         "torch: the mean of DINOv2's head takes the registers in",
