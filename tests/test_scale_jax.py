@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,40 @@ import pytest
 from closeness import assert_close
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import command, finish, free_port, losses, need, start, table, write_deit, write_digits
+from trainings import (
+    EXAMPLES,
+    command,
+    dying,
+    finish,
+    free_port,
+    losses,
+    need,
+    start,
+    table,
+    write_deit,
+    write_digits,
+)
 
 from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 
-FLAGS = {"epochs": 3, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2, "rate": 5e-3}
+ByTwo = tuple[Path, list[int], list[dict[str, str]]]
+FLAGS = {"epochs": 2, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2, "rate": 5e-3}
+
+# Trainings one after the other, each a command of its own, by processes that find each other once.
+TRAININGS = """
+import json, os, runpy, sys
+for name, line in json.loads(sys.argv[1]).items():
+    print(f"==== {name}", flush=True)
+    sys.argv = line
+    try:
+        runpy.run_path(line[0], run_name="__main__")
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    os.environ.pop("JAX_COORDINATOR_ADDRESS", None)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -41,65 +70,88 @@ def alone(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def finetune(data: dict[str, Path], out: Path, **flags: Any) -> None:
     script = import_module("finetune_jax")
-    model = str(data["model"])
-    script.main(script.FineTuning(pictures=data["pictures"], model=model, out=out, **{**FLAGS, **flags}))
+    given = {"model": str(data["model"]), **FLAGS, **flags}
+    script.main(script.FineTuning(pictures=data["pictures"], out=out, **given))
 
 
-def run_two(
-    data: dict[str, Path], out: Path, parallel: str, second_dies: bool = False, **more: Any
-) -> list[tuple[int, str]]:
-    """The exit codes and outputs of two processes with two devices each."""
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in {**FLAGS, **more}.items()]
-    arguments = (data["pictures"], f"--out={out}", f"--model={data['model']}", f"--parallel={parallel}", *flags)
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    need("torch")
+    student = write_deit(tmp_path_factory.mktemp("student"), "DeiTForImageClassification")
+    return {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+
+
+@pytest.fixture(scope="module")
+def taught_alone(data: dict[str, Path], taught: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("taught")
+    finetune(data, out, **taught)
+    return out
+
+
+@pytest.fixture(scope="module")
+def by_two(data: dict[str, Path], taught: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> ByTwo:
+    """Two processes with two devices each, which start once; the second dies in the last of their trainings.
+
+    The folder of the trainings, the exit codes, and what each process printed in each training.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    tensor = {**taught, "parallel": "tensor"}
+    trainings = {"data": {"model": str(data["model"]), "parallel": "data"}, "taught": tensor, "lost": tensor}
+    lines: list[dict[str, list[str]]] = [{}, {}]
+    for name, more in trainings.items():
+        given = {**FLAGS, **more, "out": folder / name}
+        flags = [f"--{flag.replace('_', '-')}={value}" for flag, value in given.items()]
+        for number, each in enumerate(lines):
+            dies = name == "lost" and number == 1
+            program = dying("finetune_jax.py") if dies else [str(EXAMPLES / "finetune_jax.py")]
+            each[name] = [*program, str(data["pictures"]), *flags]
     shared = {"JAX_NUM_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "2"}
     shared["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
-    lines = [command("finetune_jax.py", *arguments, dies=second_dies and number == 1) for number in range(2)]
-    processes = [start(line, JAX_PROCESS_ID=str(number), **shared) for number, line in enumerate(lines)]
+    python = [sys.executable, "-W", "error", "-c", TRAININGS]
+    processes = [start([*python, json.dumps(each)], JAX_PROCESS_ID=str(i), **shared) for i, each in enumerate(lines)]
     outputs = finish(*processes)
-    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+    printed = [dict(part.split("\n", 1) for part in output.split("==== ")[1:]) for output in outputs]
+    assert [list(each) for each in printed] == [list(trainings)] * 2, outputs
+    return folder, [process.returncode for process in processes], printed
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(data: dict[str, Path], alone: Path, tmp_path: Path) -> None:
-    ended = run_two(data, tmp_path / "two", "data")
-    assert [code for code, _ in ended] == [0, 0], ended
-    assert ["epoch 3 of 3" in output for _, output in ended] == [True, False]
-    assert_close(losses(tmp_path / "two"), losses(alone), SAME_LOSS, each=True)
-    for row, expected in zip(*(table(out / "metrics.csv") for out in (tmp_path / "two", alone)), strict=True):
+def test_two_processes_train_as_one(alone: Path, by_two: ByTwo, tmp_path: Path) -> None:
+    two = by_two[0] / "data"
+    assert ["epoch 2 of 2" in printed["data"] for printed in by_two[2]] == [True, False]
+    assert_close(losses(two), losses(alone), SAME_LOSS, each=True)
+    for row, expected in zip(*(table(out / "metrics.csv") for out in (two, alone)), strict=True):
         assert_close(row, expected, SAME_LOSS, each=True)
-    checkpoints = tmp_path / "two" / "checkpoints"
+    checkpoints = two / "checkpoints"
     for part in ("ocdbt.process_0", "ocdbt.process_1"):
-        assert sum(path.stat().st_size for path in (checkpoints / "3" / "default" / part).rglob("*")) > 1e5
+        assert sum(path.stat().st_size for path in (checkpoints / "2" / "default" / part).rglob("*")) > 1e5
     import_module("gather").main(checkpoints, tmp_path / "gathered", None)
-    expected, gathered = (load_file(tmp_path / name / "model.safetensors") for name in ("two", "gathered"))
+    expected, gathered = (load_file(out / "model.safetensors") for out in (two, tmp_path / "gathered"))
     assert expected.keys() == gathered.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(gathered[name], array, err_msg=name)
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_a_teacher_as_one(data: dict[str, Path], tmp_path: Path) -> None:
-    need("torch")
-    data = {**data, "model": write_deit(tmp_path / "student", "DeiTForImageClassification")}
-    taught = {"teacher": str(DIGITS), "distillation": "soft"}
-    finetune(data, tmp_path / "one", **taught)
-    ended = run_two(data, tmp_path / "two", "tensor", **taught)
-    assert [code for code, _ in ended] == [0, 0], ended
-    assert_close(losses(tmp_path / "two"), losses(tmp_path / "one"), SAME_LOSS, each=True)
+def test_two_processes_learn_from_a_teacher_as_one(taught_alone: Path, by_two: ByTwo) -> None:
+    assert_close(losses(by_two[0] / "taught"), losses(taught_alone), SAME_LOSS, each=True)
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_which_resumes_on_one(data: dict[str, Path], alone: Path, tmp_path: Path) -> None:
-    (code, output), (lost, _) = run_two(data, tmp_path, "tensor", second_dies=True)
+def test_a_lost_process_ends_the_run_which_resumes_on_one(
+    data: dict[str, Path], taught: dict[str, str], taught_alone: Path, by_two: ByTwo
+) -> None:
+    folder, (code, lost), (printed, _) = by_two
+    out, output = folder / "lost", printed["lost"]
     assert (code, lost) == (-signal.SIGABRT, -signal.SIGKILL), output
     assert "Process 0 of 2. If another one is lost, this one ends within 20 seconds: run the same command" in output
     assert "most likely indicates that another task died" in output
-    assert not (tmp_path / "model.safetensors").exists()
-    seen = table(tmp_path / "steps.csv")[:5]
-    finetune(data, tmp_path)
-    assert table(tmp_path / "steps.csv")[:5] == seen
-    assert_close(losses(tmp_path), losses(alone), SAME_LOSS, each=True)
-    assert (tmp_path / "model.safetensors").exists()
+    assert not (out / "model.safetensors").exists()
+    seen = table(out / "steps.csv")[:5]
+    finetune(data, out, **taught)
+    assert table(out / "steps.csv")[:5] == seen
+    assert_close(losses(out), losses(taught_alone), SAME_LOSS, each=True)
+    assert (out / "model.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from importlib import import_module
@@ -15,8 +16,9 @@ from closeness import assert_close
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
 from trainings import (
+    EXAMPLES,
     KERAS_ITSELF,
-    command,
+    ROOT,
     finish,
     free_port,
     losses,
@@ -32,36 +34,50 @@ from vit_core.config import ViTConfig
 from vit_core.pictures.processing import ViTImageProcessor
 
 FLAGS: tuple[Any, ...] = ("--epochs", 3, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
-TWO_DEVICES = """
-import sys
-import tensorflow as tf
-processor = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
-from vit_core.cli import main
-sys.exit(main(["finetune", "--backend", "tf", *sys.argv[1:]]))
-"""
+STRICT = [sys.executable, "-W", "error", "-W", KERAS_ITSELF]
 
-# An epoch of four steps in float16; what the second device sees of the first step overflows.
-ONE_OVERFLOWS = """
-import sys
+# On two devices, an epoch of four steps in float16, of which what the second one sees of the first step overflows; then
+# the trainings of `vit` with these arguments.
+TWO_DEVICES = """
+import json, sys
+from functools import cache
 from pathlib import Path
 import numpy as np
 import tensorflow as tf
 processor = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+tf.distribute.MirroredStrategy = cache(tf.distribute.MirroredStrategy)  # a second one mixes its sums with the first's
+from vit_core.cli import main
 from vit_core.training import Settings
 from vit_tf import ViTForImageClassification, engine
 
-out, model = Path(sys.argv[1]), sys.argv[2]
+out, model, trainings = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 settings = Settings(pictures=out, out=out, epochs=1, batch_size=8, ema=0.9, precision="float16", parallel="mirrored")
 pixels, targets = np.ones((8, 3, 24, 24), np.float32), np.eye(8, 10, dtype=np.float32)
 huge = np.where(np.arange(8) < 4, 1, 1e6)[:, None, None, None].astype(np.float32)
 with engine.processes(settings) as place:
-    model = ViTForImageClassification.from_pretrained(model)
-    trainer = engine.Trainer(model, engine.class_loss, settings, place, out / "checkpoints", 4)
+    trainer = engine.Trainer(
+        ViTForImageClassification.from_pretrained(model), engine.class_loss, settings, place, out / "checkpoints", 4
+    )
     losses, rates = trainer.epoch([(pixels * huge, targets), *[(pixels, targets)] * 3], lambda: None)
-    assert rates[0] == rates[1] and rates[2] > rates[3] > 0, rates
-    assert np.isfinite(losses).tolist() == [False, True, True, True] and losses[3] < losses[1], losses
+    (out / "overflow.json").write_text(json.dumps([np.asarray(losses).tolist(), rates]))
+for name, arguments in trainings.items():
+    flags = ["--backend", "tf", "--parallel", "mirrored", "--out", str(out / name)]
+    if code := main(["finetune", *arguments, *flags]):
+        sys.exit(code)
+"""
+
+# Two trainings, by processes that find each other once.
+TWO_TRAININGS = """
+from dataclasses import replace
+from finetune_keras import FineTuning, processes, train, training_script
+
+def main(settings):
+    with processes(settings) as place:
+        for name in ("resumed", "lost"):
+            train(replace(settings, out=settings.out / name), place)
+
+training_script(main, FineTuning)
 """
 
 
@@ -107,64 +123,85 @@ def assert_same_run(out: Path, expected: Path) -> None:
         np.testing.assert_allclose(actual[name], array, rtol=0, atol=1e-5, err_msg=name)
 
 
-def run_two(pictures: Path, model: Path, out: Path, second_dies: bool = False) -> list[tuple[int, str]]:
-    """The exit codes and outputs of the two processes of one training."""
-    arguments = (pictures, "--out", out, "--model", model, "--parallel", "multiworker", *FLAGS)
+def run_two(pictures: Path, model: Path, out: Path) -> list[tuple[int, str]]:
+    """The exit codes and outputs of two processes, of which the second dies in the second epoch of `lost`."""
+    (out / "script.py").write_text(TWO_TRAININGS)
+    arguments = [out / "script.py", pictures, "--out", out, "--model", model, "--parallel", "multiworker", *FLAGS]
+    dying = [ROOT / "tests" / "dying.py", "vit_core.app.training.run:Run.end_epoch", 3, 0]  # `resumed` has one epoch
     cluster = {"worker": [f"127.0.0.1:{free_port()}" for _ in range(2)]}
     tasks = [json.dumps({"cluster": cluster, "task": {"type": "worker", "index": i}}) for i in range(2)]
-    lines = [command("finetune_keras.py", *arguments, dies=second_dies and i == 1) for i in range(2)]
-    processes = [start(line, TF_CONFIG=task) for line, task in zip(lines, tasks, strict=True)]
+    paths = {"PYTHONPATH": f"{EXAMPLES}:{ROOT}", "PYTHONUNBUFFERED": "1"}
+    lines = [[*STRICT, *map(str, line)] for line in (arguments, [*dying, *arguments])]
+    processes = [start(line, TF_CONFIG=task, **paths) for line, task in zip(lines, tasks, strict=True)]
     outputs = finish(*processes)
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 
-def run_on_two_devices(pictures: Path, out: Path, *flags: Any) -> None:
-    run_script(TWO_DEVICES, pictures, "--out", out, "--parallel", "mirrored", *FLAGS, *flags)
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    need("torch")
+    student = write_deit(tmp_path_factory.mktemp("student"), "DeiTForImageClassification")
+    return {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
 
 
-def run_script(*arguments: Any) -> None:
-    process = start([sys.executable, "-W", "error", "-W", KERAS_ITSELF, "-c", *map(str, arguments)])
+@pytest.fixture(scope="module")
+def by_two(pictures: Path, model: Path, taught: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the trainings of a process with two devices."""
+    folder = tmp_path_factory.mktemp("two")
+    models = {"plain": {"model": model}, "taught": taught}
+    trainings = {
+        name: [str(pictures), *map(str, FLAGS), *(f"--{flag}={value}" for flag, value in flags.items())]
+        for name, flags in models.items()
+    }
+    process = start([*STRICT, "-c", TWO_DEVICES, str(folder), str(model), json.dumps(trainings)])
     (output,) = finish(process)
     assert process.returncode == 0, output
+    return folder
 
 
 @pytest.mark.slow
-def test_two_devices_train_as_one(pictures: Path, model: Path, alone: Path, tmp_path: Path) -> None:
-    run_on_two_devices(pictures, tmp_path, "--model", model)
-    assert_same_run(tmp_path, alone)
+def test_two_devices_train_as_one(alone: Path, by_two: Path) -> None:
+    assert_same_run(by_two / "plain", alone)
 
 
 @pytest.mark.slow
-def test_both_devices_skip_a_step_that_overflows_on_one(model: Path, tmp_path: Path) -> None:
-    run_script(ONE_OVERFLOWS, tmp_path, model)
+def test_both_devices_skip_a_step_that_overflows_on_one(by_two: Path) -> None:
+    losses, rates = json.loads((by_two / "overflow.json").read_text())
+    assert rates[0] == rates[1] and rates[2] > rates[3] > 0, rates
+    assert np.isfinite(losses).tolist() == [False, True, True, True] and losses[3] < losses[1], losses
 
 
 @pytest.mark.slow
-def test_two_devices_learn_from_a_teacher_as_one(pictures: Path, tmp_path: Path) -> None:
-    need("torch")
-    student = write_deit(tmp_path / "student", "DeiTForImageClassification")
-    flags = {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
-    finetune(pictures, tmp_path / "one", **flags)
-    run_on_two_devices(pictures, tmp_path / "two", *(f"--{name}={value}" for name, value in flags.items()))
-    assert_same_run(tmp_path / "two", tmp_path / "one")
+def test_two_devices_learn_from_a_teacher_as_one(
+    pictures: Path, taught: dict[str, str], by_two: Path, tmp_path: Path
+) -> None:
+    finetune(pictures, tmp_path, **taught)
+    assert_same_run(by_two / "taught", tmp_path)
 
 
 @pytest.mark.slow
 def test_a_lost_process_ends_the_other_and_the_run_resumes(
     pictures: Path, model: Path, alone: Path, tmp_path: Path
 ) -> None:
-    (code, output), (lost, _) = run_two(pictures, model, tmp_path, second_dies=True)
+    """Two processes go on with a run of one, and one with the run that they lose."""
+    resumed, run = tmp_path / "resumed", tmp_path / "lost"
+    shutil.copytree(alone, resumed, ignore=shutil.ignore_patterns("epoch-3.*", "*.safetensors"))
+    (resumed / "checkpoints" / "checkpoint").write_text('model_checkpoint_path: "epoch-2"\n')
+    (code, output), (lost, other) = run_two(pictures, model, tmp_path)
     assert (code, lost) == (1, -signal.SIGKILL), output
+    assert [text.count("Resumed after epoch 2") for text in (output, other)] == [1, 0]
+    assert [text.count("epoch 3 of 3") for text in (output, other)] == [1, 0]
+    assert_same_run(resumed, alone)
     assert "Another process of this training was lost" in output
     assert "Run the same command again, in all of them, to resume from the last checkpoint." in output
-    assert not (tmp_path / "model.safetensors").exists()
-    ended = run_two(pictures, model, tmp_path)
-    assert [code for code, _ in ended] == [0, 0], ended
-    assert [text.count("Resumed after epoch") for _, text in ended] == [1, 0]
-    assert [text.count("epoch 3 of 3") for _, text in ended] == [1, 0]
-    assert_same_run(tmp_path, alone)
-    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.index"))
-    assert kept == ["epoch-2.index", "epoch-3.index"]
+    assert not (run / "model.safetensors").exists()
+    seen = table(run / "steps.csv")[:5]
+    finetune(pictures, run, model=str(model))
+    assert table(run / "steps.csv")[:5] == seen
+    assert_same_run(run, alone)
+    for out in (resumed, run):
+        kept = sorted(path.name for path in (out / "checkpoints").glob("*.index"))
+        assert kept == ["epoch-2.index", "epoch-3.index"]
 
 
 def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
