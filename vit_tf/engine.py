@@ -167,7 +167,7 @@ class Accumulated(keras.Model):
         sums = tf.foldl(add, data, [tf.zeros(()), *map(keras.ops.zeros_like, weights)])
         loss, *gradients = tf.distribute.get_replica_context().all_reduce("SUM", sums)
         self.optimizer.apply(gradients, weights)
-        workers = isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        workers = replicas > 1 and isinstance(self.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy)
         return {"loss": loss[None] if workers else loss}  # of their results Keras takes the mean over the first axis
 
     def _maybe_symbolic_build(self, *args: Any, **kwargs: Any) -> None:
