@@ -24,8 +24,8 @@ from trainings import (
     need,
     start,
     table,
-    write_deit,
     write_digits,
+    write_student,
 )
 
 from vit_core.assets import DIGITS
@@ -77,8 +77,7 @@ def finetune(data: dict[str, Path], out: Path, **flags: Any) -> None:
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     need("torch")
-    student = write_deit(tmp_path_factory.mktemp("student"), "DeiTForImageClassification")
-    return {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+    return write_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")

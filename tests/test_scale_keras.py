@@ -25,8 +25,8 @@ from trainings import (
     need,
     start,
     table,
-    write_deit,
     write_digits,
+    write_student,
 )
 
 from vit_core.assets import DIGITS
@@ -140,8 +140,7 @@ def run_two(pictures: Path, model: Path, out: Path) -> list[tuple[int, str]]:
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     need("torch")
-    student = write_deit(tmp_path_factory.mktemp("student"), "DeiTForImageClassification")
-    return {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+    return write_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")

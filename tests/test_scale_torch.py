@@ -16,9 +16,7 @@ from closeness import assert_close
 from command import HANGS
 from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
-from trainings import dying, finish, free_port, losses, need, start, table, write_deit, write_digits
-
-from vit_core.assets import DIGITS
+from trainings import dying, finish, free_port, losses, need, start, table, write_digits, write_student
 
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 
@@ -93,8 +91,7 @@ def torchrun(*program: Any) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    student = write_deit(tmp_path_factory.mktemp("student"), "DeiTForImageClassification")
-    return {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+    return write_student(tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")

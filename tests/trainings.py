@@ -63,6 +63,12 @@ def write_deit(folder: Path, architecture: str, processor: ViTImageProcessor | N
     return folder
 
 
+def write_student(folder: Path) -> dict[str, str]:
+    """A small DeiT in a folder; the flags of a training in which the digits model teaches it."""
+    student = write_deit(folder, "DeiTForImageClassification")
+    return {"model": str(student), "teacher": str(DIGITS), "distillation": "soft"}
+
+
 def dying(script: str, rank: int = 0) -> list[str]:
     """A training script whose process of this rank dies in its second epoch, after the checkpoint of the first."""
     function = "vit_core.app.training.run:Run.end_epoch"

@@ -37,9 +37,8 @@ class Run:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, disable=not main)
         self.bar = self.progress.add_task("step", total=self.epochs * steps, completed=done * steps)
-        self.writer = None
-        if main:
-            self.writer = library("tensorboardX").SummaryWriter(str(self.out), purge_step=done * steps + 1)
+        writer = library("tensorboardX").SummaryWriter
+        self.writer = writer(str(self.out), purge_step=done * steps + 1) if main else None
         if done:
             self.say(f"Resumed after epoch {done}")
 
