@@ -127,6 +127,20 @@ MUTANTS = (
         ("tests/test_torch_linear.py", "watched"),
     ),
     Mutant(
+        "torch: oneDNN's product is differentiated again",
+        "vit_torch/layers.py",
+        "if torch.is_grad_enabled() or not _plain(grad, x, weight) else",
+        "if not _plain(grad, x, weight) else",
+        ("tests/test_torch_linear.py", "gradients_of_gradients"),
+    ),
+    Mutant(
+        "torch: oneDNN computes gradients that nobody wants",
+        "vit_torch/layers.py",
+        "product(grad, weight.t()) if of_x else None",
+        "product(grad, weight.t())",
+        ("tests/test_torch_linear.py", "nobody_wants"),
+    ),
+    Mutant(
         "torch: oneDNN approximates the exact GELU",
         "vit_torch/layers.py",
         '_GELU = {F.gelu: "none",',

@@ -41,9 +41,9 @@ class Counter:
         monkeypatch.setattr(layers, "_faster", lambda: True)
         product = layers._product
 
-        def counted(x: Any, layer: Any, function: str, algorithm: str) -> Any:
+        def counted(x: Any, weight: Any, bias: Any = None, function: str = "none", algorithm: str = "") -> Any:
             self.calls.append(function + algorithm)
-            return product(x, layer, function, algorithm)
+            return product(x, weight, bias, function, algorithm)
 
         monkeypatch.setattr(layers, "_product", counted)
 
@@ -84,8 +84,114 @@ def test_no_bias(onednn: Counter) -> None:
     assert onednn.calls == ["none"]
 
 
-def test_gradients_and_training_are_pytorchs(onednn: Counter, model: Any) -> None:
-    model(pixels()).pooler_output.sum().backward()
+@pytest.mark.parametrize("checkpointing", [None, {"use_reentrant": False}, {"use_reentrant": True}])
+def test_gradients_are_equal_but_for_rounding(onednn: Counter, checkpointing: Any) -> None:
+    found, x = {}, pixels()
+    for dtype in (torch.float32, torch.float64):
+        model = ViTModel(CONFIG, add_pooling_layer=False, seed=0).to(dtype)
+        if checkpointing is not None:
+            model.gradient_checkpointing_enable(checkpointing)
+        leaves = {"pixels": x.to(dtype, copy=True).requires_grad_(), **dict(model.named_parameters())}
+        model(leaves["pixels"]).last_hidden_state[:, 0, :96].sum().backward()
+        found[dtype] = {name: leaf.grad for name, leaf in leaves.items()}
+    forward = 1 if checkpointing is None else 2  # once more on the way back
+    assert len(onednn.calls) == 2 * PRODUCTS * (forward + 2)  # none in float64
+    for name, exact in found[torch.float64].items():
+        if name.endswith("key.bias"):
+            continue  # softmax takes it away, so that its gradient is nothing but rounding
+        error = (found[torch.float32][name].double() - exact).abs().max() / exact.abs().max()
+        assert error < tolerances.rounding(CONFIG, gradient=True), name
+
+
+def layer_of(*, bias: bool = True) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(384, 512, bias=bias)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight", "bias", "x, bias", "no bias"])
+def test_gradients_that_nobody_wants_are_not_computed(onednn: Counter, wanted: str) -> None:
+    layer = layer_of(bias=wanted != "no bias").requires_grad_(wanted == "no bias")
+    leaves = {"x": torch.randn(2, 197, 384), **dict(layer.named_parameters())}
+    chosen = [leaves[name].requires_grad_() for name in (wanted.split(", ") if wanted != "no bias" else ["weight"])]
+    loss = layers.linear(layer, leaves["x"]).sum()  # whose gradient is one number, everywhere
+    found = torch.autograd.grad(loss, chosen)
+    assert len(onednn.calls) == 1 + ("x" in wanted) + (wanted in ("weight", "no bias"))
+    for mine, theirs in zip(found, torch.autograd.grad(layer(leaves["x"]).sum(), chosen), strict=True):
+        assert_close(mine, theirs, SAME)
+        assert mine.is_contiguous()
+
+
+def test_gradients_in_evaluation_are_pytorchs(onednn: Counter) -> None:
+    """Which computes those of pixels alone, where a function in Python would have to compute each parameter's too."""
+    layer, x = layer_of().eval(), torch.randn(2, 197, 384, requires_grad=True)
+    assert_close(torch.autograd.grad(layers.linear(layer, x).sum(), x), torch.autograd.grad(layer(x).sum(), x), SAME)
+    assert onednn.calls == []
+
+
+def test_gradients_of_gradients_are_pytorchs(onednn: Counter) -> None:
+    layer, x, along = layer_of(), torch.randn(2, 197, 384, requires_grad=True), torch.randn(2, 197, 384)
+
+    def second(function: Callable[..., Any]) -> Any:
+        (first,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
+        return torch.autograd.grad((first * along).sum(), (x, layer.weight))
+
+    assert_close(second(partial(layers.linear, layer)), second(layer), SAME)
+    assert len(onednn.calls) == 3  # the product, and its two in the way back of a way back; none that was recorded
+
+
+def test_gradients_that_are_counted_or_several(onednn: Counter) -> None:
+    layer, x = layer_of(), torch.randn(2, 197, 384, requires_grad=True)
+    leaves, several = (x, layer.weight), torch.randn(3, 2, 197, 512)
+    y, expected = layers.linear(layer, x), layer(x)
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(y, leaves, several[0], retain_graph=True)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 197 * 384 * 512
+    assert onednn.calls == ["none"]
+    mine, theirs = (torch.autograd.grad(each, leaves, several, is_grads_batched=True) for each in (y, expected))
+    assert_close(mine, theirs, SAME)
+
+
+def test_a_tensor_that_is_saved_may_be_packed(onednn: Counter) -> None:
+    layer, x = layer_of(), torch.randn(2, 197, 384, requires_grad=True)
+    packed: list[Any] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda each: packed.append(each) or each.detach().numpy(), torch.from_numpy
+    ):
+        loss = layers.linear(layer, x).sum()
+    assert_close(torch.autograd.grad(loss, x), torch.autograd.grad(layer(x).sum(), x), SAME)
+    assert len(packed) == 2
+    assert len(onednn.calls) == 3
+
+
+def test_a_weight_that_changed_is_refused(onednn: Counter) -> None:
+    layer, x = layer_of(), torch.randn(2, 197, 384, requires_grad=True)
+    y = layers.linear(layer, x)
+    with torch.no_grad():
+        layer.weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_functions_of_weights_are_transformed(onednn: Counter) -> None:
+    """As for the gradient of each picture by itself."""
+    layer, x = layer_of(), torch.randn(2, 197, 384)
+
+    def loss(weights: dict[str, Any], function: Callable[..., Any], x: Any) -> Any:
+        own = {name: array.detach() for name, array in layer.named_parameters()} | weights
+        return torch.func.functional_call(Called(layer, function), own, (x,)).square().sum()
+
+    class Called(nn.Module):
+        def __init__(self, layer: nn.Linear, function: Callable[..., Any]) -> None:
+            super().__init__()
+            self.weight, self.bias, self.layer, self.function = layer.weight, layer.bias, layer, function
+
+        def forward(self, x: Any) -> Any:
+            return self.function(self.layer, x)
+
+    for name, array in layer.named_parameters():
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, None, 0))
+        mine, theirs = (each({name: array.detach()}, f, x) for f in (layers.linear, lambda layer, x: layer(x)))
+        assert_close(mine[name], theirs[name], SAME)
     assert onednn.calls == []
 
 

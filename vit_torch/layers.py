@@ -1,7 +1,8 @@
-"""PyTorch's linear layer in a faster form: by oneDNN instead of MKL, where that is faster and no gradient is asked for.
+"""PyTorch's linear layer, and in training its gradients, in a faster form: by oneDNN, where MKL is slower.
 
-MKL multiplies at 0.44 to 0.95 of oneDNN's speed on AMD's processors with AVX-512. oneDNN also applies GELU while the
-product is in the cache. `torch.backends.mkldnn.flags(enabled=False)` leaves all to PyTorch, as Intel's processors do.
+MKL multiplies at 0.44 to 0.95 of oneDNN's speed on AMD's processors with AVX-512. Where no gradient is asked for,
+oneDNN also applies GELU while the product is in the cache. `torch.backends.mkldnn.flags(enabled=False)` leaves all to
+PyTorch, as Intel's processors do.
 """
 
 from __future__ import annotations
@@ -34,34 +35,74 @@ def linear(layer: nn.Linear, x: Tensor, activation: ViTActivation | None = None)
     """
     if not _taken(layer, x):
         y = layer(x)
+    elif _differentiated(layer, x):
+        y = _Linear.apply(x, layer.weight, layer.bias)
     elif activation is not None and activation.function in _GELU and _bare(activation):
-        return _product(x, layer, "gelu", _GELU[activation.function])
+        return _product(x, layer.weight, layer.bias, "gelu", _GELU[activation.function])
     else:
-        y = _product(x, layer, "none", "")
+        y = _product(x, layer.weight, layer.bias)
     return y if activation is None else activation(y)
 
 
-def _product(x: Tensor, layer: nn.Linear, function: str, algorithm: str) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, function, [], algorithm)
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, function: str = "none", algorithm: str = ""
+) -> Tensor:
+    """`F.linear` and then a function, by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, function, [], algorithm)
+
+
+class _Linear(torch.autograd.Function):
+    """The product with its gradients, which are PyTorch's own where somebody looks or differentiates them again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        product = F.linear if torch.is_grad_enabled() or not _plain(grad, x, weight) else _product
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        rows = grad.reshape(-1, grad.shape[-1])
+        return (
+            product(grad, weight.t()) if of_x else None,
+            product(rows.t(), x.reshape(-1, x.shape[-1]).t()) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
+
+
+def _differentiated(layer: nn.Linear, x: Tensor) -> bool:
+    wanted = x.requires_grad or any(each.requires_grad for each in layer.parameters(recurse=False))
+    return torch.is_grad_enabled() and wanted
 
 
 def _taken(layer: nn.Linear, x: Tensor) -> bool:
-    """Whether oneDNN multiplies: plain float32 on a processor where it is faster, and nobody looks."""
+    """Whether oneDNN multiplies: a plain layer, large enough, on a processor where it is faster.
+
+    In evaluation gradients are PyTorch's, which leaves out the weights' where only those of pixels are asked for.
+    """
     return bool(
         not torch.compiler.is_compiling()
-        and not torch.is_grad_enabled()
         and not torch.jit.is_tracing()
-        and type(x) is Tensor
         and type(layer) is nn.Linear
         and x.numel() * layer.out_features >= _WORTH
         and _faster()
-        and type(weight := layer.weight) is nn.Parameter
-        and x.dtype == weight.dtype == torch.float32
-        and x.device == weight.device == _CPU
-        and torch.backends.mkldnn.enabled
+        and _plain(x, layer.weight)
         and _bare(layer)
+        and (layer.training or not _differentiated(layer, x))
+    )
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether these are float32 on the processor, and nobody looks: no compiler, transform or mode of PyTorch."""
+    return bool(
+        not torch.compiler.is_compiling()
+        and all(type(each) in (Tensor, nn.Parameter) for each in tensors)
+        and all(each.dtype == torch.float32 and each.device == _CPU for each in tensors)
+        and torch.backends.mkldnn.enabled
         and forward_ad._current_level < 0
-        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and not torch._C._are_functorch_transforms_active()
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()
     )
