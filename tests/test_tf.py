@@ -29,6 +29,7 @@ from PIL import Image
 from test_models import BAD_CALLS, TINY
 
 from conversion import convert
+from vit_core.app.backends import is_installed
 from vit_core.config import ViTConfig
 from vit_core.family import DINOV2_WITH_REGISTERS, VIT
 from vit_core.files.keras_hdf5 import read_keras_h5
@@ -119,7 +120,12 @@ def run_alone(code: str, *args: Any, **env: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-IN_FLOAT64 = "import keras\nkeras.config.set_floatx('float64')\n"  # before a program
+# Before a program.
+IN_FLOAT64 = """
+import keras
+keras.config.set_floatx("float64")
+keras.config.set_dtype_policy("float64")
+"""
 
 
 def output_of(code: str, *args: Any, **env: str) -> str:
@@ -594,7 +600,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     assert b"position_embeddings" in written
 
 
-RESUMABLE = """
+KILLED = """
 import os, signal, sys
 import keras, numpy as np
 from vit_tf import TFViTForImageClassification, ViTConfig
@@ -603,7 +609,7 @@ class Watch(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         print("epoch", epoch, flush=True)
     def on_train_batch_end(self, batch, logs=None):
-        if sys.argv[2] == "dies" and self.model.optimizer.iterations == 5:
+        if self.model.optimizer.iterations == 5:
             os.kill(os.getpid(), signal.SIGKILL)
 
 folder = sys.argv[1]
@@ -612,7 +618,6 @@ model.compile(keras.optimizers.Adam(1e-2))
 backup = keras.callbacks.BackupAndRestore(f"{folder}/backup")
 data = np.load(f"{folder}/data.npz")
 model.fit(data["x"], data["y"], batch_size=3, epochs=4, shuffle=False, verbose=0, callbacks=[backup, Watch()])
-np.savez(f"{folder}/weights.npz", *[v.numpy() for v in model.variables])
 """
 
 
@@ -620,15 +625,19 @@ np.savez(f"{folder}/weights.npz", *[v.numpy() for v in model.variables])
 def test_training_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     ViTConfig(**ONE_LAYER).to_json_file(tmp_path / "config.json")
     np.savez(tmp_path / "data.npz", x=pixels(6), y=LABELS)
-    killed = run_alone(IN_FLOAT64 + RESUMABLE, tmp_path, "dies")
+    killed = run_alone(IN_FLOAT64 + KILLED, tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert killed.stdout.split() == ["epoch", "0", "epoch", "1", "epoch", "2"]
-    assert output_of(IN_FLOAT64 + RESUMABLE, tmp_path, "lives").split() == ["epoch", "2", "epoch", "3"]
-    model = build()
-    model.compile(keras.optimizers.Adam(1e-2))
-    fit(model, pixels(6), LABELS, batch_size=3, epochs=4)
-    found = np.load(tmp_path / "weights.npz")
-    assert_same(list(found.values()), [v.numpy() for v in model.variables])
+    epochs: list[int] = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.append(epoch))
+    weights = []
+    for callbacks in ([keras.callbacks.BackupAndRestore(tmp_path / "backup"), watch], []):
+        model = build()
+        model.compile(keras.optimizers.Adam(1e-2))
+        fit(model, pixels(6), LABELS, batch_size=3, epochs=4, callbacks=callbacks)
+        weights.append([v.numpy() for v in model.variables])
+    assert epochs == [2, 3]
+    assert_same(*weights)
 
 
 # ---- kinds of input ----------------------------------------------------------------------------------------------
@@ -962,46 +971,6 @@ def test_gradient_checkpointing_computes_twice_and_only_in_training() -> None:
     counts.append(0)
     value_and_gradients(model, call_of("ViTForImageClassification"), training=True)
     assert "".join("|" if count == 0 else "." for count in counts) == "|..|..|....|..|.."
-
-
-MEMORY = """
-import json
-import os
-os.sched_setaffinity(0, range(os.cpu_count()))  # of the suite it has one core, where other peaks are
-import tensorflow as tf
-from vit_tf import TFViTModel, ViTConfig
-
-sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256, "image_size": 128, "patch_size": 8}
-config = ViTConfig(num_hidden_layers=6, **sizes)
-peaks = []
-for frugal in (True, False):
-    model = TFViTModel(config, add_pooling_layer=False)
-    if frugal:
-        model.gradient_checkpointing_enable()
-
-    @tf.function(input_signature=[tf.TensorSpec((None, 3, 128, 128))])
-    def step(x):
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(model(x, training=True).last_hidden_state))
-        return tape.gradient(loss, model.trainable_variables)
-
-    step(tf.zeros((1, 3, 128, 128)))
-    before = peak()
-    step(tf.ones((16, 3, 128, 128)))
-    peaks.append(peak() - before)
-print(json.dumps(peaks))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-def test_gradient_checkpointing_saves_memory() -> None:
-    """The peak of a compiled step on 257 tokens in 6 layers: 78 and 221 MB measured, of arrays that are held.
-
-    What is freed goes back to the system at once: else the peak is that of the holes malloc keeps.
-    """
-    frugal, plain = json.loads(output_of(PEAK + MEMORY, MALLOC_MMAP_THRESHOLD_="65536"))
-    assert frugal < plain / 2
 
 
 # ---- Keras's own files -------------------------------------------------------------------------------------------
@@ -1425,14 +1394,41 @@ def test_dtype_policies_of_one_model(policy: str) -> None:
 
 # ---- processes, devices, frameworks ------------------------------------------------------------------------------
 
-MIRRORED = """
-import sys
+TWO_DEVICES = """
+import json, os, sys
 import numpy as np, keras, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from vit_tf import TFViTForImageClassification, ViTConfig
+from vit_tf import TFViTForImageClassification, TFViTModel, ViTConfig
 
 folder = sys.argv[1]
+"""
+
+MEMORY = """
+os.sched_setaffinity(0, range(os.cpu_count()))  # of the suite it has one core, where other peaks are
+sizes = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 256, "image_size": 128, "patch_size": 8}
+config = ViTConfig(num_hidden_layers=6, **sizes)
+peaks = []
+for frugal in (True, False):
+    model = TFViTModel(config, add_pooling_layer=False)
+    if frugal:
+        model.gradient_checkpointing_enable()
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 3, 128, 128))])
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True).last_hidden_state))
+        return tape.gradient(loss, model.trainable_variables)
+
+    step(tf.zeros((1, 3, 128, 128)))
+    before = peak()
+    step(tf.ones((16, 3, 128, 128)))
+    peaks.append(peak() - before)
+with open(f"{folder}/peaks.json", "w") as file:
+    json.dump(peaks, file)
+"""
+
+MIRRORED = """
 data = np.load(f"{folder}/data.npz")
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 assert strategy.num_replicas_in_sync == 2
@@ -1447,17 +1443,55 @@ for loss in (None, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 np.savez(f"{folder}/found.npz", *found)
 """
 
+BOTH = """
+import importlib, sys
+import numpy as np
+from closeness import assert_close
+packages = [importlib.import_module(f"vit_{name}") for name in sys.argv[3:]]
+models = [p.ViTForImageClassification.from_pretrained(sys.argv[2], dtype="float64") for p in packages]
+kinds = {"vit_torch": "pt", "vit_tf": "tf"}
+found = {}
+for package, model in zip(packages, models):
+    processor = package.ViTImageProcessor(size=32)
+    image = np.arange(32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
+    logits = model(**processor(image, return_tensors=kinds[package.__name__])).logits
+    found[package.__name__] = logits.detach().numpy() if hasattr(logits, "detach") else logits.numpy()
+assert_close(*found.values(), 1e-10)
+np.savez(f"{sys.argv[1]}/both.npz", **found)
+"""
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what one process leaves of several programs, each of which is shorter than TensorFlow's import.
+
+    What is freed goes back to the system at once: else the peak is that of the holes malloc keeps.
+    """
+    folder = tmp_path_factory.mktemp("left")
+    ViTConfig(**ONE_LAYER).to_json_file(folder / "config.json")
+    np.savez(folder / "data.npz", x=pixels(6), y=LABELS)
+    programs = [TWO_DEVICES, *([PEAK, MEMORY] if sys.platform == "linux" else ()), IN_FLOAT64, MIRRORED]
+    programs += [BOTH] if is_installed("torch") else []
+    options = {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT / "tests")}
+    output_of("\n".join(programs), folder, SAFETENSORS, "tf", "torch", **options)
+    return folder
+
 
 @pytest.mark.slow
-def test_two_mirrored_devices_equal_one(tmp_path: Path) -> None:
-    ViTConfig(**ONE_LAYER).to_json_file(tmp_path / "config.json")
-    np.savez(tmp_path / "data.npz", x=pixels(6), y=LABELS)
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_gradient_checkpointing_saves_memory(left: Path) -> None:
+    """The peak of a compiled step on 257 tokens in 6 layers: 78 and 221 MB measured, of arrays that are held."""
+    frugal, plain = json.loads((left / "peaks.json").read_text())
+    assert frugal < plain / 2
+
+
+@pytest.mark.slow
+def test_two_mirrored_devices_equal_one(left: Path) -> None:
     model = build()
     model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"])
     history = fit(model, pixels(6), LABELS, batch_size=6, epochs=2)
     expected = [np.array([history["loss"], history["accuracy"]]), model.predict(pixels(6), verbose=0).logits]
-    output_of(IN_FLOAT64 + MIRRORED, tmp_path)
-    assert_same(list(np.load(tmp_path / "found.npz").values()), expected * 2)
+    assert_same(list(np.load(left / "found.npz").values()), expected * 2)
 
 
 def test_another_keras_backend_is_one_clear_error() -> None:
@@ -1471,25 +1505,12 @@ def test_another_keras_backend_is_one_clear_error() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [("torch", "tf"), ("tf", "torch")])
-def test_pytorch_and_tensorflow_in_one_process(names: tuple[str, str]) -> None:
+def test_pytorch_and_tensorflow_in_one_process(left: Path, tmp_path: Path) -> None:
+    """Whichever of them is imported first."""
     pytest.importorskip("torch")
-    code = """
-import importlib, sys
-import numpy as np
-from closeness import assert_close
-packages = [importlib.import_module(f"vit_{name}") for name in sys.argv[2:]]
-models = [p.ViTForImageClassification.from_pretrained(sys.argv[1], dtype="float64") for p in packages]
-kinds = {"vit_torch": "pt", "vit_tf": "tf"}
-found = []
-for package, model in zip(packages, models):
-    processor = package.ViTImageProcessor(size=32)
-    image = np.arange(32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
-    logits = model(**processor(image, return_tensors=kinds[package.__name__])).logits
-    found.append(logits.detach().numpy() if hasattr(logits, "detach") else logits.numpy())
-assert_close(*found, 1e-10)
-"""
-    output_of(code, SAFETENSORS, *names, PYTHONPATH=str(ROOT / "tests"))
+    output_of(BOTH, tmp_path, SAFETENSORS, "torch", "tf", PYTHONPATH=str(ROOT / "tests"))
+    found = [dict(np.load(folder / "both.npz")) for folder in (left, tmp_path)]
+    assert_close(*found, 1e-10)
 
 
 def test_an_eager_call_sees_the_variables_that_lora_adds() -> None:
