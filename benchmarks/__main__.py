@@ -51,6 +51,7 @@ LIBRARIES = (
     "torchvision", "torchao", "onnxruntime", "openvino", "litserve",
 )  # fmt: skip
 SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that speed depends on
+RATE = "fraction of a product's FLOP/s"
 QUOTED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
 
@@ -114,15 +115,25 @@ def table(machines: Document) -> str:
             for case, row in found["cases"].items():
                 lines.append(f"| {case} | {row['ratio']:.2f} | {row['p10']:.2f} to {row['p90']:.2f} |")
         lines.append("")
-        rates = [
-            f"{case.removeprefix('inference, ')}: {row[key]}"
-            for case, row in results.get("inference", {"cases": {}})["cases"].items()
-            for key in row
-            if key.startswith("fraction")
-        ]
+        rows = {case: row for found in results.values() for case, row in found["cases"].items()}
+        rates = [f"{_short(case)}: {row[RATE]}" for case, row in rows.items() if RATE in row]
         if rates:
-            lines += [f"Arithmetic rate of ours as a fraction of torch.mm's: {'; '.join(rates)}.", ""]
+            lines += [f"Arithmetic rate of ours as a fraction of the faster matrix product's: {'; '.join(rates)}.", ""]
+        spent = {_short(case): row["shares"] for case, row in rows.items() if "shares" in row}
+        if spent:
+            kinds = list(dict.fromkeys(kind for row in spent.values() for kind in row))
+            lines += [f"| where our time goes | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+            for case, row in spent.items():
+                lines.append(
+                    f"| {case} | " + " | ".join(f"{row[kind]:.2f}" if kind in row else "" for kind in kinds) + " |"
+                )
+            lines.append("")
     return "\n".join(lines)
+
+
+def _short(case: str) -> str:
+    """The name of a case without what it is measured against."""
+    return case.partition(" (")[0]
 
 
 def keep(name: str, found: Document) -> None:

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,7 @@ def _of_patches(config: ViTConfig, width: int) -> int:
     return config.num_patches * math.prod(pair(config.patch_size)) * config.num_channels * width
 
 
+@cache
 def find_families() -> None:
     """Let timm and torchvision be imported, in the environment of `make oracle`, where they stand beside the others.
 
