@@ -66,6 +66,17 @@ def test_what_was_measured_is_kept_where_another_fails(
     assert "Measured on old:" in readme and "case of training" in readme and "case of inference" not in readme
 
 
+def test_rates_and_shares_stand_below_the_rows() -> None:
+    row = {**ROW, benchmarks.RATE: 0.9, "shares": {"products": 0.75, "rest": 0.25}}
+    training = {**ROW, "shares": {"products": 0.5, "optimizer": 0.5}}
+    cases = {"inference": {"batch 1 (transformers)": row, "batch 1 (timm)": ROW}, "training": {"step (timm)": training}}
+    lines = benchmarks.table({"new": {name: {"cases": found} for name, found in cases.items()}}).splitlines()
+    assert "| batch 1 (timm) | 0.50 | 0.40 to 0.60 |" in lines
+    assert "Arithmetic rate of ours as a fraction of the faster matrix product's: batch 1: 0.9." in lines
+    start = lines.index("| where our time goes | products | rest | optimizer |")
+    assert lines[start + 2 :] == ["| batch 1 | 0.75 | 0.25 |  |", "| step | 0.50 |  | 0.50 |"]
+
+
 def test_the_readme_quotes_what_is_kept() -> None:
     machines = json.loads(benchmarks.RESULTS.read_text())["machines"]
     assert benchmarks.table(machines) in benchmarks.README.read_text()
