@@ -207,6 +207,14 @@ def test_variants() -> None:
             ViTConfig.variant(bad)
 
 
+def test_update_sets_what_assignments_do() -> None:
+    config = ViTConfig()
+    config.update({"image_size": 384, "num_labels": 3})
+    assert config == ViTConfig(image_size=384, num_labels=3)
+    with pytest.raises(ValueError, match="hidden_size"):
+        config.update({"hidden_size": "wide"})
+
+
 def test_copy_is_independent() -> None:
     config = ViTConfig(id2label={0: "a", 1: "b"}, attn_implementation="eager", note=[1])
     other = config.copy(image_size=384)

@@ -642,6 +642,8 @@ def test_overrides(tmp_path: Path) -> None:
     assert ViTImageProcessor.from_dict({"size": 16}, resample=0) == ViTImageProcessor(size=16, resample=0)
     with pytest.raises(TypeError, match=r"\['do_resise'\] are no arguments of ViTImageProcessor"):
         ViTImageProcessor.from_pretrained(tmp_path, do_resise=False)
+    with pytest.raises(TypeError, match=r"\['do_resise'\] are no arguments of ViTImageProcessor"):
+        ViTImageProcessor.from_dict({"size": 16}, do_resise=False)
 
 
 def test_a_processor_that_crops_is_written_for_the_class_that_crops(tmp_path: Path) -> None:

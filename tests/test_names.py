@@ -36,6 +36,10 @@ def test_automatic_classes(backend: Any) -> None:
         for member in (cls, cls.replace("ViT", "DeiT")):
             config = config_for(member, **SMALL)
             assert type(automatic.from_config(config)) is getattr(package, backend.prefix + member)
+        for keyword in ("dtype", "torch_dtype"):
+            model = automatic.from_config(config, **{keyword: "float64"}, attn_implementation="eager")
+            assert {array.dtype.name for array in backend.parameters(model).values()} == {"float64"}, name
+            assert model.config.attn_implementation == "eager" != config.attn_implementation
         with pytest.raises(TypeError, match=rf"{name} is not made itself"):
             automatic(package.ViTConfig())
     assert package.AutoFeatureExtractor is package.AutoImageProcessor

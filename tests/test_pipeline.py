@@ -262,13 +262,20 @@ def test_a_silent_address(digits: Any) -> None:
         digits(address, timeout=0)
 
 
-def test_keywords_of_transformers_pipeline() -> None:
+def test_keywords_of_transformers_pipeline(tmp_path: Path) -> None:
     processor = ViTImageProcessor.from_pretrained(DIGITS)
     found = pipeline(
         "image-classification", model=str(DIGITS), framework="pt", feature_extractor=processor, device_map="cpu",
         tokenizer=None, num_workers=2, trust_remote_code=False, model_kwargs={"dtype": "float64"},
     )  # fmt: skip
     assert (found.backend, str(found.model.dtype), found.image_processor) == ("torch", "torch.float64", processor)
+    assert found.device == torch.device("cpu")
+    assert found(images=PICTURE) == found(PICTURE)
+    for given in ({}, {"inputs": PICTURE, "images": PICTURE}):
+        with pytest.raises(TypeError, match="takes one image or several, as its first argument, inputs, or as images"):
+            found(**given)
+    found.save_pretrained(tmp_path)
+    assert pipeline(model=str(tmp_path), dtype="auto")(PICTURE) == found(PICTURE)
     for given in ({"backend": "torch", "framework": "tf"}, {"image_processor": "a", "feature_extractor": "b"}):
         with pytest.raises(ValueError, match="is the older name of"):
             pipeline(model=str(DIGITS), **given)

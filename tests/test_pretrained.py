@@ -118,6 +118,12 @@ def test_classifier_and_decoder_on_a_trunk(backend: Any) -> None:
         ["embeddings.mask_token"],
         ["pooler.dense.bias", "pooler.dense.weight"],
     )
+    assert dict(report.items())["missing_keys"] == report.get("missing_keys") == ["embeddings.mask_token"]
+    assert "unexpected_keys" in report and len(report) == len(list(report)) and report["error_msgs"] == []
+    for name in ("nothing", "checksums", "_taken"):
+        assert name not in report
+        with pytest.raises(KeyError):
+            report[name]
 
 
 def test_missing_parameters_come_from_the_seed(backend: Any) -> None:

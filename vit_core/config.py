@@ -521,6 +521,11 @@ class ViTConfig:
 
         return hub.push(self.save_pretrained, repo_id, **hub_options)
 
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set attributes, each as by assignment."""
+        for name, value in config_dict.items():
+            setattr(self, name, value)
+
     def copy(self, **changes: Any) -> Self:
         """An independent copy with some fields changed."""
         config: Self = self.from_dict(copy.deepcopy(vars(self)), **changes)

@@ -27,6 +27,7 @@ _INSTEAD = {
     "proxies": "set the environment variable HTTPS_PROXY",
     "mirror": "set the environment variable HF_ENDPOINT",
     "state_dict": "build the model from its configuration, then load_state_dict() it",
+    "key_mapping": "the names of every known format are read; rename the tensors of another one in its file",
     "torchscript": "torch.jit.trace(model, pixel_values, strict=False) takes the model as it is",
     "gguf_file": "GGUF holds no ViT that can be read: pass a checkpoint of another format",
     "tf_to_pt": "every format is read without it",

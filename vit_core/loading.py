@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,8 +19,11 @@ COMPUTE_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass
-class LoadReport:
-    """What loading did, as data. Names of parameters are those of the model's PyTorch state dict."""
+class LoadReport(Mapping[str, Any]):
+    """What loading did, as data, whose attributes are also those of a mapping.
+
+    Names of parameters are those of the model's PyTorch state dict.
+    """
 
     missing_keys: list[str] = field(default_factory=list)  # not in the file: freshly initialised
     unexpected_keys: list[str] = field(default_factory=list)  # in the file, by their names there, and not used
@@ -36,14 +39,19 @@ class LoadReport:
     path: str = ""  # the weights file, or the index of its shards
     dtypes: dict[str, int] = field(default_factory=dict)  # number of elements stored in each dtype
     notes: list[str] = field(default_factory=list)  # what else a user must know
+    error_msgs: list[str] = field(default_factory=list)  # of transformers: none, since errors are raised
     _taken: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)  # by name, before any change
 
-    def __getitem__(self, key: str) -> Any:
-        return getattr(self, key)
+    def __iter__(self) -> Iterator[str]:
+        return (each.name for each in fields(self) if not each.name.startswith("_"))
 
-    def keys(self) -> tuple[str, ...]:
-        """Names of the fields, so that a report can be used, and printed, as a dict."""
-        return tuple(f.name for f in fields(self) if not f.name.startswith("_"))
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in list(self):
+            raise KeyError(key)
+        return getattr(self, key)
 
     def checksums(self) -> dict[str, str]:
         """XXH3, 128 bits, of every tensor that was loaded, by name: of its values as the file has them, in C order.
@@ -195,14 +203,14 @@ def _resized_bias(tensor: Tensor, stored: tuple[int, int], config: ViTConfig, sh
     return Tensor(shape, tensor.dtype, lambda: resize_position_bias(tensor.read(), stored, config.grid), tensor.source)
 
 
-def resolve_dtype(asked: Any, checkpoint: Checkpoint) -> str:
-    """The name of the dtype to load in: the one asked for, "auto" for what most of the file is stored in.
+def resolve_dtype(asked: Any, stored: Iterable[str] = ()) -> str:
+    """The name of the dtype to load in: the one asked for, "auto" for what most of the file is `stored` in.
 
     None means float32, whatever the file holds. Raises ValueError for what no backend computes in.
     """
     name = "float32" if asked is None else dtype_name(asked)
     if name == "auto":
-        name = next((d for d in checkpoint.dtypes if d in COMPUTE_DTYPES), "float32")
+        name = next((d for d in stored if d in COMPUTE_DTYPES), "float32")
     if name not in COMPUTE_DTYPES:
         raise ValueError(f'dtype must be "auto" or one of {", ".join(COMPUTE_DTYPES)}, got {asked!r}.')
     return name

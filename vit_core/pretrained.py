@@ -108,7 +108,14 @@ class PretrainedModel(ABC):
 
     @classmethod
     def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
-        """A new model of a configuration."""
+        """A new model of a configuration, with another `attn_implementation`, and in another `dtype`, where given.
+
+        Other keywords are arguments of the class.
+        """
+        if (attn_implementation := kwargs.pop("attn_implementation", None)) is not None:
+            config = config.copy(attn_implementation=attn_implementation)
+        if (dtype := kwargs.pop("torch_dtype", None)) is not None:
+            kwargs["dtype"] = dtype
         made: Any = cls
         model: Self = made(config, **kwargs)
         return model
@@ -290,7 +297,7 @@ class PretrainedModel(ABC):
             )
         if position_kernel in CALL_KERNELS:
             overrides["position_kernel"] = position_kernel
-        overrides["dtype"] = resolve_dtype(dtype if torch_dtype is None else torch_dtype, checkpoint)
+        overrides["dtype"] = resolve_dtype(dtype if torch_dtype is None else torch_dtype, checkpoint.dtypes)
         used, model_kwargs = cls.config_class.from_dict(vars(config or stored), return_unused_kwargs=True, **overrides)
         if unknown := model_kwargs.keys() - (known := cls._arguments()):
             raise TypeError(

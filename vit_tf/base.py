@@ -305,7 +305,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         Layers are quantised, and frozen, as they were.
         """
         if isinstance(config, ViTConfig):
-            return cls(config, **kwargs)
+            return super().from_config(config, **kwargs)
         frozen, quantized = config.get("frozen", []), config.get("quantized", {})
         options = {name: value for name, value in config.items() if name not in ("config", "frozen", "quantized")}
         model = cls(cls.config_class.from_dict(config["config"]), **options)

@@ -17,7 +17,7 @@ from vit_core.config import ViTConfig
 from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, DRAWN, constant, draw, uniform_bound
-from vit_core.loading import LoadReport
+from vit_core.loading import LoadReport, resolve_dtype
 from vit_core.outputs import Output, Returns
 from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
@@ -97,6 +97,16 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
             return super().parts_of(config, *args, **kwargs)
         with torch.device("meta"):
             return cls(config, *args, **kwargs).parts
+
+    @classmethod
+    def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
+        """A new model of a configuration, in `dtype`, or else in the configuration's; see `PretrainedModel`."""
+        given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        dtype = resolve_dtype(next((each for each in given if each is not None), config.dtype))
+        config = config if config.dtype == dtype else config.copy(dtype=dtype)
+        return super().from_config(config, **kwargs).to(getattr(torch, dtype))
+
+    _from_config = from_config
 
     def post_init(self) -> None:
         """Draw what a user's own class has beside the table's parameters, as transformers does; call it last.

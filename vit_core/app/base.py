@@ -76,16 +76,19 @@ class ImagePipeline(ABC, Generic[Result]):
     @overload
     def __call__(self, inputs: Any, **options: Any) -> Any: ...
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, inputs: Any = None, *, images: Any = None, **options: Any) -> Any:
         """The result for one image, or a list of results for a list of images or an array (B, C, H, W).
 
         For a generator, or a dataset with a length and numbered images, an iterator over them.
         An image is a path, an http(s) address, a data URL or base64, bytes, a binary file object, a PIL image, which is
-        turned as its EXIF orientation says, or an array or tensor.
+        turned as its EXIF orientation says, or an array or tensor. `images` is an older name of `inputs`.
         options: those of the task; batch_size, how many images the model sees at once; timeout, seconds that an address
         may be silent, 30 if None. Raises OSError or ValueError for an image that can't be read, ValueError for an
         option that can't be.
         """
+        if (inputs is None) is (images is None):
+            raise TypeError("A call takes one image or several, as its first argument, inputs, or as images.")
+        inputs = images if inputs is None else inputs
         if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # as an open file is, too
             return self._raised(inputs, **options)
         if _is_dataset(inputs):
@@ -93,6 +96,16 @@ class ImagePipeline(ABC, Generic[Result]):
         several = isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4
         results = list(self._raised(inputs if several else [inputs], **options))
         return results if several else results[0]
+
+    @property
+    def device(self) -> Any:
+        """Where the model is: a torch.device; None in other frameworks, whose models don't say."""
+        return getattr(self.model, "device", None)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """Write the model, with the options of its own `save_pretrained`, and its image processor into a folder."""
+        self.model.save_pretrained(save_directory, **options)
+        self.image_processor.save_pretrained(save_directory)
 
     def __repr__(self) -> str:
         models = (self.model, *self.replicas)

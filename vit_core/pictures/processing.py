@@ -257,10 +257,7 @@ class ViTImageProcessor:
             )
 
         processor = settled(Path(pretrained_model_name_or_path) / subfolder, lambda: cls.from_json_file(path()))
-        unknown = sorted(set(overrides) - set(vars(processor)))
-        if unknown:
-            raise TypeError(f"{unknown} are no arguments of {cls.__name__}, which are {sorted(vars(processor))}.")
-        return cls.from_dict({**processor.to_dict(), **overrides}) if overrides else processor
+        return cls.from_dict(processor.to_dict(), **overrides) if overrides else processor
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
@@ -271,7 +268,10 @@ class ViTImageProcessor:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """The processor with these arguments, as `to_dict` or a file gives them. Warns if they are another kind's."""
+        """The processor with these arguments, as `to_dict` or a file gives them, `overrides` on top.
+
+        Warns if they are another kind's. Raises TypeError for an override that is no argument.
+        """
         kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), "ViT")
         made = cls._class_for(str(kind))
         if not str(kind).startswith(("ViT", "DeiT", "Beit", "Bit")):
@@ -282,7 +282,11 @@ class ViTImageProcessor:
                 stacklevel=2,
             )
         backend = "torchvision" if str(kind).endswith("Fast") else "pil"
-        return made(**{"backend": backend, **copy.deepcopy(dict(values)), **overrides})
+        values = {"backend": backend, **copy.deepcopy(dict(values))}
+        processor = made(**values)
+        if unknown := sorted(overrides.keys() - vars(processor).keys()):
+            raise TypeError(f"{unknown} are no arguments of {cls.__name__}, which are {sorted(vars(processor))}.")
+        return made(**{**values, **overrides}) if overrides else processor
 
     @classmethod
     def _class_for(cls, kind: str) -> type[Self]:
