@@ -177,11 +177,11 @@ def test_a_killed_run_ends_as_one_that_was_not(framework: str, pictures: Path, s
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     flags = (*FLAGS, "--drop-path", 0.3, "--model", small)
     backend = ("--backend", trainings.BACKENDS[framework])
-    with as_users_have(framework):
-        run_here("finetune", pictures, *backend, "--out", whole, *flags)
     run(f"finetune_{framework}.py", pictures, "--out", killed, *flags, dies=True, code=-signal.SIGKILL)
     assert not (killed / "model.safetensors").exists()
-    output = run("vit", "finetune", pictures, *backend, "--out", killed, *flags)
+    with as_users_have(framework):
+        for out in (whole, killed):
+            output = run_here("finetune", pictures, *backend, "--out", out, *flags)
     assert "Resumed after epoch 1" in output
     assert table(killed / "steps.csv") == table(whole / "steps.csv")
     assert ViTConfig.from_pretrained(killed).drop_path_rate == 0.3
@@ -445,13 +445,13 @@ def test_a_killed_pretraining_ends_as_one_that_was_not(pictures: Path, small: Pa
     output = run_here("pretrain", pictures, "--backend", "torch", "--out", tmp_path / "whole", *common)
     assert "Fitting 64 visual tokens to the patches of 72 pictures." in output
     assert f"Next: vit finetune FOLDER --model {tmp_path / 'whole'}\n" in output
-    killed = ("pretrain_torch.py", pictures, "--out", tmp_path / "killed", *common)
-    run(*killed, dies=True, code=-signal.SIGKILL)
-    fitted = (tmp_path / "killed" / "codebook.npz").read_bytes()
-    output = run(*killed)
+    killed = tmp_path / "killed"
+    run("pretrain_torch.py", pictures, "--out", killed, *common, dies=True, code=-signal.SIGKILL)
+    fitted = (killed / "codebook.npz").read_bytes()
+    output = run_here("pretrain", pictures, "--backend", "torch", "--out", killed, *common)
     assert "Resumed after epoch 1" in output and "Fitting" not in output
-    assert (tmp_path / "killed" / "codebook.npz").read_bytes() == fitted
-    assert table(tmp_path / "killed" / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")
+    assert (killed / "codebook.npz").read_bytes() == fitted
+    assert table(killed / "metrics.csv") == table(tmp_path / "whole" / "metrics.csv")
     expected, actual = (weights(tmp_path / name) for name in ("whole", "killed"))
     for name, array in expected.items():
         np.testing.assert_array_equal(actual[name], array, err_msg=name)

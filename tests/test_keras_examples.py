@@ -62,15 +62,39 @@ def assert_curves_are_drawn(path: Path) -> None:
 # ---- keras_fit.py ------------------------------------------------------------------------------------------------
 
 
+# The script with its arguments, and then trainings of several seeds.
+AGAIN = """
+import runpy, sys
+from pathlib import Path
+import tensorflow as tf
+from keras_fit import main
+script, folder = sys.argv[1], Path(sys.argv[3])
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as ended:
+    if ended.code:
+        raise
+print("==== seeds")
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+    main(folder / name, epochs=1, batch=256, seed=seed)
+"""
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
-    """The folder of a training that was killed in its second epoch and went on; what it said before that, and after."""
+    """The folder of a training that was killed in its second epoch and went on; what it said before that, and after.
+
+    In it are those of trainings of several seeds: such a process is deterministic to its end.
+    """
     folder = tmp_path_factory.mktemp("trained")
     arguments = (SCRIPT, "--out", folder, "--epochs", 20, "--rate", 3e-3)
     killed = start(*arguments, dies="keras.callbacks:BackupAndRestore.on_epoch_end")
     before, err = killed.communicate(timeout=HANGS)
     assert killed.returncode == -signal.SIGKILL, err
-    after = run(*arguments)
+    (folder / "again.py").write_text(AGAIN)
+    after, _, _ = run(folder / "again.py", *arguments).partition("==== seeds")
     print(before, after)
     return folder, before, after
 
@@ -139,22 +163,9 @@ def test_augmentation(monkeypatch: Any) -> None:
     assert max(np.abs(np.mean(np.argwhere(each[..., 0] > 0), axis=0) - 11.5).max() for each in turned) < 0.3
 
 
-SEEDED = """
-import sys
-from pathlib import Path
-import tensorflow as tf
-from keras_fit import main
-tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-for name, seed in (("one", 3), ("same", 3), ("other", 4)):
-    main(Path(sys.argv[1], name), epochs=1, batch=256, seed=seed)
-"""
-
-
 @pytest.mark.slow
-def test_the_seed_repeats_a_training(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SEEDED)
-    run(tmp_path / "script.py", tmp_path)
-    one, same, other = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "same", "other"))
+def test_the_seed_repeats_a_training(trained: tuple[Path, str, str]) -> None:
+    one, same, other = (load_file(trained[0] / name / "model.safetensors") for name in ("one", "same", "other"))
     for key, array in one.items():
         np.testing.assert_array_equal(same[key], array, err_msg=key)
         assert not np.array_equal(other[key], array), key
