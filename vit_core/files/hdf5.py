@@ -231,12 +231,17 @@ def atomic_h5(path: Path, kind: str, tensors: Mapping[str, Tensor]) -> Iterator[
     if unknown:
         expected = ", ".join(map(str, _DTYPES))
         raise ValueError(f"{kind} can't hold {', '.join(unknown)}: expected one of {expected}.")
-    with (
-        atomic_file(path) as file,
-        os.fdopen(os.dup(file.fileno()), "r+b") as both_ways,  # HDF5 also reads what it wrote
-        h5py.File(both_ways, "w", libver="earliest") as h5,
-    ):
-        yield h5
+    try:
+        with (
+            atomic_file(path) as file,
+            os.fdopen(os.dup(file.fileno()), "r+b") as both_ways,  # HDF5 also reads what it wrote
+            h5py.File(both_ways, "w", libver="earliest") as h5,
+        ):
+            yield h5
+    except SystemError as error:  # what h5py makes on Python 3.13 of an error that it has set aside
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
 
 
 def _write_layers(file: h5py.File, tensors: Mapping[str, Tensor]) -> None:
