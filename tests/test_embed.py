@@ -97,11 +97,29 @@ def test_what_readers_of_the_formats_find(vit: Command, folder: Path) -> None:
     assert [list(row) for row in rows] == [["file", "embedding", "error"]] * 7
     table = parquet.read_table(folder.parent / "x.parquet")
     assert table.schema.names == ["file", "embedding", "error"]
-    assert (table.schema.field("embedding").type.list_size, str(table.schema.types[1].value_type)) == (64, "float")
+    assert str(table.schema.field("embedding").type) == "list<element: float>"
     assert table.to_pylist() == rows
     (failed,) = (row for row in rows if row["error"])
     assert (failed["embedding"], "is no picture" in failed["error"]) == (None, True)
     np.testing.assert_array_equal([row["embedding"] for row in rows if not row["error"]], array)
+
+
+def test_vectors_of_one_length_and_of_a_wrong_one(vit: Command, folder: Path) -> None:
+    """The first as older releases wrote them."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    out = folder.parent / "x.parquet"
+    vit("embed", PICTURES[0], PICTURES[1], "--out", out)
+    written, table = read_vectors(out), parquet.read_table(out)
+    for length in (64, 32):
+        halves = [each[:length] for each in table["embedding"].to_pylist()]
+        column = arrow.array(halves, arrow.list_(arrow.float32(), length) if length == 64 else table.schema.types[1])
+        parquet.write_table(table.set_column(1, "embedding", column), out)
+        if length == 64:
+            assert parquet.read_table(out).schema.types[1].list_size == 64
+            np.testing.assert_array_equal(read_vectors(out).values, written.values)
+        else:
+            with pytest.raises(ValueError, match="must have lists of 64 numbers in 'embedding': embed"):
+                read_vectors(out)
 
 
 def test_json(vit: Command, tmp_path: Path) -> None:

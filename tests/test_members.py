@@ -16,6 +16,7 @@ from command import Command
 from conftest import CHECKPOINTS
 from members import BACKBONES, BARE, CLASSIFIERS, MODELS, PRETRAINED, config_for, field_of
 
+from vit_core.app.backends import BACKENDS, is_installed
 from vit_core.app.cli import main
 from vit_core.config import AutoConfig
 from vit_core.family import ARCHITECTURES, VIT
@@ -208,6 +209,8 @@ def test_classify_and_attend(backend: Any, run: Command, folder: Path, tmp_path:
 
 @pytest.mark.parametrize("name", ["deit", "deit_cls", "deit_mask_token", "deit_mim", "mae", "mae_pretraining", "msn"])
 def test_verify(run: Command, name: str) -> None:
+    if sum(map(is_installed, BACKENDS)) < 2:
+        pytest.skip("one framework by itself agrees with none")
     document = run.json("verify", CHECKPOINTS / name / "pt_safetensors", "--dtype", "float64")
     assert document["agree"]
     fields = {each["output"].partition("[")[0] for each in document["differences"]}

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -651,7 +652,8 @@ def test_bad_files_are_named(kind: str, tmp_path: Path) -> None:
 
 
 def test_torchscript_as_torch_writes_it(tmp_path: Path) -> None:
-    with pytest.warns(DeprecationWarning, match="torch.jit"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit
         torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "m.bin"))
     with pytest.raises(ValueError, match="TorchScript archive"):
         read_pytorch_bin(tmp_path / "m.bin")

@@ -68,7 +68,7 @@ def load_image(source: Any) -> Image.Image:
     except PermissionError:
         raise
     except Exception as error:  # Pillow's decoders raise anything, from OSError to SyntaxError
-        fits = not isinstance(error, UnidentifiedImageError) and error.args != ("AVIF",)
+        fits = not isinstance(error, UnidentifiedImageError)
         why = error if fits else f"it is none of {', '.join(FORMATS)}{heif_hint(name)}"
         raise ValueError(f"{name} is no picture that Pillow can read ({why}): expected a whole image file.") from error
 
@@ -77,7 +77,7 @@ def load_image(source: Any) -> Image.Image:
 def _formats() -> list[str]:
     if "HEIF" in FORMATS:
         import_module("pillow_heif").register_heif_opener()
-    return list(FORMATS)
+    return [name for name in FORMATS if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]  # of Pillow 11.3
 
 
 def heif_hint(*names: str) -> str:

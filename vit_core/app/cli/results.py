@@ -225,11 +225,14 @@ def write_json_lines(file: IO[bytes], table: Table) -> None:
 
 
 def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[bytes, bytes] | None = None) -> None:
-    """Apache Parquet, with this metadata in its schema; a vector is a list of one length."""
+    """Apache Parquet, with this metadata in its schema.
+
+    A vector is a list of any length, since pyarrow before 26 writes no lists of one length of which some are null.
+    """
     arrow = pyarrow()
     kinds = {str: arrow.string(), float: arrow.float64()}
     fields = [
-        (name, arrow.list_(arrow.float32(), kind) if isinstance(kind, int) else kinds[kind])
+        (name, arrow.list_(arrow.float32()) if isinstance(kind, int) else kinds[kind])
         for name, kind in table.columns.items()
     ]
     schema = arrow.schema(fields, metadata=metadata)
@@ -239,9 +242,10 @@ def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[bytes, bytes]
 
 
 def pyarrow() -> Any:
-    """The library, with its part for Parquet. Raises ImportError that says what to install."""
+    """The library, with its parts for arithmetic and for Parquet. Raises ImportError that says what to install."""
     try:
-        import_module("pyarrow.parquet")
+        for name in ("compute", "parquet"):
+            import_module(f"pyarrow.{name}")
         return import_module("pyarrow")
     except ImportError as error:
         raise ImportError(f'A .parquet file needs pyarrow ({error}): pip install "vit-trio[parquet]"') from error

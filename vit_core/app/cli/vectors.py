@@ -190,8 +190,11 @@ def _read_parquet(path: Path) -> tuple[list[str], Array, Document]:
         with arrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             settings = _settings((schema.metadata or {}).get(_KEY, b"{}"), path)
-            wanted = {"file": arrow.string(), _VECTOR: arrow.list_(arrow.float32(), settings["dimensions"])}
-            if any(name not in schema.names or schema.field(name).type != kind for name, kind in wanted.items()):
+            width = settings["dimensions"]
+            wanted = {"file": arrow.string(), _VECTOR: arrow.list_(arrow.float32())}
+            lists = (wanted[_VECTOR], arrow.list_(arrow.float32(), width))  # the second as older files have it
+            found = [schema.field(name).type if name in schema.names else None for name in wanted]
+            if found[0] != wanted["file"] or found[1] not in lists:
                 raise ValueError(
                     f"{path} must have the columns {wanted}, got {schema.names}: embed the pictures again."
                 )
@@ -201,8 +204,11 @@ def _read_parquet(path: Path) -> tuple[list[str], Array, Document]:
             f"{path} is no Parquet file that pyarrow can read ({error}): embed the pictures again."
         ) from error
     rows = rows.filter(rows[_VECTOR].is_valid())
-    flat = rows[_VECTOR].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return rows["file"].to_pylist(), flat.reshape(len(rows), settings["dimensions"]), settings
+    vectors = rows[_VECTOR].combine_chunks()
+    if {*arrow.compute.list_value_length(vectors).to_pylist()} - {width}:
+        raise ValueError(f"{path} must have lists of {width} numbers in {_VECTOR!r}: embed the pictures again.")
+    flat = vectors.flatten().to_numpy(zero_copy_only=False)
+    return rows["file"].to_pylist(), flat.reshape(len(rows), width), settings
 
 
 _Read = Callable[[Path], tuple[list[str], Array, Document]]
