@@ -242,9 +242,9 @@ def test_vertex_ai_by_its_variables_under_load_and_faults(expected: Any) -> None
     routes = {"AIP_HEALTH_ROUTE": "/alive", "AIP_PREDICT_ROUTE": "/v1/endpoints/7:predict"}
     path = routes["AIP_PREDICT_ROUTE"]
     answered = SimpleQueue[tuple[str, str, Answer]]()
-    with Server(
-        *VIT, "--devices", "cpu,cpu", AIP_HTTP_PORT=str(free_port()), AIP_STORAGE_URI=str(DIGITS), **routes
-    ) as started:
+    settings = {"AIP_HTTP_PORT": str(free_port()), "AIP_STORAGE_URI": str(DIGITS), **routes}
+    queue = ("--max-queue", "4096")  # those that go fill the usual one on a slow machine, which is then rightly busy
+    with Server(*VIT, "--devices", "cpu,cpu", *queue, **settings) as started:
         assert started.host == "0.0.0.0"
         assert started.ask("/alive").status == 200
         assert started.ask("/predict", instances(PICTURES[0])).status == 404
