@@ -244,8 +244,8 @@ def write_parquet(file: IO[bytes], table: Table, metadata: Mapping[bytes, bytes]
 def pyarrow() -> Any:
     """The library, with its parts for arithmetic and for Parquet. Raises ImportError that says what to install."""
     try:
-        for name in ("compute", "parquet"):
-            import_module(f"pyarrow.{name}")
+        import_module("pyarrow.compute")
+        import_module("pyarrow.parquet")
         return import_module("pyarrow")
     except ImportError as error:
         raise ImportError(f'A .parquet file needs pyarrow ({error}): pip install "vit-trio[parquet]"') from error
