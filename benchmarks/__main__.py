@@ -115,11 +115,11 @@ def table(machines: Document) -> str:
             for case, row in found["cases"].items():
                 lines.append(f"| {case} | {row['ratio']:.2f} | {row['p10']:.2f} to {row['p90']:.2f} |")
         lines.append("")
-        rows = {case: row for found in results.values() for case, row in found["cases"].items()}
-        rates = [f"{_short(case)}: {row[RATE]}" for case, row in rows.items() if RATE in row]
+        rows = [(_short(case), row) for found in results.values() for case, row in found["cases"].items()]
+        rates = [f"{case}: {row[RATE]}" for case, row in rows if RATE in row]
         if rates:
             lines += [f"Arithmetic rate of ours as a fraction of the faster matrix product's: {'; '.join(rates)}.", ""]
-        spent = {_short(case): row["shares"] for case, row in rows.items() if "shares" in row}
+        spent = {case: row["shares"] for case, row in rows if "shares" in row}
         if spent:
             kinds = list(dict.fromkeys(kind for row in spent.values() for kind in row))
             lines += [f"| where our time goes | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]

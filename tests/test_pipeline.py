@@ -274,7 +274,9 @@ def test_keywords_of_transformers_pipeline(tmp_path: Path) -> None:
     for given in ({}, {"inputs": PICTURE, "images": PICTURE}):
         with pytest.raises(TypeError, match="takes one image or several, as its first argument, inputs, or as images"):
             found(**given)
+    found.image_processor = ViTImageProcessor(size=24, resample=3)  # another than the model was loaded beside
     found.save_pretrained(tmp_path)
+    assert ViTImageProcessor.from_pretrained(tmp_path) == found.image_processor
     assert pipeline(model=str(tmp_path), dtype="auto")(PICTURE) == found(PICTURE)
     for given in ({"backend": "torch", "framework": "tf"}, {"image_processor": "a", "feature_extractor": "b"}):
         with pytest.raises(ValueError, match="is the older name of"):

@@ -101,7 +101,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     @classmethod
     def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
         """A new model of a configuration, in `dtype`, or else in the configuration's; see `PretrainedModel`."""
-        given = [kwargs.pop(name, None) for name in ("dtype", "torch_dtype")]
+        given = [kwargs.pop(name, None) for name in ("torch_dtype", "dtype")]
         dtype = resolve_dtype(next((each for each in given if each is not None), config.dtype))
         config = config if config.dtype == dtype else config.copy(dtype=dtype)
         return super().from_config(config, **kwargs).to(getattr(torch, dtype))

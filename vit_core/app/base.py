@@ -103,9 +103,9 @@ class ImagePipeline(ABC, Generic[Result]):
         return getattr(self.model, "device", None)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """Write the model, with the options of its own `save_pretrained`, and its image processor into a folder."""
-        self.model.save_pretrained(save_directory, **options)
+        """Write the image processor, and the model with the options of its own `save_pretrained`, into a folder."""
         self.image_processor.save_pretrained(save_directory)
+        self.model.save_pretrained(save_directory, **options)  # the last, for it may upload the folder
 
     def __repr__(self) -> str:
         models = (self.model, *self.replicas)
