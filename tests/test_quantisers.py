@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,14 +32,6 @@ def assert_near(found: Any, expected: Any, bound: float) -> None:
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
-@pytest.fixture
-def few_objects() -> Iterator[None]:
-    """Keras collects garbage once for each layer: of what there is before, not again."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.parametrize("name", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"])
 def test_torchao(name: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
@@ -67,7 +57,6 @@ def test_torchao(name: str, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "no")
 
 
-@pytest.mark.usefixtures("few_objects")
 @pytest.mark.parametrize(("mode", "bound"), [("int8", 0.02), ("int4", 0.1), ("float8", 0.05)])
 def test_keras(mode: str, bound: float, tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
@@ -127,7 +116,6 @@ def test_qwix_adapters() -> None:
     assert sum("lora" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)) == 2 * 2 * DEPTH
 
 
-@pytest.mark.usefixtures("few_objects")
 def test_the_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     for name in ("torchao", "vit_torch", "vit_tf", "qwix", "vit_flax"):
         pytest.importorskip(name)

@@ -1,6 +1,9 @@
 """The Vision Transformer and its family in TensorFlow, on Keras 3, with the names that users of transformers import."""
 
-import keras
+from vit_core.importing import uncollected
+
+with uncollected():
+    import keras
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(

@@ -110,8 +110,8 @@ def leave(mesh: DeviceMesh | None) -> None:
     Such a thread may be waiting for the GIL, to free a tensor, when Python ends; Python then kills it, and that aborts
     the process.
     """
-    gc.collect()  # a module under FSDP refers to the group, and to itself
     if mesh is not None:
+        gc.collect()  # a module under FSDP refers to the group, and to itself
         getattr(
             mesh, "_pg_registry", {}
         ).clear()  # DTensor's caches keep the mesh, which has the group since torch 2.11
