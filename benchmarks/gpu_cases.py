@@ -111,6 +111,7 @@ def serve(
     found = [case for case in cases(settings) if re.search(settings.only, case.name)]
     here = machine(settings)
     tell(card=here.card, versions=dict(versions(packages)), cases=[case.name for case in found])
+    gc.freeze()  # what is here stays: after each case only what is new is looked through
     for case in found:
         if case.name in settings.done:
             continue

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
 from tolerances import both_rounded
 from torch import Tensor

@@ -6,6 +6,7 @@ Read from their source, so that none of the frameworks has to be installed.
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ TORCH_FIELDS = {"num_patches"}  # a shape, which the others take from the table
 OWN_FIELDS = {"flax": {"num_hidden_layers"}}  # whose rates of drop path torch's are made of
 
 
+@cache
 def tree(backend: str, file: str) -> ast.Module:
     return ast.parse((ROOT / f"vit_{backend}" / file).read_text())
 
