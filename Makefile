@@ -18,6 +18,8 @@ CPU_BUILDS = https://download.pytorch.org/whl/cpu
 CPU_ALONE = ! command -v nvidia-smi > /dev/null && $(PYTHON) -c 'import urllib.request as r; \
 	r.urlopen("$(CPU_BUILDS)/torch/", timeout=5)' 2> /dev/null
 CPU_TORCH = $$($(CPU_ALONE) && echo --extra-index-url $(CPU_BUILDS))
+# Half of the time of an installation would go into compiling files that are never imported; Python compiles the others.
+INSTALL = $(VENV)/bin/python -m pip install --no-compile $(CPU_TORCH) -c constraints.txt
 ORACLE_READY = $(ORACLE)/.installed
 
 # The heart of the suite, and what the extras are for.
@@ -75,13 +77,13 @@ clean:
 $(DEMO_READY): pyproject.toml constraints.txt
 	@echo "Installing $(BACKENDS) into $(VENV), once: about 1.1 GB for torch, 2.2 GB for tf, 0.7 GB for flax."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install $(CPU_TORCH) -c constraints.txt -e ".[$(BACKENDS)]"
+	$(INSTALL) -e ".[$(BACKENDS)]"
 	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing $(EXTRAS) and what tests need into $(VENV), once: about 5 GB with all frameworks."
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install $(CPU_TORCH) -c constraints.txt -e ".[$(EXTRAS),dev]"
+	$(INSTALL) -e ".[$(EXTRAS),dev]"
 	@touch $@
 
 # The oldest releases that pyproject.toml allows, of what it names itself; the tools of the tests are the newest.
