@@ -104,7 +104,9 @@ def table(machines: Document) -> str:
     """The results as Markdown, a table for each machine that is quoted."""
     lines = []
     for name, results in quoted(machines).items():
-        few = ", in a few rounds" if any(found.get("quick") for found in results.values()) else ""
+        quick = [benchmark for benchmark, found in results.items() if found.get("quick")]
+        which = ", ".join(quick) + " " if len(quick) < len(results) else ""
+        few = f", {which}in a few rounds" if quick else ""
         lines += [
             f"Measured on {name}{few}:",
             "",

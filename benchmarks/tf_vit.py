@@ -39,7 +39,7 @@ def models() -> dict[str, Any]:
     config = vit_tf.ViTConfig.variant("B/16", num_labels=1000, layer_norm_eps=EPSILON)
     ours = vit_tf.TFViTForImageClassification(config, seed=0)
     with TemporaryDirectory() as folder:
-        ours.save_pretrained(folder)
+        ours.save_pretrained(folder, save_format="tf")
         theirs = transformers.TFViTForImageClassification.from_pretrained(folder)
     return {OURS: ours, THEIRS: theirs, HUB: hub_of(ours)}
 

@@ -66,6 +66,11 @@ def test_what_was_measured_is_kept_where_another_fails(
     assert "Measured on old:" in readme and "case of training" in readme and "case of inference" not in readme
 
 
+def test_which_had_a_few_rounds_is_said() -> None:
+    found = {"inference": {"cases": {"a row": ROW}}, "int8": {"quick": True, "cases": {"a row": ROW}}}
+    assert benchmarks.table({"new": found}).startswith("Measured on new, int8 in a few rounds:")
+
+
 def test_rates_and_shares_stand_below_the_rows() -> None:
     row = {**ROW, benchmarks.RATE: 0.9, "shares": {"products": 0.75, "rest": 0.25}}
     training = {**ROW, "shares": {"products": 0.5, "optimizer": 0.5}}
