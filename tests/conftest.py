@@ -7,7 +7,6 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Generator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ from adapters import BACKENDS
 from card import left_out, use_card
 from compilation import compile_quickly, compiled_once, leave_graphs
 from hypothesis import HealthCheck, settings
-
-from vit_core.importing import uncollected
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = GOLDEN / "ckpt"
@@ -71,13 +68,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
-    """Most of it imports frameworks."""
-    with uncollected():
-        return (yield)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ BACKENDS = PACKAGES[1:4]
 
 # From the ground up. A room of a floor imports those of its own floor and of the floors below.
 FLOORS = (
-    "vit_core.importing vit_core.files",
+    "vit_core.files",
     "vit_core.config vit_core.validation vit_core.keywords vit_core.position vit_core.assets",
     "vit_core.pictures",
     "vit_core.family vit_core.params vit_core.initialization vit_core.parameter_groups "

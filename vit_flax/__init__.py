@@ -1,10 +1,5 @@
 """The Vision Transformer and its family in JAX, on Flax Linen, with the names that users of transformers import."""
 
-from vit_core.importing import uncollected
-
-with uncollected():
-    import flax  # noqa: F401
-
 from vit_core import __version__
 from vit_core.app.auto import Auto, auto
 from vit_core.app.pipeline import of_backend

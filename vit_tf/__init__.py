@@ -1,9 +1,6 @@
 """The Vision Transformer and its family in TensorFlow, on Keras 3, with the names that users of transformers import."""
 
-from vit_core.importing import uncollected
-
-with uncollected():
-    import keras
+import keras
 
 if keras.config.backend() != "tensorflow":
     raise ImportError(

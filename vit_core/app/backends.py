@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from vit_core.calls import num_patches
 from vit_core.family import ViTMAEConfig
-from vit_core.importing import uncollected
 from vit_core.outputs import ClassGradients
 
 # By name, which is also that of the extra: the package, and the framework it is written in.
@@ -61,8 +60,7 @@ def import_dalle() -> Any:
 
 def _import(name: str, room: str = "") -> Any:
     try:
-        with uncollected():
-            return import_module(f"{BACKENDS[name][0]}{room}")
+        return import_module(f"{BACKENDS[name][0]}{room}")
     except ImportError as error:
         raise ImportError(f'The backend {name} is not installed ({error}): pip install "vit-trio[{name}]"') from error
 

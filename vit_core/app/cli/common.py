@@ -26,7 +26,6 @@ from typer.main import get_command
 from vit_core.app.auto import architecture_for
 from vit_core.app.backends import BACKENDS, first_installed, import_backend
 from vit_core.assets import DIGITS
-from vit_core.importing import uncollected
 from vit_core.pictures.images import SUFFIXES, heif_hint
 from vit_core.pictures.processing import AutoImageProcessor
 
@@ -249,9 +248,13 @@ def import_for(
 def import_quietly(backend: str | None) -> None:
     """Import a backend, by default the first installed; TensorFlow prints lines then that no setting of it stops."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # for what it prints later
-    with silence(), uncollected():
-        import_backend(backend or first_installed())
+    gc.disable()  # an import leaves hardly any garbage, and looking for it takes a fifth of TensorFlow's
+    try:
+        with silence():
+            import_backend(backend or first_installed())
         gc.freeze()  # what a command has imported lives as long as it does
+    finally:
+        gc.enable()
 
 
 @contextmanager

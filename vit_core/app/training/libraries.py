@@ -5,16 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from vit_core.importing import uncollected
-
 LIBRARIES = ("sklearn", "matplotlib", "tensorboardX")
 
 
 def library(name: str) -> Any:
     """A module of one of `LIBRARIES`. Raises ImportError that says what to install."""
     try:
-        with uncollected():
-            return import_module(name)
+        return import_module(name)
     except ImportError as error:
         raise ImportError(f'Training needs {", ".join(LIBRARIES)} ({error}): pip install "vit-trio[train]"') from error
 
