@@ -577,6 +577,13 @@ MUTANTS = (
         ("tests/test_export_input.py", "test_a_graph_is_the_processor"),
     ),
     Mutant(
+        "core: float32 for sums of levels that it does not hold",
+        "vit_core/pictures/torchvision.py",
+        "(1 << 24) * 1.0005",
+        "(1 << 27)",
+        ("tests/test_image_processing.py", "test_torchvisions_resize_is_that_of_pytorch"),
+    ),
+    Mutant(
         "export: int8 that loses classes is kept",
         "vit_core/app/export/exporting.py",
         "same = self.agreement is None or self.agreement >= self.agreement_needed",

@@ -716,10 +716,12 @@ def test_torchvisions_resize_is_that_of_pytorch(mode: str) -> None:
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("PyTorch resizes uint8 in other numbers here")
     random = np.random.default_rng(0)
-    for _ in range(30):
-        height, width, *size = (int(edge) for edge in random.integers(1, 200, 4))
+    wide = [400, 3000, 399, 150]  # enough places for the last bit of a sum to show
+    for edges in (*random.integers(1, 200, (30, 4)).tolist(), wide):
+        height, width, *size = edges
         levels = random.choice([2, 256])  # black and white goes beyond 0 and 255
         planes = (random.integers(0, levels, (3, height, width)) * (255 // (levels - 1))).astype(np.uint8)
+        planes[:, : height // 2] = 255 * random.integers(2)  # where a sum is largest
         smooth = mode != "nearest"
         expected = torch.nn.functional.interpolate(torch.from_numpy(planes)[None], size, mode=mode, antialias=smooth)
         found = torchvision.resized(planes, *size, int(Image.Resampling[mode.upper()]))

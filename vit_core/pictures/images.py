@@ -6,8 +6,11 @@ No framework is imported: a tensor is known by `__array__`, which NumPy, TensorF
 
 from __future__ import annotations
 
+import math
 import os
+import threading
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +25,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 Array = NDArray[Any]
 
 FIRST, LAST, NONE = "channels_first", "channels_last", "none"
+_MOST_KEPT = 1 << 23  # bytes of an array that a thread keeps
+_memory = threading.local()
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
 
 # The formats that are opened, and their names' endings: whatever a file is called, none of Pillow's other decoders sees
@@ -209,8 +214,28 @@ def channels_last(array: Array, layout: str) -> Array:
 
 
 def planes(picture: Image.Image) -> Array:
-    """The channels (C, H, W) of a picture of 8 bits: several times as fast as the array of it that Pillow makes."""
-    return np.stack([np.asarray(channel) for channel in picture.split()])
+    """The channels (C, H, W) of a picture of 8 bits, in `scratch`, in half of the time that splitting it takes."""
+    whole = picture.mode != "RGB"
+    found = scratch("planes", (len(picture.getbands()), picture.height, picture.width), np.uint8)
+    for plane, band in zip(found, picture.getbands(), strict=True):
+        pixels = picture.getchannel(band).tobytes() if whole else picture.tobytes("raw", band)
+        plane[...] = np.frombuffer(pixels, np.uint8).reshape(plane.shape)
+    return found
+
+
+def scratch(name: str, shape: Sequence[int], dtype: Any) -> Array:
+    """An array for what is made of a picture on its way, valid until this thread asks for that name again.
+
+    A thread keeps its memory for the next picture: fresh pages can take longer than what is computed in them.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory: Array | None = getattr(_memory, name, None)
+    if memory is None or len(memory) < size:
+        memory = np.empty(size, np.uint8)
+        if size <= _MOST_KEPT:
+            setattr(_memory, name, memory)
+    found: Array = memory[:size].view(dtype)
+    return found.reshape(shape)
 
 
 def is_scaled(array: Array) -> bool:

@@ -15,12 +15,13 @@ import numpy as np
 from PIL.Image import Resampling
 
 from vit_core.pictures.filters import FILTERS
-from vit_core.pictures.images import Array
+from vit_core.pictures.images import Array, scratch
 
 RESAMPLING = (Resampling.NEAREST, Resampling.LANCZOS, Resampling.BILINEAR, Resampling.BICUBIC)  # that PyTorch has
 _MOST_BITS = 22
 _BLOCK = 16  # neighbouring places that are made of one stretch of the picture, as one product
 _ALONE = 1 << 18  # multiplications, up to which OpenBLAS computes in the thread that asks
+_STRIP = 1 << 20  # pixels that are made floats at a time
 
 
 class Block(NamedTuple):
@@ -28,7 +29,14 @@ class Block(NamedTuple):
 
     places: slice
     stretch: slice
-    weights: Array  # (places, stretch), floats
+    weights: Array  # (stretch, places), floats
+
+
+class Axis(NamedTuple):
+    """How an axis is resized; levels are counted from -128 to 127."""
+
+    blocks: tuple[Block, ...]
+    offset: Array | None  # (wanted,), by which a sum of levels, rounded down, becomes the nearest one
 
 
 def resized(planes: Array, height: int, width: int, resample: int) -> Array:
@@ -37,15 +45,19 @@ def resized(planes: Array, height: int, width: int, resample: int) -> Array:
     uint8 to torchvision's last bit; other types are computed in float64, and integers then rounded.
     """
     dtype, whole = planes.dtype, planes.dtype == np.uint8
-    channels, rows, columns = planes.shape
+    _, rows, columns = planes.shape
+    if (height, width) == (rows, columns):
+        return planes
     if resample == Resampling.NEAREST:
         return planes[:, _nearest(rows, height)[:, None], _nearest(columns, width)]
+    x = planes
     if width != columns:
-        planes = _columns(planes.reshape(-1, columns), _blocks(columns, width, resample, whole), width, whole)
-        planes = planes.reshape(channels, rows, width)
+        x = _along(2, x, _axis(columns, width, resample, whole))
     if height != rows:
-        planes = _rows(planes, _blocks(rows, height, resample, whole), height, whole)
-    return (planes if dtype.kind == "f" or whole else np.rint(planes)).astype(dtype)
+        x = _along(1, x, _axis(rows, height, resample, whole))
+    if whole:
+        x += 128
+    return (x if dtype.kind == "f" or whole else np.rint(x)).astype(dtype)
 
 
 def _nearest(length: int, wanted: int) -> Array:
@@ -54,62 +66,71 @@ def _nearest(length: int, wanted: int) -> Array:
     return np.minimum(places.astype(np.int64), length - 1)
 
 
-def _columns(x: Array, blocks: tuple[Block, ...], width: int, whole: bool) -> Array:
-    dtype = blocks[0].weights.dtype
-    found = np.empty((len(x), width), dtype)
-    step = max(1, _ALONE // max(weights.size for *_, weights in blocks))
-    for top in range(0, len(x), step):
-        few = x[top : top + step].astype(dtype)
-        made = found[top : top + step]
-        for places, stretch, weights in blocks:
-            np.matmul(few[:, stretch], weights.T, out=made[:, places])
-        if whole:
-            _round(made)
+def _along(way: int, x: Array, axis: Axis) -> Array:
+    """Planes (C, H, W) resized along their axis 1 or 2, in floats; uint8 as levels from -128 to 127."""
+    dtype, shape = axis.blocks[0].weights.dtype, list(x.shape)
+    shape[way] = axis.blocks[-1].places.stop
+    found = scratch(f"found {way}", shape, dtype)
+    x, made = (x, found) if way == 2 else (x.swapaxes(1, 2), found.swapaxes(1, 2))  # along the last one
+    lines, step = x.shape[1], max(1, _STRIP // (x.shape[0] * x.shape[2]))
+    for few in (slice(top, top + step) for top in range(0, lines, step)):
+        strip = x[:, few]
+        if strip.dtype != dtype:
+            floats = scratch("strip", strip.shape, dtype)
+            np.copyto(floats, strip, casting="same_kind")
+            if strip.dtype == np.uint8:
+                floats -= 128
+            strip = floats
+        for places, stretch, weights in axis.blocks:
+            _multiply(strip[..., stretch], weights, made[:, few, places])
+    if axis.offset is not None:
+        made += axis.offset
+        np.floor(found, out=found)
+        np.clip(found, -128, 127, out=found)
     return found
 
 
-def _rows(x: Array, blocks: tuple[Block, ...], height: int, whole: bool) -> Array:
-    x = x.astype(blocks[0].weights.dtype, copy=False)
-    found = np.empty((len(x), height, x.shape[2]), x.dtype)
-    for places, stretch, weights in blocks:
-        step = max(1, _ALONE // weights.size)
-        for left in range(0, x.shape[2], step):
-            few = slice(left, left + step)
-            np.matmul(weights, x[:, stretch, few], out=found[:, places, few])
-    if whole:
-        _round(found)
-    return found
-
-
-def _round(x: Array) -> None:
-    x += 0.5
-    np.floor(x, out=x)
-    np.clip(x, 0, 255, out=x)
+def _multiply(x: Array, weights: Array, out: Array) -> None:
+    """out = x @ weights, in equal parts that OpenBLAS computes in this thread, and what is left of them."""
+    channels, lines, length = x.shape
+    parts = -(-lines * weights.size // _ALONE)
+    each = max(1, lines // parts)
+    for few in (slice(0, lines // each * each), slice(lines // each * each, lines)):
+        if few.start < few.stop:
+            size = min(each, few.stop - few.start)
+            np.matmul(
+                x[:, few].reshape(channels, -1, size, length),
+                weights,
+                out=out[:, few].reshape(channels, -1, size, weights.shape[1]),
+            )
 
 
 @lru_cache(maxsize=64)
-def _blocks(length: int, wanted: int, resample: int, whole: bool) -> tuple[Block, ...]:
+def _axis(length: int, wanted: int, resample: int, whole: bool) -> Axis:
     """An axis of this length resized to the wanted one: weights of 16 bits for whole numbers, else as they are.
 
-    In float32 where that holds every sum, which is below 256 with so many bits after the point.
+    In float32 where that holds every sum of levels. One of extreme levels may lose its last bit, by weights that add up
+    to a little more than 1, and is half a level away from where that shows.
     """
     first, weights = _weights(length, wanted, resample)
     dtype: Any = np.float64
+    offset = None
     if whole:
         bits = 0
         while bits < _MOST_BITS and int(0.5 + weights.max() * 2 ** (bits + 1)) < 1 << 15:
             bits += 1
         weights = np.trunc(weights * 2.0**bits + np.copysign(0.5, weights)) / 2.0**bits
-        dtype = np.float32 if 256 * abs(weights).sum(1).max() * 2**bits < 1 << 24 else np.float64
+        dtype = np.float32 if 128 * abs(weights).sum(1).max() * 2**bits < (1 << 24) * 1.0005 else np.float64
+        offset = (128 * (weights.sum(1) - 1) + 0.5).astype(dtype)
     blocks = []
     for start in range(0, wanted, _BLOCK):
         places = slice(start, min(start + _BLOCK, wanted))
         low = first[places][0]
-        band = np.zeros((places.stop - start, min(first[places][-1] + weights.shape[1], length) - low), dtype)
-        for row, (begin, few) in enumerate(zip(first[places] - low, weights[places], strict=True)):
-            band[row, begin : begin + len(few)] = few[: band.shape[1] - begin]
-        blocks.append(Block(places, slice(low, low + band.shape[1]), band))
-    return tuple(blocks)
+        band = np.zeros((min(first[places][-1] + weights.shape[1], length) - low, places.stop - start), dtype)
+        for column, begin, few in zip(band.T, first[places] - low, weights[places], strict=True):
+            column[begin : begin + len(few)] = few[: len(column) - begin]
+        blocks.append(Block(places, slice(low, low + len(band)), band))
+    return Axis(tuple(blocks), offset)
 
 
 def _weights(length: int, wanted: int, resample: int) -> tuple[Array, Array]:
