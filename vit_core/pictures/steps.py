@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from vit_core.pictures import torchvision
-from vit_core.pictures.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, planes, to_picture
+from vit_core.pictures.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, planes, scratch, to_picture
 
 FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
@@ -182,13 +182,14 @@ def table(
 
 
 def _look_up(table: Array, pixels: Array, out: Array) -> None:
-    """out[c, y, x] = table[c, pixels[y, x, c]], some rows at a time: `take` makes 8-byte indices, and a block of
-    128 KiB or more would be fresh memory, page by page, at every call."""
-    rows = max(1, 16_000 // pixels.shape[1])
+    """out[c, y, x] = table[c, pixels[y, x, c]], some rows at a time, whose 8-byte indices stay in the cache."""
+    rows = max(1, 65_536 // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):
         block = slice(top, top + rows)
+        index = scratch("index", pixels[block].shape[:2], np.intp)
         for channel, plane in enumerate(out):  # "wrap" skips the check of the indices, which fit
-            np.take(table[channel], pixels[block, :, channel], out=plane[block], mode="wrap")
+            np.copyto(index, pixels[block, :, channel])
+            np.take(table[channel], index, out=plane[block], mode="wrap")
 
 
 def _spread(name: str, values: PerChannel, channels: int, dtype: np.dtype[Any]) -> Array:
