@@ -141,6 +141,27 @@ def test_a_class_of_ones_own_is_known_by_its_type() -> None:
         del CLASSES["own-deit"]
 
 
+def test_a_class_with_a_type_and_arguments_of_its_own(tmp_path: Path) -> None:
+    class OwnConfig(ViTConfig):
+        model_type = "own-vit"
+
+        def __init__(self, extra: int = 3, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.extra = extra
+
+    class Same(ViTConfig):
+        model_type = "vit"
+
+    try:
+        config = OwnConfig(extra=5, hidden_size=192, num_attention_heads=3)
+        assert (config.extra, config.hidden_size, config.model_type) == (5, 192, "own-vit")
+        config.save_pretrained(tmp_path)
+        assert AutoConfig.from_pretrained(tmp_path) == config
+        assert type(AutoConfig.for_model("vit")) is ViTConfig  # which a class of another's does not take over
+    finally:
+        del CLASSES["own-vit"]
+
+
 BAD_FIELDS: list[tuple[str, Any]] = [
     ("hidden_size", 768.0), ("hidden_size", "768"), ("hidden_size", 0), ("hidden_size", True), ("hidden_size", None),
     ("hidden_size", 770), ("num_hidden_layers", -1), ("num_attention_heads", 0), ("num_channels", 2.5),

@@ -178,13 +178,19 @@ def tokens_at(model: Any, name: str, watch: Any) -> int:
     """How many tokens come out of a module of a classifier, with the hook that `watch` registers."""
     found = []
     module = model.get_submodule(name)
-    original = module.forward
-    module.forward = lambda *args: found.append(original(*args)) or found[-1]
+    original = type(module).forward
+
+    def noting(self: Any, *args: Any) -> Any:
+        output = original(self, *args)
+        found.extend([output] if self is module else [])
+        return output
+
+    type(module).forward = noting  # for its class: one of its own would be seen
     handle = watch() if watch else None
     model(pixels()).logits.sum().backward()
     if handle is not None:
         handle.remove()
-    module.forward = original
+    type(module).forward = original
     return found[0].shape[1]
 
 
@@ -211,6 +217,62 @@ def test_hooks_on_all_modules_and_elsewhere() -> None:
     assert tokens_at(model, seen, None) == 1
     for name in ("vit.embeddings", "vit.encoder.layer.0.output", "classifier"):  # where no token is left out
         assert tokens_at(model, seen, lambda name=name: model.get_submodule(name).register_forward_hook(print)) == 1
+
+
+class Mixing(torch.nn.Module):
+    """A layer and the mean of its tokens, as adapters compute that let them see each other."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any) -> Any:
+        x = self.inner(*args)
+        return x + x.mean(1, keepdim=True)
+
+
+def mixed_by_a_module(layer: Any) -> None:
+    layer.intermediate = Mixing(layer.intermediate)
+
+
+def mixed_by_a_forward(layer: Any) -> None:
+    layer.output.forward = Mixing(layer.output.forward).forward
+
+
+@pytest.mark.parametrize("mix", [mixed_by_a_module, mixed_by_a_forward])
+def test_modules_of_users_see_all_tokens(mix: Any) -> None:
+    model, whole = build(), build(skip_unread_tokens=False)
+    for each in (model, whole):
+        mix(each.vit.encoder.layer[-1])
+    assert_close(model(pixels()).logits, whole(pixels()).logits, SAME)
+    assert_close(model.features(pixels()), whole.features(pixels()), SAME)
+
+
+def test_features_leave_nothing_out_where_somebody_looks() -> None:
+    shapes: list[tuple[int, ...]] = []
+    model = build()
+    for layer in model.vit.encoder.layer:
+        layer.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape)))
+    model.features(pixels())
+    model.features(pixels(), layers=1)
+    assert set(shapes) == {(2, 17, 16)}
+
+
+def test_layers_with_the_signature_of_transformers() -> None:
+    class Layer(torch.nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden_states: Any, head_mask: Any = None) -> Any:
+            return self.layer(hidden_states, head_mask)
+
+    model, mask = build(), torch.tensor([1.0, 0.0, 1.0, 0.5], dtype=torch.float64)
+    for layer in model.vit.encoder.layer:
+        layer.attention.attention = Layer(layer.attention.attention)
+        layer.attention = Layer(layer.attention)
+    model.vit.encoder.layer[0] = Layer(model.vit.encoder.layer[0])
+    assert_close(model(pixels(), head_mask=mask).logits, build()(pixels(), head_mask=mask).logits, SAME)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "export"])
@@ -445,6 +507,75 @@ def test_torch_seed_repeats_the_initialisation() -> None:
         torch.manual_seed(5)
         states.append(vit_torch.ViTModel(CONFIG).state_dict())
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
+def test_the_classifier_is_the_last_child() -> None:
+    assert [name for name, _ in build().named_children()] == ["vit", "fc_norm", "classifier"]
+
+
+def test_what_users_add_is_in_a_parameter_group() -> None:
+    model = build()
+    model.classifier = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(16, 3))
+    model.vit.adapter = torch.nn.Linear(16, 16).requires_grad_(False)
+    groups = model.parameter_groups(layer_decay=0.5)
+    trained = [name for name, each in model.named_parameters() if each.requires_grad]
+    assert sorted(name for group in groups for name in group.names) == sorted(trained)
+    head = [("classifier.1.bias",), ("classifier.1.weight",)]
+    assert [(group.names, group.scale, group.decay) for group in groups[-2:]] == [
+        (head[0], 1, False),
+        (head[1], 1, True),
+    ]
+    model.vit.adapter.requires_grad_(True)
+    assert [group.names for group in model.parameter_groups(freeze=True)] == head
+
+
+@pytest.mark.parametrize("wrapper", ["compile", "checkpoint"])
+def test_layers_that_pytorch_wraps_keep_their_names(wrapper: str, tmp_path: Path) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model, plain = build().float(), build().float()
+    layer = model.vit.encoder.layer[0]
+    model.vit.encoder.layer[0] = torch.compile(layer) if wrapper == "compile" else checkpoint_wrapper(layer)
+    assert model.parameter_groups() == plain.parameter_groups()
+    model.save_pretrained(tmp_path)
+    again, report = vit_torch.ViTForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report.missing_keys
+    assert not report.unexpected_keys
+    assert all(torch.equal(again.state_dict()[name], each) for name, each in plain.state_dict().items())
+
+
+def test_the_meta_device_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"embeddings.* is on the meta device, .*get_state_dict_offloaded_model"):
+        build().to("meta").save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_class_whose_init_computes_is_loaded(tmp_path: Path) -> None:
+    build().float().save_pretrained(tmp_path)
+
+    class Own(vit_torch.ViTForImageClassification):
+        def __init__(self, config: ViTConfig) -> None:
+            super().__init__(config)
+            self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+            self.weights = torch.ones(3)
+            self.added = torch.nn.Linear(16, 3)
+            self.post_init()
+
+        def _init_weights(self, module: Any) -> None:
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.constant_(module.weight, 7)
+
+    with pytest.warns(UserWarning, match="added"):
+        model = Own.from_pretrained(tmp_path)
+    assert model.rates == [0, 0.5, 1]
+    assert model.weights.device == torch.get_default_device()
+    assert (model.added.weight == 7).all()
+    assert_close(model(pixels().float()).logits, build().float()(pixels().float()).logits, 0)
+
+
+def test_what_the_trainer_of_transformers_counts() -> None:
+    model = build()
+    assert model.floating_point_ops({"pixel_values": pixels()}) == 6 * 2 * 17 * model.num_parameters()
 
 
 def test_outputs_are_pytrees() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 from torch.autograd import forward_ad  # noqa: E402
 from torch.fx.experimental.proxy_tensor import make_fx  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from vit_torch import ViTConfig, ViTModel, layers  # noqa: E402
@@ -233,11 +234,29 @@ def parametrized(layer: nn.Module) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
+@contextmanager
+def patched(where: Any, name: str) -> Iterator[None]:
+    """As quantisers and counters do for all layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        original = getattr(where, name)
+        patch.setattr(where, name, lambda *args: original(*args) + 1)
+        yield
+
+
+class Doubling(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        return 2 * found if function is nn.functional.linear else found
+
+
 @pytest.mark.parametrize(
     "watch",
     [
         hooked, hooked_before, hooked_everywhere, wrapped, replaced, parametrized,
         lambda layer: torch.autocast("cpu", torch.bfloat16),
+        lambda layer: patched(nn.functional, "linear"),
+        lambda layer: patched(nn.Linear, "forward"),
+        lambda layer: Doubling(),
     ],
 )  # fmt: skip
 def test_what_is_watched_is_called(onednn: Counter, watch: Callable[[nn.Module], Any]) -> None:

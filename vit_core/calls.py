@@ -126,10 +126,10 @@ def pooling(config: ViTConfig, pool: str | None, reshape: bool = False) -> str:
     return pool
 
 
-def features_options(config: ViTConfig, depths: Sequence[int], pool: str) -> Options:
-    """The options of an encoder's call that computes what features need, and no more."""
-    alone = len(set(depths)) == 1
-    return Options(output_hidden_states=True, tokens=1 if alone and pool == "cls" else None, depth=max(depths))
+def features_options(config: ViTConfig, depths: Sequence[int], pool: str, watched: bool = False) -> Options:
+    """The options of an encoder's call that computes what features need, and no more, as far as `resolve_options`."""
+    few = len(set(depths)) == 1 and pool == "cls" and config.skip_unread_tokens and not watched
+    return Options(output_hidden_states=True, tokens=1 if few else None, depth=max(depths))
 
 
 def backbone_options(config: ViTConfig, options: Options) -> Options:

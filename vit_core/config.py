@@ -191,7 +191,8 @@ class ViTConfig:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "model_type" in vars(cls):
+        known = CLASSES.get(vars(cls).get("model_type", ""))
+        if "model_type" in vars(cls) and not (known and known.__module__.startswith("vit_core.")):
             CLASSES[cls.model_type] = cls
 
     def _check_model_type(self, stored: str) -> None:
@@ -370,7 +371,7 @@ class ViTConfig:
         for c in cls.__mro__:
             parameters = inspect.signature(vars(c).get("__init__", lambda: None)).parameters.items()
             found += [name for name, value in parameters if value.default is not value.empty]
-            if found and "model_type" in vars(c):
+            if found and "model_type" in vars(c) and c.__module__.startswith("vit_core."):
                 break
         return tuple(found)
 

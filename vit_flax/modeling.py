@@ -124,7 +124,8 @@ class FlaxViTModule(ViTModule):
 
         x = self.embeddings(pixel_values, None, interpolate)
         bias = self.encoder.score_bias(None, x.dtype, self.size_of(pixel_values), interpolate)
-        states = self.encoder(x, None, bias, calls.features_options(self.config, depths, pool)).hidden_states
+        options = calls.features_options(self.config, depths, pool, FlaxViTModule.watched(self))
+        states = self.encoder(x, None, bias, options).hidden_states
         assert states is not None
         size = self.size_of(pixel_values) if reshape else None
         found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)

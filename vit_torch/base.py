@@ -19,11 +19,14 @@ from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, DRAWN, constant, draw, uniform_bound
 from vit_core.loading import LoadReport, resolve_dtype
 from vit_core.outputs import Output, Returns
+from vit_core.parameter_groups import ParameterGroup
 from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
 from vit_torch.attention import choose
 from vit_torch.devices import accelerator, torch_device
 from vit_torch.layers import hooks_of
+
+_BY_TOKEN = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList)
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
@@ -95,8 +98,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         """The optional parts of the table that a model built with these arguments has."""
         if cls.architecture in cls.family().models:
             return super().parts_of(config, *args, **kwargs)
-        with torch.device("meta"):
-            return cls(config, *args, **kwargs).parts
+        return cls(config, *args, **kwargs).parts
 
     @classmethod
     def from_config(cls, config: ViTConfig, **kwargs: Any) -> Self:
@@ -116,13 +118,23 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         known = {name.rpartition(".")[0] for name in self.specs()}
         for name, module in self.named_modules():
             if name not in known:
-                _init(module, self.config)
+                self._init_weights(module)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the parameters of one module, by its kind; a user's own class may do it in another way."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear | nn.Conv2d) and std:
+            nn.init.trunc_normal_(module.weight, std=std, a=-BOUND, b=BOUND)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            module.reset_parameters()
 
     def specs(self) -> dict[str, Spec]:
         """The table's entries of this model's parameters, by their names in its state dict."""
         prefixed = self.base_model is not self
         table = {native_name(s, TORCH, prefixed): s for s in specs(self.config, self.parts).values()}
-        held = {name for name, _ in self.named_parameters(remove_duplicate=False)}
+        held = {unwrapped(name) for name, _ in self.named_parameters(remove_duplicate=False)}
         return {name: spec for name, spec in table.items() if name in held}
 
     @torch.no_grad()
@@ -136,6 +148,20 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
             if (parts is None or spec.part in parts) and not parameter.is_meta:
                 parameter.copy_(initial(spec, self.config, seed))
 
+    def parameter_groups(self, layer_decay: float = 1.0, freeze: bool = False) -> list[ParameterGroup]:
+        """As `PretrainedModel`; what else is trained, such as a head of another kind, has the head's rate.
+
+        With `freeze` that is what stands outside the trunk.
+        """
+        known, trunk = self.specs(), f"{self.base_model_prefix}."
+        trained = {unwrapped(name): each for name, each in self.named_parameters() if each.requires_grad}
+        added = [name for name in trained if name not in known and not (freeze and name.startswith(trunk))]
+        groups = super().parameter_groups(layer_decay, freeze)
+        for decay in (False, True):
+            if names := tuple(name for name in added if (trained[name].dim() > 1) == decay):
+                groups.append(ParameterGroup(names, 1.0, decay))
+        return groups
+
     @staticmethod
     def _placed(device: Any) -> Any:
         if device is None:
@@ -148,8 +174,9 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     ) -> Self:
         """A model of stored tensors, built on the meta device so that nothing is initialised to be thrown away.
 
-        It is on the device that holds where it is called, such as `with torch.device("cuda")`. Raises RuntimeError for
-        the meta device, which would lose what is stored.
+        A user's own class is built as it is, since its `__init__` may compute. The model is on the device that holds
+        where it is called, such as `with torch.device("cuda")`. Raises RuntimeError for the meta device, which would
+        lose what is stored.
         """
         device = torch.get_default_device()
         if device.type == "meta":
@@ -157,12 +184,13 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
                 f"Weights are not read onto the meta device, where {cls.__name__}(config) makes an empty model. For "
                 'weights leave `with torch.device("meta")`, or torch.set_default_device("meta"), aside.'
             )
-        with torch.device("meta"):
-            model = cls(config, **model_kwargs)
         dtype = getattr(torch, config.dtype or "float32")
+        if cls.__module__.startswith("vit_torch."):
+            with torch.device("meta"):
+                model = cls(config, **model_kwargs)
+        else:
+            model = cls(config, **model_kwargs).to(dtype)
         table = model.specs()
-        if any(name not in table for name, _ in (*model.named_parameters(), *model.named_buffers())):
-            model = cls(config, **model_kwargs).to(dtype)  # what a user has added has initial values of its own
         state = {
             name: to_torch(tensors[spec.name], dtype)
             if spec.name in tensors
@@ -201,8 +229,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
     def _weights(self, **given: Any) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
         own, table = self.state_dict(), self.specs()
-        state = given.get("state_dict", own)
-        if lost := [name for name in own if name not in state]:
+        state = {unwrapped(name): value for name, value in given.get("state_dict", own).items()}
+        if lost := [name for name in map(unwrapped, own) if name not in state]:
             raise ValueError(f"state_dict lacks {len(lost)} of the model's {len(own)} tensors: {', '.join(lost[:8])}.")
         _refuse_wrapped(state)
         stored = {name: stored_tensor(name, value) for name, value in state.items()}
@@ -222,6 +250,12 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     def base_model(self) -> Any:
         """The trunk: the model itself where it has no head."""
         return getattr(self, self.base_model_prefix, self)
+
+    def floating_point_ops(self, inputs: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
+        """What transformers' Trainer counts of a step: six a parameter and token (Kaplan et al. 2020, section 2.1)."""
+        pixels = inputs[self.main_input_name]
+        tokens = calls.num_patches(pixels.shape[2:], self.config) + self.config.num_prefix_tokens
+        return 6 * len(pixels) * tokens * self.num_parameters(exclude_embeddings=exclude_embeddings)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters, or of those that require a gradient; a ViT has no table of embeddings to exclude."""
@@ -289,9 +323,21 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         return [module for module in self.modules() if hasattr(module, "checkpointing")]
 
 
+def unwrapped(name: str) -> str:
+    """The name of a parameter without those of modules of PyTorch that a layer may be wrapped in."""
+    for wrapper in ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module."):
+        name = name.replace(wrapper, "")
+    return name
+
+
 def stored_tensor(name: str, tensor: Any) -> StoredTensor:
     """A tensor of a state dict, to be saved. Raises ValueError, with its name, for what is no plain tensor."""
     of_torch = isinstance(tensor, Tensor) and type(tensor).__module__.partition(".")[0] == "torch"
+    if of_torch and tensor.is_meta:
+        raise ValueError(
+            f"{name} is on the meta device, without values: what accelerate keeps on the disk or the CPU, for example, "
+            "is saved with save_pretrained(folder, state_dict=accelerate.utils.get_state_dict_offloaded_model(model))."
+        )
     if not of_torch or tensor.is_quantized:
         raise ValueError(
             f"{name} is {type(tensor).__name__}, of a quantised layer or another kind of module, which checkpoints do "
@@ -310,15 +356,6 @@ def _refuse_wrapped(names: Iterable[str]) -> None:
             f"The model's layers are wrapped by an adapter ({', '.join(wrapped[:3])}...): save that with its own "
             "save_pretrained(), or merge it first: model = peft_model.merge_and_unload()."
         )
-
-
-def _init(module: nn.Module, config: ViTConfig) -> None:
-    if isinstance(module, nn.Linear | nn.Conv2d) and config.initializer_range:
-        nn.init.trunc_normal_(module.weight, std=config.initializer_range, a=-BOUND, b=BOUND)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-        module.reset_parameters()
 
 
 def initial(spec: Spec, config: ViTConfig, seed: int | None) -> Tensor:
@@ -343,12 +380,19 @@ def shapes(*inputs: Tensor | None, **others: Tensor | None) -> dict[str, tuple[i
     return {name: None if value is None else tuple(value.shape) for name, value in named.items()}
 
 
-def hooked(*modules: nn.Module) -> bool:
-    """Whether there is a forward or backward hook on one of these modules, or on all modules that there are.
+def watched(*modules: nn.Module) -> bool:
+    """Whether something may see what one of these modules is given: a hook, on it or on all that there are, or itself.
 
-    What PyTorch itself hooks there, to shard a module or to count its operations for example, does not count.
+    That is a module which is neither this package's nor one of PyTorch's that compute each token by itself, or whose
+    `forward` has been replaced. What PyTorch itself does, to shard a module or to count its operations for example,
+    does not count.
     """
-    return any(not str(hook.__module__).startswith("torch.") for hook in hooks_of(*modules))
+    return any(not str(hook.__module__).startswith("torch.") for hook in hooks_of(*modules)) or not all(
+        "forward" not in module.__dict__
+        and type(module).__module__.startswith(("torch.", "vit_torch."))
+        and (isinstance(module, _BY_TOKEN) or any(c.__module__.startswith("vit_torch.") for c in type(module).__mro__))
+        for module in modules
+    )
 
 
 def _accept_new_names(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:

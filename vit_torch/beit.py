@@ -26,6 +26,7 @@ from vit_torch.encoder import (
     ViTEncoder,
     ViTIntermediate,
     ViTSelfAttention,
+    asked,
     layer_norm,
     scaled,
     wanted,
@@ -127,7 +128,8 @@ class BeitLayer(nn.Module):
         bias: Any = None,
         options: calls.Options = calls.DEFAULT,
     ) -> Any:
-        attended, probs = options.parted(self.attention(self.layernorm_before(hidden_states), head_mask, bias, options))
+        args = asked(self.layernorm_before(hidden_states), head_mask, bias, options)
+        attended, probs = options.parted(self.attention(*args))
         x = wanted(hidden_states, options) + self.drop_path(scaled(attended, self.lambda_1))
         mlp = self.output(self.intermediate(self.layernorm_after(x)))
         return options.joined(x + self.drop_path(scaled(mlp, self.lambda_2)), probs)

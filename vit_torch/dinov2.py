@@ -17,7 +17,7 @@ from vit_core.family import DINOV2, DINOV2_WITH_REGISTERS, Dinov2Config
 from vit_torch.activations import ViTActivation
 from vit_torch.backbone import ViTBackbone
 from vit_torch.base import ViTPreTrainedModel
-from vit_torch.encoder import ViTAttention, ViTDropPath, layer_norm, wanted
+from vit_torch.encoder import ViTAttention, ViTDropPath, asked, layer_norm, wanted
 from vit_torch.layers import linear
 from vit_torch.modeling import ViTForImageClassification, ViTModel
 
@@ -79,7 +79,7 @@ class Dinov2Layer(nn.Module):
         bias: Tensor | None = None,
         options: calls.Options = calls.DEFAULT,
     ) -> Any:
-        attended, probs = options.parted(self.attention(self.norm1(hidden_states), head_mask, bias, options))
+        attended, probs = options.parted(self.attention(*asked(self.norm1(hidden_states), head_mask, bias, options)))
         x = wanted(hidden_states, options) + self.drop_path(self.layer_scale1(attended))
         return options.joined(x + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x)))), probs)
 

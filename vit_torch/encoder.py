@@ -77,7 +77,7 @@ class ViTAttention(nn.Module):
         bias: Tensor | None = None,
         options: calls.Options = calls.DEFAULT,
     ) -> Any:
-        context, probs = self.attention(hidden_states, head_mask, bias, options)
+        context, probs = self.attention(*asked(hidden_states, head_mask, bias, options))
         return options.joined(self.output(wanted(context, options)), probs)
 
 
@@ -146,7 +146,8 @@ class ViTLayer(nn.Module):
         bias: Tensor | None = None,
         options: calls.Options = calls.DEFAULT,
     ) -> Any:
-        attended, probs = options.parted(self.attention(self.layernorm_before(hidden_states), head_mask, bias, options))
+        args = asked(self.layernorm_before(hidden_states), head_mask, bias, options)
+        attended, probs = options.parted(self.attention(*args))
         x = wanted(hidden_states, options) + self.drop_path(attended)
         return options.joined(self.output(self.intermediate(self.layernorm_after(x)), x), probs)
 
@@ -177,7 +178,7 @@ class ViTEncoder(nn.Module):
             if i == options.depth:
                 break
             mask = head_mask[i] if head_mask is not None and head_mask.dim() == 2 else head_mask
-            args = (x, mask, bias, options.of_layer(i, len(self.layer)))
+            args = asked(x, mask, bias, options.of_layer(i, len(self.layer)))
             x, probs = options.parted(computed(layer, self.checkpointing, *args))
             if options.output_hidden_states:
                 states.append(x)
@@ -188,6 +189,13 @@ class ViTEncoder(nn.Module):
             hidden_states=tuple(states) if options.output_hidden_states else None,
             attentions=tuple(attentions) if options.output_attentions else None,
         )
+
+
+def asked(x: Tensor, head_mask: Any, bias: Any, options: calls.Options) -> tuple[Any, ...]:
+    """What a layer or an attention is called with: what transformers' take, and more only where it is needed."""
+    if options.output_attentions or options.tokens is not None:
+        return x, head_mask, bias, options
+    return (x, head_mask) if bias is None else (x, head_mask, bias)
 
 
 def computed(layer: nn.Module, checkpointing: dict[str, Any] | None, *args: Any) -> Any:

@@ -20,7 +20,7 @@ from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS
 from vit_core.params import spec_of
 from vit_torch.activations import ViTActivation
-from vit_torch.base import ViTPreTrainedModel, hooked, shapes
+from vit_torch.base import ViTPreTrainedModel, shapes, watched
 from vit_torch.embeddings import ViTEmbeddings
 from vit_torch.encoder import ViTEncoder, ViTLayer, layer_norm, packed
 from vit_torch.losses import classification_loss, masked_reconstruction_loss
@@ -73,8 +73,12 @@ class ViTModel(ViTPreTrainedModel):
         self.init_weights(seed)
 
     def watched(self) -> bool:
-        """Whether a hook may see that the last layer or what follows leaves tokens out."""
-        return hooked(self, self.encoder, *self.encoder.layer[-1].modules(), self.layernorm)
+        """Whether something may see that the last layer leaves tokens out."""
+        return self._watched_after(len(self.encoder.layer))
+
+    def _watched_after(self, depth: int) -> bool:
+        """Whether that may be so in the layer that is the last of so many, or in what follows."""
+        return watched(self, self.encoder, *self.encoder.layer[depth - 1].modules(), self.layernorm)
 
     def forward(
         self,
@@ -144,7 +148,8 @@ class ViTModel(ViTPreTrainedModel):
 
         x = self.embeddings(pixel_values, None, interpolate)
         bias = self.encoder.score_bias(None, x.dtype, pixel_values.shape[2:], interpolate)
-        states = self.encoder(x, None, bias, calls.features_options(self.config, depths, pool)).hidden_states
+        options = calls.features_options(self.config, depths, pool, self._watched_after(max(depths)))
+        states = self.encoder(x, None, bias, options).hidden_states
         size = pixel_values.shape[2:] if reshape else None
         found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
         return found[0] if isinstance(layers, int) else found
@@ -217,8 +222,8 @@ class ViTForImageClassification(ViTWithHead):
     reads = "last_hidden_state"  # of the trunk's output
 
     def build_head(self) -> None:
-        self.classifier = self.build_classifier("classifier")
         self.fc_norm = layer_norm(self.config) if self.config.fc_norm else nn.Identity()
+        self.classifier = self.build_classifier("classifier")  # the last of the children, as elsewhere
 
     def build_classifier(self, name: str) -> nn.Module:
         """The linear layer to the labels of this name; without labels the identity."""
