@@ -26,7 +26,7 @@ from vit_torch.attention import choose
 from vit_torch.devices import accelerator, torch_device
 from vit_torch.layers import hooks_of
 
-_BY_TOKEN = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList)
+_BY_TOKEN = {nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList}
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
@@ -383,16 +383,21 @@ def shapes(*inputs: Tensor | None, **others: Tensor | None) -> dict[str, tuple[i
 def watched(*modules: nn.Module) -> bool:
     """Whether something may see what one of these modules is given: a hook, on it or on all that there are, or itself.
 
-    That is a module which is neither this package's nor one of PyTorch's that compute each token by itself, or whose
-    `forward` has been replaced. What PyTorch itself does, to shard a module or to count its operations for example,
-    does not count.
+    What PyTorch itself does, to shard a module or to count its operations for example, does not count.
     """
-    return any(not str(hook.__module__).startswith("torch.") for hook in hooks_of(*modules)) or not all(
-        "forward" not in module.__dict__
-        and type(module).__module__.startswith(("torch.", "vit_torch."))
-        and (isinstance(module, _BY_TOKEN) or any(c.__module__.startswith("vit_torch.") for c in type(module).__mro__))
-        for module in modules
-    )
+    hooks = hooks_of(*modules)
+    return any(not str(hook.__module__).startswith("torch.") for hook in hooks) or not all(map(_by_token, modules))
+
+
+def _by_token(module: nn.Module) -> bool:
+    """Whether a module computes each token by itself, as far as that is known, or is this package's."""
+    kind = type(module)
+    if "forward" in module.__dict__:
+        return False
+    if kind in _BY_TOKEN or kind.__module__.startswith("vit_torch."):
+        return True
+    made_of = any(base in _BY_TOKEN or base.__module__.startswith("vit_torch.") for base in kind.__mro__)
+    return made_of and kind.__module__.startswith("torch.")  # of which it makes another, as FSDP does
 
 
 def _accept_new_names(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
