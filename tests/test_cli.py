@@ -128,6 +128,13 @@ def test_an_output_that_holds_ascii_alone(tmp_path: Path) -> None:
         assert Path(given[1]).name.replace("é", r"\xe9").replace("è", r"\xe8") in shown
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_stream_that_is_closed(name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, name, None)  # as Python has it after `>&-`
+    assert [main(["classify", str(picture)]) for picture in (NINE, "nope.png")] == [0, 2]
+    assert "nope.png" not in capfd.readouterr().out
+
+
 def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -338,6 +345,17 @@ def test_another_model_and_its_warning(vit: Command) -> None:
     assert vit.err.startswith(f"vit: warning: {CKPT / 'cls' / 'pt_safetensors'} has no preprocessor_config.json")
     assert vit.err.count("\n") == 1
     assert len(json.loads(vit.out)["images"][0]["predictions"]) == 3
+
+
+def test_weights_that_are_damaged(vit: Command, tmp_path: Path) -> None:
+    """What is advised is no option that the command lacks."""
+    shutil.copytree(DIGITS, tmp_path / "damaged")
+    file = tmp_path / "damaged" / "model.safetensors"
+    stored = load_file(file)
+    stored["classifier.bias"][0] = np.nan
+    save_file(stored, file)
+    told = vit.refused("classify", NINE, "--model", tmp_path / "damaged")
+    assert "logits are not finite" in told and "--" not in told
 
 
 def test_a_processor_of_ones_own(vit: Command, tmp_path: Path) -> None:

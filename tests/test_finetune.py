@@ -345,6 +345,8 @@ def test_teachers_that_do_not_fit(pictures: Path, tmp_path: Path) -> None:
     finetuning, vit_torch = import_module("vit_core.app.training.finetuning"), import_module("vit_torch")
     deit = write_deit(tmp_path / "deit", "DeiTForImageClassification")
     headless = write_deit(tmp_path / "headless", "DeiTModel")
+    fewer = tmp_path / "fewer"
+    shutil.copytree(pictures, fewer, ignore=shutil.ignore_patterns("9"))
     darker = write_deit(tmp_path / "darker", "DeiTForImageClassification", ViTImageProcessor(image_mean=[0.4] * 3))
 
     def prepared(**flags: Any) -> Any:
@@ -364,7 +366,7 @@ def test_teachers_that_do_not_fit(pictures: Path, tmp_path: Path) -> None:
         ({"teacher": str(darker)}, r"takes pixels of mean \(0.4, 0.4, 0.4\), and the model, .* of \(0.5, 0.5, 0.5\)"),
         ({"teacher": str(headless)}, "headless lacks classifier.weight, classifier.bias: pass a classifier"),
         ({"teacher": str(tmp_path / "none")}, "--teacher .*none.* does not exist"),
-        ({"classes": "0,1,2"}, "has 10 classes, the pictures 3, and the first that differs is 3, not none"),
+        ({"pictures": fewer}, "has 10 classes, the pictures 9, and the first that differs is 9, not none"),
         ({"classes": "1,0,2,3,4,5,6,7,8,9"}, "the first that differs is 0, not 1: pass a teacher of these classes"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -614,6 +616,15 @@ def test_folders_of_a_split_are_no_classes(tmp_path: Path, train: str, held_out:
     assert (training.classes, validation.classes) == (["cat", "dog"], ["cat", "dog"])
     assert {path.parts[-3] for path in training.paths} == {train} and len(training.paths) == 4
     assert {path.parts[-3] for path in validation.paths} == {held_out} and len(validation.paths) == 2
+
+
+def test_a_folder_of_none_of_the_classes(tmp_path: Path) -> None:
+    need("torch")
+    root, read_pictures = tmp_path / "data", import_module("vit_core.app.training.dataset").read_pictures
+    split_folder(root, "cat", "dog", ("a", "b"))
+    assert read_pictures(root, "dog,cat").classes == ["dog", "cat"]
+    with pytest.raises(ValueError, match=r"data/cat is the folder of none of the classes dog, cow; class cow has no"):
+        read_pictures(root, "dog,cow")
 
 
 def test_a_third_folder_is_left_aside_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,10 +17,11 @@ import pytest
 from command import Command
 from PIL import Image
 from safetensors.numpy import load_file
-from trainings import need, write_digits
+from trainings import need, table, write_digits
 
 from vit_core.app.cli import main
 from vit_core.app.training.batches import PADDING, confusion
+from vit_core.app.training.dataset import find_pictures, read_pictures
 from vit_core.app.training.drawing import draw_confusion
 from vit_core.app.training.finetuning import FineTuner
 
@@ -61,6 +63,84 @@ def test_the_best_epochs_model_is_kept(
         f"{out / 'metrics.csv'} is missing, and the run resumes after epoch 2"
         in vit("finetune", pictures, *flags, "--keep", "best").err
     )
+
+
+def test_a_run_goes_on_with_its_classes_alone(vit: Command, pictures: Path, tmp_path: Path) -> None:
+    """Its folder stands in that of the pictures, and is no class of them."""
+    digits = tmp_path / "digits"
+    out = digits / "out"
+    shutil.copytree(pictures, digits)
+    flags = "--backend", "torch", "--out", out, "--epochs", 1, "--batch-size", 10, "--validation", 0.5, "--json"
+    arguments = "finetune", digits, *flags
+    vit(*arguments)
+    assert vit.code == 0, vit.err
+    kept = (out / "config.json").read_bytes()
+    assert json.loads(vit(*arguments).out)["classes"] == [str(digit) for digit in range(10)]
+    (digits / "9").rename(digits / "nine")
+    vit(*arguments)
+    assert (vit.code, vit.out) == (2, "")
+    told = "holds a run with the classes 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, not 0, 1, 2, 3, 4, 5, 6, 7, 8, nine:"
+    assert f"{out} {told}" in vit.err
+    shutil.copytree(digits / "8", digits / "ten")
+    assert "holds a run with the classes" in vit(*arguments).err
+    assert (out / "config.json").read_bytes() == kept
+
+
+def test_runs_among_the_pictures_are_no_pictures(tmp_path: Path) -> None:
+    root, run = tmp_path / "pictures", {"pictures": "a", "out": "b"}
+    folders = [root / name for name in ("cat", "dog", "mine", "cat/theirs")]
+    for folder, settings in zip(folders, ({"editor": 1}, ["out", "pictures"], run, run), strict=True):
+        folder.mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / "0.png")
+        (folder / "settings.json").write_text(json.dumps(settings))
+    (root / "out").mkdir()
+    with pytest.warns(UserWarning, match=r"(mine|theirs) holds a training's run: it is left aside\.$") as told:
+        found = read_pictures(root, out=root / "out")
+    assert found.paths == [root / "cat/0.png", root / "dog/0.png"]
+    assert {str(each.message).split()[0] for each in told} == {str(each) for each in folders[2:]}
+    with pytest.warns(UserWarning, match="theirs holds a training's run: it is left aside"):
+        assert find_pictures(root, out=root / "mine").paths == found.paths
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "words"),
+    [
+        ("finetune", ".", "holds pictures to train on: name another folder."),
+        ("finetune", "3", "holds pictures to train on: name another folder."),
+        ("pretrain", ".", "holds pictures to train on: name another folder."),
+        ("pretrain", "labels.csv/a", "labels.csv is a file: name another."),
+        ("finetune", "labels.csv", "labels.csv is a file: name another."),
+    ],
+)
+def test_folders_that_no_run_can_have(vit: Command, pictures: Path, command: str, name: str, words: str) -> None:
+    assert vit.refused(command, pictures, "--out", pictures / name, "--backend", "torch").endswith(f"{words}\n")
+    assert not (pictures / "settings.json").exists()
+
+
+def test_a_training_that_diverges_ends(
+    vit: Command, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate = FineTuner.validate
+
+    def diverging(training: FineTuner) -> dict[str, float]:
+        if training.run.rows["metrics.csv"]:  # in the second epoch
+            training.trainer.model.classifier.weight.data.fill_(np.nan)
+        return validate(training)
+
+    monkeypatch.setattr(FineTuner, "validate", diverging)
+    out = tmp_path / "out"
+    flags = ("--backend", "torch", "--epochs", 3, "--batch-size", 10, "--validation", 0.5, "--keep", "best")
+    assert vit("finetune", pictures, "--out", out, *flags, "--json").code == 1
+    assert vit.out == ""
+    assert (
+        f"vit: The training diverged in epoch 2 of 3, which is not kept; the checkpoint of epoch 1 stays in {out}"
+        in (vit.err)
+    )
+    assert ": loss " in vit.err and ", val_loss nan, " in vit.err
+    assert vit.err.endswith("Pass a lower --rate than 0.0005 and another --out.\n")
+    assert [path.name for path in (out / "checkpoints").iterdir() if path.is_dir()] == ["1"]
+    assert np.isfinite(load_file(out / "model.safetensors")["classifier.weight"]).all()
+    assert [row["epoch"] for row in table(out / "metrics.csv")] == [1]
 
 
 def _gathered(out: Path, folder: Path) -> list[Path]:

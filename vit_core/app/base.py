@@ -237,8 +237,8 @@ def check_finite(name: str, values: Array) -> None:
     """Raise ValueError for numbers of a model that are none."""
     if not np.isfinite(values).all():
         raise ValueError(
-            f"The model's {name} are not finite: its weights are damaged, or too large for its dtype, in which case "
-            'dtype="float32" helps.'
+            f"The model's {name} are not finite: its weights are damaged, or too large for its dtype (where that is "
+            "float16, load it in float32, as the commands do)."
         )
 
 

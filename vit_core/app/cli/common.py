@@ -98,6 +98,7 @@ def tolerance_option(defaults: Mapping[str, float]) -> Any:
 def execute(command: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
     """The exit code of a command; its errors and warnings are one line each on the standard error."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is shown as \xe9, and is no error
             stream.reconfigure(errors="backslashreplace")
@@ -118,12 +119,25 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
         except (OSError, ValueError, ImportError) as error:
             complain(_by_flags(str(error), command), program)
             return 2
+        except FloatingPointError as error:  # a training that diverged
+            complain(str(error), program)
+            return 1
         except MemoryError as error:
             complain(f"there is not enough memory for that ({error}): ask for less at a time.", program)
             return 2
         finally:
             _let_go()
     return code or 0
+
+
+def _open_what_is_closed() -> None:
+    """Write to nowhere what goes to a stream that was closed by `>&-`, whose place the next file would take."""
+    while (null := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(null)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
 
 
 def _let_go() -> None:

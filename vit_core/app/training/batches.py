@@ -168,7 +168,8 @@ def evaluate(
         known = labels != PADDING
         logits = np.asarray(logits_of(pixels), np.float64)[known]
         labels = labels[known]
-        losses = np.logaddexp.reduce(logits, axis=1) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
+        with np.errstate(invalid="ignore"):  # of a training that diverged
+            losses = np.logaddexp.reduce(logits, axis=1) - np.take_along_axis(logits, labels[:, None], 1)[:, 0]
         sums += losses.sum(), (logits.argmax(1) == labels).sum(), known.sum()
     loss, right, count = total(sums)
     return {"val_loss": float(loss / count), "val_accuracy": float(right / count)}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
@@ -12,8 +15,10 @@ import numpy as np
 from rich.progress import track
 
 from vit_core.app.training.libraries import library
+from vit_core.app.training.run import SETTINGS
 from vit_core.pictures.images import SUFFIXES
 from vit_core.pictures.processing import load_image
+from vit_core.training import Settings
 
 PADDING = -1  # the label of what fills a last batch up
 
@@ -48,15 +53,25 @@ _TRAINING = ("train", "training")
 _HELD_OUT = ("val", "valid", "validation", "dev", "eval", "test", "testing")
 
 
+def check_out(settings: Settings) -> None:
+    """Raise ValueError for a folder of a run that is a file, or that holds pictures to train on."""
+    out, pictures = settings.out.resolve(), settings.pictures.resolve()
+    if file := next((path for path in (out, *out.parents) if path.is_file()), None):
+        raise ValueError(f"--out {settings.out} must be a folder, and {file} is a file: name another.")
+    if out == pictures or (pictures in out.parents and not _is_run(out) and _pictures_below(out)):
+        raise ValueError(f"--out {settings.out} holds pictures to train on: name another folder.")
+
+
 def read_split(
-    source: Path, classes: str | None, share: float, seed: int, skip_bad: bool = False
+    source: Path, classes: str | None, share: float, seed: int, skip_bad: bool = False, out: Path | None = None
 ) -> tuple[Pictures, Pictures]:
     """(pictures to train on, pictures to validate on): the folders that are called so, else `share` is held out.
 
+    `out`, the folder of a training's own run, and those of others, are passed over.
     Raises as `read_pictures` does, for a class of the one folder that the other has not, and for folders to validate on
     alone.
     """
-    folders = {path.name.lower(): path for path in _folders(source)} if source.is_dir() else {}
+    folders = {path.name.lower(): path for path in _folders(source, out)} if source.is_dir() else {}
     train = next((folders[name] for name in _TRAINING if name in folders), None)
     held_out = next((folders[name] for name in _HELD_OUT if name in folders), None)
     others = folders.keys() - {*_TRAINING, *_HELD_OUT}
@@ -66,13 +81,13 @@ def read_split(
             f"on: expected {' or '.join(_TRAINING)} beside them."
         )
     if train is None or (others and held_out is None):  # a train beside a car is a class
-        return read_pictures(source, classes, skip_bad).split(share, seed)
+        return read_pictures(source, classes, skip_bad, out).split(share, seed)
     if aside := [str(path) for path in folders.values() if path not in (train, held_out)]:
         print(f"Left aside: {', '.join(aside)}.")
-    training = read_pictures(train, classes, skip_bad)
+    training = read_pictures(train, classes, skip_bad, out)
     if held_out is None:
         return training.split(share, seed)
-    validation = read_pictures(held_out, classes, skip_bad)
+    validation = read_pictures(held_out, classes, skip_bad, out)
     if different := set(training.classes) ^ set(validation.classes):
         raise ValueError(
             f"{train} and {held_out} must have the same class folders, one alone has {', '.join(sorted(different))}."
@@ -80,15 +95,17 @@ def read_split(
     return training, validation
 
 
-def read_pictures(source: Path, classes: str | None = None, skip_bad: bool = False) -> Pictures:
+def read_pictures(
+    source: Path, classes: str | None = None, skip_bad: bool = False, out: Path | None = None
+) -> Pictures:
     """The pictures of a folder of class folders, or of a CSV with the columns file and label.
 
     A file is relative to the CSV. `classes`, names with commas between them, states which there are and in what order;
     a label may then be the number of a class. With `skip_bad`, pictures that can't be read are left out and listed on
-    the standard output. Raises ValueError that lists all that is wrong.
+    the standard output. `out` is as of `read_split`. Raises ValueError that lists all that is wrong.
     """
     stated = [name.strip() for name in classes.split(",")] if classes else None
-    found, problems = (_from_folder if source.is_dir() else _from_csv)(source, stated)
+    found, problems = _from_folder(source, stated, out) if source.is_dir() else _from_csv(source)
     bad = _unreadable([path for path, _ in found])
     if skip_bad and bad:
         print(f"Left out {len(bad)} pictures that can't be read: {_told([*bad.values()])}")
@@ -117,32 +134,63 @@ def _told(problems: list[str]) -> str:
     return "; ".join(problems[:10]) + more + "."
 
 
-def find_pictures(folder: Path) -> Pictures:
-    """Every picture below a folder, without classes. Raises ValueError that lists all that is wrong."""
-    paths = _pictures_below(folder)
+def find_pictures(folder: Path, out: Path | None = None) -> Pictures:
+    """Every picture below a folder, without classes; `out` is as of `read_split`.
+
+    Raises ValueError that lists all that is wrong.
+    """
+    paths = _pictures_below(folder, out)
     problems = list(_unreadable(paths).values()) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
     if problems:
         raise ValueError(_told(problems))
     return Pictures(paths, np.zeros(len(paths), np.int64), [])
 
 
-def _pictures_below(folder: Path) -> list[Path]:
-    """The pictures below a folder at every level, hidden files and folders left out, sorted."""
-    pictures = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(p for p in pictures if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+def _pictures_below(folder: Path, out: Path | None = None) -> list[Path]:
+    """The pictures below a folder at every level, sorted; hidden files and folders, and those of runs, are left out."""
+    found: list[Path] = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if _is_searched(Path(parent, name), out)]
+        paths = (Path(parent, name) for name in files if not name.startswith("."))
+        found += (path for path in paths if path.suffix.lower() in SUFFIXES)
+    return sorted(found)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _folders(folder: Path, out: Path | None) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _is_searched(path, out))
 
 
-def _from_folder(folder: Path, classes: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
-    found = {path: _pictures_below(path) for path in _folders(folder) if classes is None or path.name in classes}
-    problems = [f"{path} holds no picture ({', '.join(SUFFIXES)})" for path, inside in found.items() if not inside]
-    return [(path, parent.name) for parent, inside in found.items() for path in inside], problems
+def _is_searched(folder: Path, out: Path | None) -> bool:
+    """Whether a folder is neither hidden nor one of a run, of which it warns unless it is `out`."""
+    if folder.name.startswith(".") or (out is not None and folder.resolve() == out.resolve()):
+        return False
+    if found := _is_run(folder):
+        warnings.warn(f"{folder} holds a training's run: it is left aside.", stacklevel=2)
+    return not found
 
 
-def _from_csv(source: Path, _: list[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
+def _is_run(folder: Path) -> bool:
+    """Whether a folder holds a training's settings, and not only some file of that name."""
+    try:
+        stated = json.loads((folder / SETTINGS).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(stated, dict) and {"pictures", "out"} <= stated.keys()
+
+
+def _from_folder(folder: Path, classes: list[str] | None, out: Path | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    found, problems = list[tuple[Path, str]](), list[str]()
+    for path in _folders(folder, out):
+        if classes and path.name not in classes:
+            problems.append(f"{path} is the folder of none of the classes {', '.join(classes)}")
+        elif inside := _pictures_below(path, out):
+            found += ((picture, path.name) for picture in inside)
+        else:
+            problems.append(f"{path} holds no picture ({', '.join(SUFFIXES)})")
+    return found, problems
+
+
+def _from_csv(source: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     text = _text(source)
     separator = max(",;\t", key=text.partition("\n")[0].count)  # of spreadsheets, by their language
     reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator)

@@ -16,7 +16,7 @@ from vit_core.app.auto import architecture_for
 from vit_core.app.backends import import_backend, import_engine
 from vit_core.app.opening import find_processor
 from vit_core.app.training.batches import Batch, Loader, confusion, evaluate
-from vit_core.app.training.dataset import Pictures, read_split
+from vit_core.app.training.dataset import Pictures, check_out, read_split
 from vit_core.app.training.drawing import draw_confusion
 from vit_core.app.training.libraries import check_libraries
 from vit_core.app.training.loop import Place, Training
@@ -112,11 +112,12 @@ def prepare(
     The model is of the class that its checkpoint is of, or, with a teacher, the one of its member that learns from
     such; `class_of` gives a class by its PyTorch name. Its head is drawn from the seed where the checkpoint has none
     for as many classes as the pictures have. Raises ValueError for pictures, or a checkpoint, that can't be
-    trained on, and for a teacher that does not fit.
+    trained on, for a folder that the run can't have, and for a teacher that does not fit.
     """
     check_libraries()
+    check_out(settings)
     training, held_out = read_split(
-        settings.pictures, settings.classes, settings.validation, settings.seed, settings.skip_bad
+        settings.pictures, settings.classes, settings.validation, settings.seed, settings.skip_bad, settings.out
     )
     classes = training.classes
     changes: dict[str, Any] = {

@@ -14,7 +14,7 @@ import typer
 
 from vit_core.app.backends import import_backend
 from vit_core.app.training.batches import Loader, colours
-from vit_core.app.training.dataset import PADDING, Pictures, find_pictures
+from vit_core.app.training.dataset import PADDING, Pictures, check_out, find_pictures
 from vit_core.app.training.drawing import draw_columns
 from vit_core.app.training.libraries import check_libraries
 from vit_core.app.training.loop import Place, Training
@@ -175,10 +175,12 @@ def prepare(
     """(model, loader, method, pictures to train on, pictures to validate on).
 
     The model is of the member of the family that its checkpoint is of, an MAE, or a BEiT; `class_of` gives a class by
-    its PyTorch name. Raises ValueError for pictures, or a checkpoint, that can't be trained on.
+    its PyTorch name. Raises ValueError for pictures, or a checkpoint, that can't be trained on, and for a folder that
+    the run can't have.
     """
     check_libraries()
-    pictures = find_pictures(settings.pictures)
+    check_out(settings)
+    pictures = find_pictures(settings.pictures, settings.out)
     training, held_out = pictures.split(settings.validation, settings.seed)
     config, changes, tokenizer = None, dict[str, Any](), None
     if settings.method == "mae":

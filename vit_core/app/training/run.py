@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vit_core.app.training.drawing import draw_curves
 from vit_core.app.training.libraries import library
+from vit_core.config import AutoConfig
 from vit_core.files.disk import write_atomically
 from vit_core.training import Settings
 
@@ -33,6 +34,7 @@ class Run:
 
     def __init__(self, settings: Settings, steps: int, done: int = 0, main: bool = True) -> None:
         self.out, self.main, self.epochs, self.steps, self.done = settings.out, main, settings.epochs, steps, done
+        self.rate, self.precision = settings.rate, settings.precision
         self.rows: dict[str, list[dict[str, Any]]] = {name: self._read(name, done) for name in (EPOCHS, STEPS)}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, disable=not main)
@@ -85,7 +87,18 @@ class Run:
         """Write what an epoch gave, counted from 0: the loss and learning rate of each step, and its metrics.
 
         To be called before the epoch's checkpoint is written: a run that is resumed drops rows that are ahead of it.
+        Raises FloatingPointError, and writes nothing, where a metric is not finite. The loss of a step may be so in
+        float16, which does not take that step.
         """
+        losses = [*losses]
+        if not np.isfinite([*metrics.values()]).all():
+            shown = ", ".join(f"{name} {value:g}" for name, value in {"loss": np.mean(losses), **metrics}.items())
+            before = f"; the checkpoint of epoch {epoch} stays in {self.out / CHECKPOINTS}" if epoch else ""
+            wider = ", or --precision bfloat16 or float32," if self.precision == "float16" else ""
+            raise FloatingPointError(
+                f"The training diverged in epoch {epoch + 1} of {self.epochs}, which is not kept{before}: {shown}. "
+                f"Pass a lower --rate than {self.rate:g}{wider} and another --out."
+            )
         first = epoch * self.steps + 1
         new = [
             {"step": first + i, "epoch": epoch + 1, "loss": float(loss), "learning_rate": float(rate)}
@@ -108,9 +121,7 @@ class Run:
 
     def best(self) -> dict[str, Any]:
         """The row of the best epoch so far: the most accurate, and of those the one of the lowest validation loss."""
-        return max(
-            self.rows[EPOCHS], key=lambda row: (row.get("val_accuracy", 0), -np.nan_to_num(row["val_loss"], nan=np.inf))
-        )
+        return max(self.rows[EPOCHS], key=lambda row: (row.get("val_accuracy", 0), -row["val_loss"]))
 
     def _read(self, name: str, done: int) -> list[dict[str, Any]]:
         """The rows of the epochs that are done. Raises ValueError where the main process finds none."""
@@ -144,10 +155,16 @@ def begun(settings: Settings) -> bool:
 def begin(settings: Settings, model: Any, processor: Any, main: bool = True) -> Path:
     """The folder of the run's checkpoints, with all that a model is made of but its weights.
 
-    Raises ValueError where the folder holds a run with other settings.
+    Raises ValueError where the folder holds a run with other settings, or of other classes.
     """
-    begun(settings)
     folder = (settings.out / CHECKPOINTS).absolute()
+    if begun(settings):
+        before, now = (list(each.id2label.values()) for each in (AutoConfig.from_pretrained(folder), model.config))
+        if before != now:
+            raise ValueError(
+                f"{settings.out} holds a run with the classes {', '.join(before)}, not {', '.join(now)}: give it the "
+                "same to resume it, or pass another --out."
+            )
     if main:
         folder.mkdir(parents=True, exist_ok=True)
         model.config.copy(architectures=[model.architecture]).save_pretrained(folder)
