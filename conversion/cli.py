@@ -104,7 +104,9 @@ def vit_convert(
     dtype: Annotated[
         str | None, _text(_WRITING, "|".join(COMPUTE_DTYPES), "Cast all tensors; by default each keeps its own.")
     ] = None,
-    max_shard_size: Annotated[str, _text(_WRITING, "SIZE", "Split larger files, such as 200MB.")] = "5GB",
+    max_shard_size: Annotated[
+        str | None, _text(_WRITING, "SIZE", "Split larger files, such as 200MB; by default those of 5GB.")
+    ] = None,
     verify: Annotated[
         bool, _flag(_WRITING, "Read the target again; compare tensors, and outputs in every backend.", "--verify")
     ] = False,
@@ -136,7 +138,9 @@ def vit_convert(
             to=to,
             container=container,
             dtype=dtype,
-            max_shard_size=int(max_shard_size) if max_shard_size.isdecimal() else max_shard_size,
+            max_shard_size=int(max_shard_size)
+            if max_shard_size is not None and max_shard_size.isdecimal()
+            else max_shard_size,
             image_size=_pixels(image_size, "--image-size"),
             position_kernel=position_kernel,
             num_labels=num_labels,

@@ -28,6 +28,7 @@ from vit_core.formats.format import FOLD
 from vit_core.formats.huggingface import Checkpoint, Container, as_native, split, write_native
 from vit_core.formats.reading import StrPath, read
 from vit_core.formats.rules import describe
+from vit_core.formats.settle import usual_heads
 from vit_core.formats.side import interpolation, json_beside, one_name
 
 # What config.json must say alike of the weights of several formats in one folder.
@@ -43,7 +44,7 @@ def convert(
     to: str,
     container: str | None = None,
     dtype: Any = None,
-    max_shard_size: int | str = "5GB",
+    max_shard_size: int | str | None = None,
     image_size: int | tuple[int, int] | None = None,
     position_kernel: str | None = None,
     num_labels: int | None = None,
@@ -65,13 +66,14 @@ def convert(
 
     `target` is a folder, which also gets the configuration and the preprocessor, or a single file with the suffix of
     the format. `to` is one of `TARGETS`, `container` one of the kinds of file it is written in. Without a `dtype` every
-    tensor keeps its own. `image_size` (pixels) resizes the position embeddings with `position_kernel`; `num_labels`
-    gives the model a newly initialised classifier where its own has another number; `labels` name its classes, in their
-    order; `num_channels` sums or repeats the
-    patch projection for pictures of another number of channels, as timm does; `head="drop"` and `pooler="drop"`
-    leave those out; `hidden_act` and `layer_norm_eps` correct the configuration; `ignore_unknown` leaves out tensors
-    that no ViT has, which are an error otherwise. `reading` are options of `read`. Another model in the target is an
-    error unless `overwrite`, which removes its weights; the same weights in other kinds of files stay beside.
+    tensor keeps its own. The files of a folder are split beyond `max_shard_size`, 5GB by default; a single file is not.
+    `image_size` (pixels) resizes the position embeddings with `position_kernel`; `num_labels` gives the model a newly
+    initialised classifier where its own has another number; `labels` name its classes, in their order; `num_channels`
+    sums or repeats the patch projection for pictures of another number of channels, as timm does; `head="drop"` and
+    `pooler="drop"` leave those out; `hidden_act` and `layer_norm_eps` correct the configuration; `ignore_unknown`
+    leaves out tensors that no ViT has, which are an error otherwise. `reading` are options of `read`. Another model in
+    the target is an error unless `overwrite`, which removes its weights; the same weights in other kinds of files stay
+    beside.
 
     `progress` is called after each tensor with its entry, the bytes written and the bytes in all. `verify` reads the
     target again and compares every tensor, and the outputs of both models under every backend installed. Without `sync`
@@ -103,6 +105,7 @@ def convert(
     documents = _documents(prepared)
     if _is_file(Path(target), prepared.container):
         documents = {}
+        prepared.plan.notes.extend(_unsaid(prepared))
     others = _others(Path(target), prepared, documents, checkpoint)
     if others and not overwrite:
         raise ValueError(
@@ -183,22 +186,42 @@ def _differs(planned: Plan, target: Target) -> list[str]:
     resample = (planned.processor or {}).get("resample")
     if fmt.states_resample and interpolation(resample) is None:
         notes.append(f"{fmt.title} has no name for resample={resample}, its pictures are resized by bicubic")
+    if fmt.states_resample and not fmt.states_crop(planned.processor or {}):
+        notes.append(f"{fmt.title} can't state how pictures are cropped, it resizes them whole")
     return notes
 
 
-def _files(prepared: _Prepared, target: Path, max_shard_size: int | str) -> dict[str, list[str]]:
+def _unsaid(prepared: _Prepared) -> list[str]:
+    """That a single file does not say how many heads there are, where reading it would find another number."""
+    fmt, config = prepared.target.fmt, prepared.plan.config
+    heads = config.num_attention_heads
+    if fmt is None or fmt.has_head_axis or usual_heads(config.hidden_size) == heads:
+        return []
+    return [f"the file does not say that it has {heads} heads: read it with num_attention_heads={heads}"]
+
+
+def _files(prepared: _Prepared, target: Path, max_shard_size: int | str | None) -> dict[str, list[str]]:
     """The names of the tensors by the file they go to."""
     fmt, native = prepared.target.fmt, prepared.native
     if _is_file(target, prepared.container):
         if fmt is not None and fmt.files is not None:
             raise ValueError(f"{fmt.title} is written as a folder, got the file {target}: pass a folder.")
+        if max_shard_size is not None and len(shards := split(native, target.name, max_shard_size)) > 1:
+            raise ValueError(
+                f"{target} is one file, max_shard_size={max_shard_size!r} would make {len(shards)}: pass a folder."
+            )
         return {target.name: list(native)}
-    files = split(native, prepared.container.names()[0], max_shard_size)
+    files = split(native, prepared.container.names()[0], _shard_size(max_shard_size))
     if len(files) > 1 and fmt is not None and prepared.container.suffix not in (".safetensors", ".bin"):
         raise ValueError(f"{fmt.title} has no shards, max_shard_size={max_shard_size!r} would make {len(files)}.")
     if fmt is not None and fmt.files is not None:
         return {file: list(tensors) for file, tensors in fmt.files(native).items()}
     return files
+
+
+def _shard_size(given: int | str | None) -> int | str:
+    """The size of a shard, by default that of transformers."""
+    return "5GB" if given is None else given
 
 
 def _has_index(prepared: _Prepared, files: dict[str, list[str]]) -> bool:
@@ -306,7 +329,7 @@ def _write(
     target: Path,
     files: dict[str, list[str]],
     documents: dict[str, Any],
-    max_shard_size: int | str,
+    max_shard_size: int | str | None,
     others: list[str],
 ) -> None:
     """Write everything, and remove `others`, all or nothing."""
@@ -324,7 +347,7 @@ def _write(
             for file, held in files.items():
                 container.write(stage / file, {name: native[name] for name in held}, format, False)
         else:
-            write_native(stage, native, prepared.plan.architecture, format, container, max_shard_size)
+            write_native(stage, native, prepared.plan.architecture, format, container, _shard_size(max_shard_size))
         for name, document in documents.items():
             write_atomically(stage / name, (json.dumps(document, indent=2, sort_keys=True) + "\n").encode())
 

@@ -59,7 +59,7 @@ def plan(
     Raises ValueError for what can't be, or would be lost without being asked for.
     """
     keep_head, keep_pooler = keeps("head", head), keeps("pooler", pooler)
-    config, notes = checkpoint.config, list(checkpoint.notes)
+    config, notes = checkpoint.config, [*checkpoint.notes, *checkpoint.doubts]
     if config is None:
         raise FileNotFoundError(
             f"No config.json beside {checkpoint.path}: put it there, or pass config=ViTConfig(...)."

@@ -19,11 +19,12 @@ from conftest import CHECKPOINTS, GOLDEN
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saves import NEW, Model
-from tolerances import SAME_FUNCTION_FLOAT64, both_rounded
+from tolerances import SAME_FUNCTION_FLOAT64, UNIT_ROUNDOFF, both_rounded
 from xxhash import xxh3_128_hexdigest
 
 from conversion import TARGETS, convert, read
 from vit_core import ViTConfig
+from vit_core.app.cli.inspect import summarise
 from vit_core.app.opening import find_processor
 from vit_core.assets import DIGITS
 from vit_core.config import pair
@@ -32,7 +33,7 @@ from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Checkpoint, read_checkpoint, write_checkpoint
 from vit_core.params import specs
-from vit_core.pictures.processing import ViTImageProcessor
+from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor
 from vit_core.position import resize_position_embeddings
 
 FORMATS = GOLDEN / "families"
@@ -282,6 +283,42 @@ def test_a_head_on_the_mean_and_the_model_below_it(tmp_path: Path) -> None:
     assert read(tmp_path / "new").config.architectures == ["ViTModel"]
 
 
+def pooled_by_timm(folder: Path, pool: str, **more: Any) -> Path:
+    """Digits as timm's, with another pooling in its config.json and, where it is asked for, `fc_norm` and registers."""
+    convert(DIGITS, folder, to="timm")
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | {"global_pool": pool}))
+    tensors = read_safetensors(folder / "model.safetensors")[0]
+    names = {"norm.weight": "fc_norm.weight", "norm.bias": "fc_norm.bias"} if more.get("fc_norm") else {}
+    renamed = {names.get(name, name): Tensor.of(tensor.read()) for name, tensor in tensors.items()}
+    registers = {"reg_token": Tensor.of(np.zeros((1, 2, 64), np.float32))} if more.get("registers") else {}
+    write_safetensors(folder / "model.safetensors", renamed | registers, {})
+    return folder
+
+
+@pytest.mark.parametrize("pool", ["avgmax", "max"])
+def test_other_poolings_of_timm_are_refused_by_name(tmp_path: Path, pool: str) -> None:
+    folder = pooled_by_timm(tmp_path, pool)
+    with pytest.raises(ValueError, match=f"has a head on global_pool='{pool}', .*pass head='drop'"):
+        read(folder)
+    assert read(folder, head="drop").config.pool == "cls"
+
+
+def test_a_norm_after_pooling_of_the_class_token_is_the_final_norm(tmp_path: Path) -> None:
+    """timm's `fc_norm=True` with `global_pool="token"`."""
+    found = read(pooled_by_timm(tmp_path, "token", fc_norm=True))
+    assert bits(found) == bits(read(DIGITS)) and (found.config.pool, found.config.fc_norm) == ("cls", False)
+    dropped = read(tmp_path, head="drop")
+    assert not any("mean" in note for note in dropped.notes) and "layernorm.weight" in dropped.tensors
+
+
+@pytest.mark.parametrize("fc_norm", [False, True])
+def test_registers_outside_dinov2_are_refused_by_name(tmp_path: Path, fc_norm: bool) -> None:
+    folder = pooled_by_timm(tmp_path, "avg" if fc_norm else "token", registers=True, fc_norm=fc_norm)
+    with pytest.raises(ValueError, match=r"no plain ViT .*\n  reg_token: register tokens, which only DINOv2 has"):
+        read(folder)
+
+
 @pytest.mark.parametrize("name", SCALED)
 def test_layer_scale_is_the_blocks_own(backend: Any, name: str, tmp_path: Path) -> None:
     """It loads as it is, trains, is saved, and goes to the one other format that has a place for it."""
@@ -497,6 +534,29 @@ def test_a_single_file_as_target(tmp_path: Path, to: str, name: str) -> None:
         convert(CLS, tmp_path / "b.dat.npz", to="torch")
 
 
+@pytest.mark.parametrize(("name", "to"), [("a.safetensors", "torch"), ("vit.pth", "torchvision")])
+def test_a_single_file_has_no_shards(tmp_path: Path, name: str, to: str) -> None:
+    with pytest.raises(ValueError, match=r"is one file, max_shard_size=20000 would make \d+: pass a folder"):
+        convert(CLS, tmp_path / name, to=to, max_shard_size=20_000)
+    assert not os.listdir(tmp_path)
+    convert(CLS, tmp_path / name, to=to, max_shard_size="1GB")
+
+
+def test_shards_without_their_index(tmp_path: Path) -> None:
+    convert(CLS, tmp_path, to="torch", max_shard_size=20_000)
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"without their index, model\.safetensors\.index\.json: fetch it"):
+        read(tmp_path)
+
+
+def test_a_variant_that_is_not_there_is_no_other_file(tmp_path: Path) -> None:
+    for file, to in (("model.safetensors", "torch"), ("vit.pth", "torchvision"), ("model.weights.h5", "keras")):
+        convert(CLS, tmp_path / file, to=to)
+        with pytest.raises(FileNotFoundError, match=r"model\.fp16\.safetensors"):
+            read(tmp_path, variant="fp16")
+        (tmp_path / file).unlink()
+
+
 @pytest.mark.parametrize("name", ["target", "target.npz"])
 def test_without_sync_the_disk_is_not_waited_for(tmp_path: Path, monkeypatch: Any, name: str) -> None:
     synced: list[int] = []
@@ -583,6 +643,48 @@ def test_labels_and_preprocessing_come_along(tmp_path: Path) -> None:
     assert (first.size, first.resample) == (last.size, last.resample)
 
 
+MIDDLE = {"height": 24, "width": 24}
+PREPARED: dict[str, dict[str, Any]] = {
+    "another factor": {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0, 2.0, 4.0]},
+    "not normalised": {"do_normalize": False},
+    "not rescaled": {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3},
+    "neither": {"do_rescale": False, "do_normalize": False},
+    "the middle": {"size": {"shortest_edge": 28}, "do_center_crop": True, "crop_size": MIDDLE},
+    "the middle of a square": {"size": {"height": 32, "width": 32}, "do_center_crop": True, "crop_size": MIDDLE},
+    "no room": {"size": {"shortest_edge": 24}, "do_center_crop": True, "crop_size": MIDDLE},
+}
+
+
+@pytest.mark.parametrize("to", ["timm", "keras-hub"])
+@pytest.mark.parametrize("name", PREPARED)
+def test_preprocessing_is_folded_into_what_others_state(tmp_path: Path, name: str, to: str) -> None:
+    """Read back from their documents alone, the processor gives the same numbers, or a note says that it does not."""
+    source, target, again = tmp_path / "source", tmp_path / "target", tmp_path / "again"
+    shutil.copytree(DIGITS, source)
+    ours = ViTImageProcessor.from_pretrained(source, **PREPARED[name])
+    ours.save_pretrained(source)
+    report = convert(source, target, to=to)
+    (target / "preprocessor_config.json").unlink()
+    if to == "keras-hub" and ours.do_center_crop:
+        assert "keras-hub's ViT can't state how pictures are cropped, it resizes them whole" in report.notes
+        return
+    assert not any("crop" in note for note in report.notes)
+    convert(target, again, to="torch")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    pixels = [AutoImageProcessor.from_pretrained(each)(picture)["pixel_values"][0] for each in (source, again)]
+    assert_close(pixels[1], np.float32(pixels[0]), 8 * UNIT_ROUNDOFF["float32"])
+
+
+def test_a_crop_that_timm_can_not_state_is_noted(tmp_path: Path) -> None:
+    shutil.copytree(DIGITS, tmp_path / "source")
+    crop = {"do_center_crop": True, "crop_size": MIDDLE, "size": {"height": 28, "width": 40}}
+    ViTImageProcessor.from_pretrained(DIGITS, **crop).save_pretrained(tmp_path / "source")
+    report = convert(tmp_path / "source", tmp_path / "target", to="timm")
+    assert any("can't state how pictures are cropped" in note for note in report.notes)
+    stored = json.loads((tmp_path / "target" / "config.json").read_text())["pretrained_cfg"]
+    assert (stored["crop_pct"], stored["crop_mode"]) == (1.0, "squash")
+
+
 def test_a_difference_between_code_bases_is_reported(tmp_path: Path) -> None:
     report = convert(FORMATS / CASES["google"]["file"], tmp_path / "a", to="torchvision", num_attention_heads=2)
     assert any("computes with hidden_act 'gelu', not 'gelu_new'" in note for note in report.notes)
@@ -590,6 +692,48 @@ def test_a_difference_between_code_bases_is_reported(tmp_path: Path) -> None:
     assert any("computes with layer_norm_eps 1e-06, not 1e-12" in note for note in report.notes)
     with pytest.raises(ValueError, match="pass hidden_act"):
         convert(FORMATS / CASES["google"]["file"], tmp_path / "c", to="keras-hub", num_attention_heads=2)
+
+
+def zeros(config: ViTConfig) -> Model:
+    table = specs(config, PARTS[Model.architecture])
+    return Model(config, {name: Tensor.of(np.zeros(spec.shape, np.float16)) for name, spec in table.items()})
+
+
+def test_the_usual_heads_are_those_of_the_named_variants(tmp_path: Path) -> None:
+    """What is exactly a variant is a note, anything else is warned of."""
+    for name, changes in (("Ti/16", {}), ("H/16", {"num_hidden_layers": 1, "intermediate_size": 8})):
+        config = ViTConfig.variant(name, image_size=16, **changes)
+        zeros(config).save_pretrained(tmp_path / name)
+        report = convert(tmp_path / name, file := tmp_path / f"{name[0]}.pth", to="torchvision")
+        assert not any("num_attention_heads" in note for note in report.notes)
+        found = read(file)
+        assert found.config.num_attention_heads == config.num_attention_heads
+        assert bool(found.doubts) is bool(changes)
+    assert found.doubts[0] in summarise(found, found.config)["notes"]  # of `vit inspect`
+    with pytest.warns(
+        UserWarning,
+        match=r"does not say how many heads it has, 16 are taken, .* width 1280: if it has others, pass num_",
+    ):
+        Model.from_pretrained(tmp_path / "H.pth")
+    _, report = Model.from_pretrained(tmp_path / "T.pth", output_loading_info=True)
+    assert "num_attention_heads is 3, as ViT-Ti has: the file does not say" in report.notes
+    Model.from_pretrained(tmp_path / "T.pth")  # which a warning would fail
+
+
+@pytest.mark.parametrize("name", ["d.pth", "d.safetensors", "d.weights.h5", "d.npz", "folder"])
+def test_other_heads_than_the_usual_are_noted(tmp_path: Path, name: str) -> None:
+    """Digits has 4 in a width of 64. An axis of an array says so, as does a configuration."""
+    formats = {".pth": "torchvision", ".safetensors": "timm", ".h5": "keras", ".npz": "google", "": "timm"}
+    report = convert(DIGITS, tmp_path / name, to=(to := formats[Path(name).suffix]))
+    unsaid = to != "google" and name != "folder"
+    note = "the file does not say that it has 4 heads: read it with num_attention_heads=4"
+    assert (note in report.notes) is unsaid
+    config = ViTConfig.from_pretrained(DIGITS)
+    for said in ({"config": config}, {"config": DIGITS}, {"num_attention_heads": 4}):
+        assert Model.from_pretrained(tmp_path / name, **said).config.num_attention_heads == 4
+    if unsaid:
+        with pytest.warns(UserWarning, match="does not say how many heads it has, 1 are taken"):
+            assert Model.from_pretrained(tmp_path / name).config.num_attention_heads == 1
 
 
 @pytest.mark.parametrize("to", [to for to in TARGETS if to not in ("mae", "timm-beit")])

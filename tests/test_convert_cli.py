@@ -363,7 +363,7 @@ def test_the_summary_and_the_notes(run: Command, tmp_path: Path) -> None:
     assert facts["tensors"].rstrip() == f"40, {size / 1000:.3g} kB of float16"
     assert facts["labels"].rstrip() == "cat, dog, owl"
     notes = [line for line in run.out.splitlines() if line.startswith("note: ")]
-    assert "note: layer_norm_eps is 1e-06 and hidden_act 'gelu', as timm's VisionTransformer" in notes[1]
+    assert "note: layer_norm_eps is 1e-06 and hidden_act 'gelu', as timm's VisionTransformer" in notes[0]
     run(FORMATS / "timm", tmp_path, "--to", "torch", "--quiet")
     assert (run.code, run.out, run.err) == (0, "", "")
 

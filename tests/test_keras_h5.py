@@ -13,6 +13,7 @@ import pytest
 from conftest import CHECKPOINTS
 from test_h5 import bits, structure
 
+from conversion import read
 from vit_core.files.keras_hdf5 import is_keras_h5, read_keras_h5, write_keras_h5
 from vit_core.files.tensor import Tensor
 
@@ -100,6 +101,13 @@ def test_told_apart_from_tf_keras(tmp_path: Path) -> None:
     (tmp_path / "m.h5").write_text("text")
     with pytest.raises(ValueError, match=r"m\.h5 is damaged or not a model in HDF5"):
         is_keras_h5(tmp_path / "m.h5")
+
+
+def test_a_whole_model_in_hdf5_is_named(tmp_path: Path) -> None:
+    """What `model.save("m.h5")` of Keras 3 writes."""
+    write_keras_h5(tmp_path / "m.h5", {"model_weights/dense/sequential/dense/kernel": Tensor.of(np.ones((3, 2)))})
+    with pytest.raises(ValueError, match=r"m\.h5 is a whole model of Keras \(model\.save\): load it with Keras"):
+        read(tmp_path / "m.h5")
 
 
 # ---- round trips -------------------------------------------------------------------------------------------------

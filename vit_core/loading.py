@@ -41,6 +41,7 @@ class LoadReport(Mapping[str, Any]):
     notes: list[str] = field(default_factory=list)  # what else a user must know
     error_msgs: list[str] = field(default_factory=list)  # of transformers: none, since errors are raised
     _taken: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)  # by name, before any change
+    _unwarned: tuple[str, ...] = field(default=(), repr=False, compare=False)  # of the notes: on what is certain
 
     def __iter__(self) -> Iterator[str]:
         return (each.name for each in fields(self) if not each.name.startswith("_"))
@@ -82,7 +83,7 @@ class LoadReport(Mapping[str, Any]):
                 f"{len(self.unexpected_keys)} tensors of {self.path} are not used by {model}: "
                 f"{_shortened(self.unexpected_keys)}."
             )
-        return " ".join([*parts, *self.notes]) or None
+        return " ".join([*parts, *(note for note in self.notes if note not in self._unwarned)]) or None
 
 
 def _shortened(names: list[str], limit: int = 8) -> str:
@@ -112,7 +113,13 @@ def fit(
     wanted = specs(config, parts)
     _check_trunk(checkpoint, wanted)
     prefixed = has_head(parts)
-    report = LoadReport(format=checkpoint.format, path=str(checkpoint.path), dtypes=checkpoint.dtypes)
+    report = LoadReport(
+        format=checkpoint.format,
+        path=str(checkpoint.path),
+        dtypes=checkpoint.dtypes,
+        notes=[*checkpoint.notes, *checkpoint.doubts],
+        _unwarned=checkpoint.notes,
+    )
     taken: dict[str, Tensor] = {}
     wrong: list[str] = []
     for name, spec in wanted.items():

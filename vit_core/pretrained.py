@@ -266,7 +266,11 @@ class PretrainedModel(ABC):
         }
         formats = [f for f, flag in (("pt", from_pt), ("tf", from_tf), ("flax", from_flax)) if flag]
         reading = {name: overrides.pop(name) for name in READING if name in overrides}
-        reading["num_attention_heads"] = overrides.get("num_attention_heads")
+        if isinstance(config, str | Path):
+            config = cls.config_class.from_pretrained(config, **options)
+        reading["num_attention_heads"] = overrides.get(
+            "num_attention_heads", getattr(config, "num_attention_heads", None)
+        )
         drops = {"head": not keeps("head", head), "pooler": not keeps("pooler", pooler)}
         fresh_head = "id2label" in overrides or ignore_mismatched_sizes or drops["head"]
         headless = cls.architecture in PARTS and not has_head(PARTS[cls.architecture])
@@ -288,8 +292,6 @@ class PretrainedModel(ABC):
                 f"{checkpoint.path} is a model of the family {checkpoint.family.model_type!r}, no "
                 f"{cls.family().title}: load it with one of {', '.join(checkpoint.family.models)}."
             )
-        if isinstance(config, str | Path):
-            config = cls.config_class.from_pretrained(config, **options)
         if config is None and stored is None:
             raise FileNotFoundError(
                 f"No {CONFIG_NAME} beside {checkpoint.path}: pass config={cls.config_class.__name__}(...). "

@@ -22,7 +22,7 @@ from vit_core.family import (
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import Container
 from vit_core.formats.prefixes import Under, find_prefix
-from vit_core.formats.rules import Rule
+from vit_core.formats.rules import Heads, Rule
 
 Tensors = Mapping[str, Tensor]
 
@@ -53,6 +53,8 @@ class Format:
     layer_norm_eps: float | None = 1e-6  # None: the default of the member
     states_eps: bool = False  # whether its configuration says another eps
     states_resample: bool = False  # whether its documents name the filter that pictures are resized with
+    states_crop: Callable[[dict[str, Any]], bool] = lambda processor: not processor.get("do_center_crop")
+    """Whether those documents state what a preprocessor crops."""
     states_labels: bool = False  # whether its documents hold the names of the labels
     has_qkv_bias: bool = True  # whether its models always have biases of queries, keys and values
     refused: tuple[tuple[str, str], ...] = ()  # (pattern of a name, why no ViT of this package has it)
@@ -79,6 +81,11 @@ class Format:
             elif reason := first_match(self.left_out, name):
                 left[name] = reason
         return found, left
+
+    @property
+    def has_head_axis(self) -> bool:
+        """Whether its arrays have an axis for the heads, which says how many there are."""
+        return any(rule.steps and isinstance(rule.steps[-1], Heads) for rule in self.rules)
 
     def in_head(self, name: str) -> bool:
         """Whether a name is one in the place of the head."""

@@ -144,6 +144,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # what a user should know of how it was read
     files: tuple[Path, ...] = ()  # that hold the tensors
     dropped: tuple[str, ...] = ()  # names in the file of what was left out as asked for: a head
+    doubts: tuple[str, ...] = ()  # what a user must know beside the notes: guesses that may be wrong
 
     @property
     def dtypes(self) -> dict[str, int]:

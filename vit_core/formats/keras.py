@@ -55,7 +55,13 @@ from vit_core.formats.rules import (
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     from vit_core.files.keras_hdf5 import read_keras_h5  # h5py is loaded when it is needed
 
-    return read_keras_h5(path), "keras"
+    tensors = read_keras_h5(path)
+    if any(name.startswith("model_weights/") for name in tensors):
+        raise ValueError(
+            f"{path} is a whole model of Keras (model.save): load it with Keras, and save the "
+            "model by save_pretrained()."
+        )
+    return tensors, "keras"
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], format: str, shard: bool) -> None:

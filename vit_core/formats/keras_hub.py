@@ -37,7 +37,7 @@ from vit_core.formats.rules import (
     raw,
     table,
 )
-from vit_core.formats.side import json_beside, preprocessor, spread, statistics
+from vit_core.formats.side import SMALLEST, json_beside, preprocessor, spread, statistics
 
 _EMBEDDING, _ENCODER = "layers/vi_t_patching_and_embedding/", "layers/vi_t_encoder/"
 _BLOCK = _ENCODER + "encoder_layers/vi_t_encoder_block{_}/"
@@ -91,7 +91,6 @@ def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 # ---- the preset's documents --------------------------------------------------------------------------------------
 
-_SMALLEST = 1e-30  # scale of pixel values, which has an inverse in float32
 _NEUTRAL = {"scale": 1.0, "offset": 0.0, "norm_mean": 0.0, "norm_std": 1.0}
 _FIELDS = {
     "num_heads": "num_attention_heads",
@@ -133,7 +132,7 @@ def processor_of(converter: Document, size: list[int] | None, channels: int) -> 
     values = {name: converter.numbers(name) for name in _NEUTRAL}
     scale, offset, mean, std = (spread(_NEUTRAL[n] if v is None else v, channels) for n, v in values.items())
     lengths = {len(each) for each in (scale, offset, mean, std)}
-    if lengths != {channels} or not all(_SMALLEST < factor < 1 / _SMALLEST for factor in (*scale, *std)):
+    if lengths != {channels} or not all(SMALLEST < factor < 1 / SMALLEST for factor in (*scale, *std)):
         shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
         raise ValueError(
             f"{converter.source}: scale must be positive, one a channel as offset, norm_mean and norm_std, got {shown}."

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import CLASSES, AutoConfig, ViTConfig, config_class
-from vit_core.family import FAMILIES, Family, family_of, member_of
+from vit_core.family import ATTENTION_SCALE, FAMILIES, Family, family_of, member_of
 from vit_core.files import hub
 from vit_core.files.documents import blaming
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_BESIDE, PRESET_TASK_MODEL
@@ -42,6 +42,7 @@ from vit_core.params import DIALECTS
 
 StrPath = str | os.PathLike[str]
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".ckpt", ".pth.tar", ".pyth")
+_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}(\.\w+)$")
 _FLAX_CHECKPOINT = re.compile(r"checkpoint_\d+")  # as flax.training.checkpoints names them
 # Folders that another library alone reads: files in them, its name, and what to do.
 _SHARED_OUT = (
@@ -72,6 +73,7 @@ _PARTS_OF_MODELS = (
     ),
     (r"(^|\.)_?flat_param$", "FSDP's shard of flattened parameters: save with StateDictType.FULL_STATE_DICT"),
 )
+_REGISTERS = "embeddings.register_tokens"
 _prepare = partial(renamed_head, place="classifier", name="classifier")  # for Hugging Face's names
 # The names of Hugging Face's formats that stand once in a model, without the trunk's prefix.
 _ONCE = [
@@ -183,6 +185,11 @@ def _read(
     processor = processor or side.processor
     family = family or side.family or fmt.speaks_of(tensors)
     member, files = family_of(stored) if stored else member_of(found, fmt.families, family), named.files
+    registers = found.get(_REGISTERS)
+    if registers is not None and (member.row_of(_REGISTERS) is None or ATTENTION_SCALE.format(0) not in found):
+        raise ValueError(
+            f"{path} is no plain ViT ({fmt.title}):\n  {registers.source}: register tokens, which only DINOv2 has"
+        )
     opened = Checkpoint(path, fmt.name, member, found, unknown, stored, processor, tuple(notes), files, tuple(dropped))
     whole = settle(opened, fmt, side, _heads(fmt, tensors), head=head, fold=fold)
     _check_one_model(path, under)
@@ -221,8 +228,10 @@ def _locate(
         return path
     if path.name.endswith((*SUFFIXES, ".json")) and not path.is_dir():
         raise FileNotFoundError(f"There is no weights file {source}: check the path.")
-    wanted = [filename] if filename else [*readable_names(variant, formats), KERAS_H5.names()[0]]
-    if path.is_dir() and not filename:
+    wanted = [filename] if filename else [*readable_names(variant, formats)]
+    if not filename and not variant:
+        wanted.append(KERAS_H5.names()[0])
+    if path.is_dir() and not filename and not variant:
         wanted += _only_weights(path / options.get("subfolder", ""), wanted)
     found = hub.resolve(source, wanted, **options)
     if found.name == KERAS_H5.names()[0] and not path.is_dir():
@@ -233,7 +242,8 @@ def _locate(
 def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
     """The one weights file of a folder that has none of the usual names.
 
-    Raises ValueError where there are several, and for a checkpoint that a training has shared out over many files.
+    Raises ValueError where there are several, and for a checkpoint that a training has shared out over many files;
+    FileNotFoundError for shards without their index.
     """
     if any(find(folder, name).is_file() for name in usual):
         return []
@@ -242,6 +252,12 @@ def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
         for names, library, todo in _SHARED_OUT:
             if any((each / name).is_file() for name in names):
                 raise ValueError(f"{each} is a checkpoint of {library}, which {library} alone reads: {todo}.")
+    if found and all(map(_SHARD.search, found)):
+        index = _SHARD.sub(r"\1.index.json", found[0])
+        raise FileNotFoundError(
+            f"{folder} holds shards, {', '.join(found)}, without their index, {index}: fetch it, or save the "
+            "model again."
+        )
     if len(found) > 1:
         raise ValueError(f"{folder} holds several weights files, {', '.join(found)}: choose one with filename=.")
     return found

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_core.config import LABELS, ViTConfig
+from vit_core.config import LABELS, VARIANTS, ViTConfig
 from vit_core.family import (
     ATTENTION_SCALE,
     HEADS,
@@ -53,6 +53,8 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
     rows = {name: opened.family.row_of(name) for name in tensors if drop_head and not name.startswith(POOLED_NORM)}
     head_names = [name for name, row in rows.items() if row and row.head]
     dropped = (*opened.dropped, *(tensors.pop(name).source for name in head_names))
+    if side.config.get("pool") == "cls":
+        tensors = _final_norm(tensors, [])  # a norm of what is pooled is one of the class token, as the final norm is
     if drop_head:
         tensors = _final_norm(tensors, notes)
     if _has_odd_head(tensors):
@@ -63,7 +65,8 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
     positioned = POSITIONS in tensors or opened.family.rows[POSITIONS].when
     if not positioned or f"{_PROJECTION}.weight" not in tensors:
         raise ValueError(f"{opened.path} lacks position or patch embeddings, which every ViT of {fmt.title} has.")
-    config = opened.config or _config(opened, fmt, side, tensors, heads, notes)
+    doubts: list[str] = []
+    config = opened.config or _config(opened, fmt, side, tensors, heads, notes, doubts)
     check_layers(opened.path, config, tensors)
     if "layer_scale" in config.defaults and ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
         config = config.copy(layer_scale=_FIRST_SCALE)
@@ -79,7 +82,7 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
     if opened.config is None:
         config = config.copy(architectures=[architecture])
         notes += [*side.notes, _computes(config, fmt)]
-    return replace(opened, tensors=tensors, config=config, notes=tuple(notes), dropped=dropped)
+    return replace(opened, tensors=tensors, config=config, notes=tuple(notes), doubts=tuple(doubts), dropped=dropped)
 
 
 def _has_odd_head(tensors: Mapping[str, Tensor]) -> bool:
@@ -190,7 +193,13 @@ def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[
 
 
 def _config(
-    opened: Checkpoint, fmt: Format, side: Side, tensors: dict[str, Tensor], heads: int | None, notes: list[str]
+    opened: Checkpoint,
+    fmt: Format,
+    side: Side,
+    tensors: dict[str, Tensor],
+    heads: int | None,
+    notes: list[str],
+    doubts: list[str],
 ) -> ViTConfig:
     """What the shapes say of a model, and what the files beside it say of the rest."""
     width, channels, *patch = tensors[f"{_PROJECTION}.weight"].shape
@@ -214,7 +223,9 @@ def _config(
         values["intermediate_size"] = first.shape[0]
     if values.get("image_size") is None:
         values["image_size"] = _image_size(opened, tensors, patch)
-    values["num_attention_heads"] = heads or values.get("num_attention_heads") or _guessed_heads(opened, width, notes)
+    if not (heads := heads or values.get("num_attention_heads")):
+        heads = _guessed_heads(opened, (width, len(norms), values.get("intermediate_size")), notes, doubts)
+    values["num_attention_heads"] = heads
     head = tensors.get("classifier.weight", tensors.get("cls_classifier.weight"))
     if head is not None and len(values.get("id2label", ())) != head.shape[0]:
         values.pop("id2label", None)
@@ -225,6 +236,13 @@ def _config(
     values["encoder_stride"] = isqrt(decoder.shape[0] // channels) if decoder is not None else _one_or_two(patch)
     made = opened.family.config
     headed = any(name.partition(".")[0] in HEADS for name in tensors)
+    if values.get("pool", "cls") not in ("cls", "mean"):
+        if headed:
+            raise ValueError(
+                f"{opened.path} has a head on global_pool={values['pool']!r}, which no ViT class has: pass head='drop' "
+                "for the model below it."
+            )
+        del values["pool"]
     if headed and values.get("pool") == "mean" and "pool" not in made.defaults and made.pool != "mean":
         raise ValueError(
             f"{opened.path} has a head on the mean of the patches, where {opened.family.title}'s is on its tokens: "
@@ -260,11 +278,25 @@ def _image_size(opened: Checkpoint, tensors: Mapping[str, Tensor], patch: list[i
     return _one_or_two([side * patch[0], side * patch[1]])
 
 
-def _guessed_heads(opened: Checkpoint, width: int, notes: list[str]) -> int:
-    if width % 64:
+def usual_heads(width: int) -> int | None:
+    """The number of heads of the named variants of this width, else one for each 64 of it; None where it has none."""
+    named = {heads for w, _, _, heads in VARIANTS.values() if w == width}
+    return named.pop() if len(named) == 1 else None if width % 64 else width // 64
+
+
+def _guessed_heads(opened: Checkpoint, sizes: tuple[int, int, int | None], notes: list[str], doubts: list[str]) -> int:
+    """The usual number of heads; a doubt unless the width, the depth and the MLP are those of a named variant."""
+    width = sizes[0]
+    if (heads := usual_heads(width)) is None:
         raise ValueError(
             f"{opened.path} does not say how many heads it has, and its width {width} is no multiple of 64, the usual "
             "width of a head: pass num_attention_heads=."
         )
-    notes.append(f"num_attention_heads is {width // 64}, for heads of the usual width 64: the file does not say")
-    return width // 64
+    if name := next((name for name, (*of_name, _) in VARIANTS.items() if tuple(of_name) == sizes), None):
+        notes.append(f"num_attention_heads is {heads}, as ViT-{name} has: the file does not say")
+    else:
+        doubts.append(
+            f"{opened.path} does not say how many heads it has, {heads} are taken, as is usual for its width {width}: "
+            "if it has others, pass num_attention_heads=, or convert it with vit-convert --heads."
+        )
+    return heads

@@ -12,7 +12,8 @@ from vit_core.files.saving import beside
 from vit_core.pictures.processing import ViTImageProcessor
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-_STATISTICS = ("image_mean", "image_std", "resample")
+_STATISTICS = ("image_mean", "image_std", "resample", "rescale_factor")
+SMALLEST = 1e-30  # scale of pixel values, which has an inverse in float32
 RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # PIL's numbers
 
 
@@ -37,16 +38,23 @@ def preprocessor(
     mean: float | list[float] | None,
     std: float | list[float] | None,
     interpolation: str,
+    resized: dict[str, int] | None = None,
 ) -> dict[str, Any] | None:
-    """What preprocessor_config.json says of pictures resized whole to `image_size` (int or (height, width), pixels)."""
+    """What preprocessor_config.json says of pictures resized to `image_size` (int or (height, width), pixels).
+
+    They are resized whole, or to the size `resized`, of which the middle is taken.
+    """
     if image_size is None or mean is None or std is None:
         return None
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = {"height": height, "width": width}
+    crop = {"do_center_crop": True, "crop_size": size} if resized else {}
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": _cropping(resized) if resized else "ViTImageProcessor",
         "do_resize": True,
-        "size": {"height": height, "width": width},
+        "size": resized or size,
         "resample": RESAMPLE.get(interpolation, RESAMPLE["bicubic"]),
+        **crop,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -55,16 +63,33 @@ def preprocessor(
     }
 
 
+def _cropping(resized: dict[str, int]) -> str:
+    """The class of transformers that crops what is resized so: Bit's alone keeps the ratio."""
+    return "BitImageProcessor" if "shortest_edge" in resized else "DeiTImageProcessor"
+
+
 def stated(stored: dict[str, Any] | None) -> ViTImageProcessor:
     """A processor of the statistics that a preprocessor's document states. Raises ValueError for what they can't be."""
     return ViTImageProcessor(**{name: value for name in _STATISTICS if (value := (stored or {}).get(name)) is not None})
 
 
 def statistics(stored: dict[str, Any] | None, channels: int) -> tuple[list[float], list[float], str]:
-    """Mean and deviation of each channel, and the interpolation, of a preprocessor; ViT's own where it has none."""
+    """Mean and deviation of each channel, and the interpolation, of a preprocessor; ViT's own where it has none.
+
+    They are of pixels of 0 to 1: what the document multiplies by, or does not do, is in them. Raises ValueError where
+    it multiplies by 0.
+    """
     processor = stated(stored)
+    rescales, normalises = ((stored or {}).get(flag, True) for flag in ("do_rescale", "do_normalize"))
+    scale = 255 * processor.rescale_factor if rescales else 255
+    if abs(scale) < SMALLEST:
+        raise ValueError(
+            f"rescale_factor={processor.rescale_factor} makes all pictures the same: mend the preprocessor."
+        )
     mean, std = (spread(values, channels) for values in (processor.image_mean, processor.image_std))
-    if len(mean) != channels or len(std) != channels:
+    if not normalises:
+        mean, std = [0.0] * channels, [1.0] * channels
+    elif len(mean) != channels or len(std) != channels:
         if set(mean) | set(std) != {0.5}:
             warnings.warn(
                 f"image_mean {mean} and image_std {std} are not those of a model of {channels} channels: 0.5 is taken "
@@ -72,6 +97,7 @@ def statistics(stored: dict[str, Any] | None, channels: int) -> tuple[list[float
                 stacklevel=2,
             )
         mean, std = [0.5] * channels, [0.5] * channels
+    mean, std = ([value / scale for value in values] for values in (mean, std))
     return mean, std, interpolation(processor.resample) or "bicubic"
 
 

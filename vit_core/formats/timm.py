@@ -90,9 +90,11 @@ _LEFT_OUT = (
     (r"^(module\.)?linear\.", "a linear probe on several layers"),
 )
 _OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
+_LARGEST = 4096  # pixels of an edge that is cropped
 _IN_CHUNKS = re.compile(r"^blocks\.\d+\.(\d+\.)")  # as DINOv2's training shares its layers out, by their own numbers
 _GATED = {"mlp.fc1.": "mlp.w12.", "mlp.fc2.": "mlp.w3."}  # timm's names of a gated MLP, and those of DINOv2's authors
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
+POOLS = {"token": "cls", "avg": "mean"}
 _NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
 
 
@@ -155,15 +157,39 @@ def read_side(path: Path) -> Side:
     if activation not in _ACTIVATIONS:
         raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
     config["hidden_act"] = _ACTIVATIONS[activation]
-    if (arguments.text("global_pool", "") or stored.text("global_pool", "")) == "avg":
-        config["pool"] = "mean"
+    if pool := arguments.text("global_pool", "") or stored.text("global_pool", ""):
+        config["pool"] = POOLS.get(pool, pool)
     side = Side(config | labels(stored.texts("label_names")), family=_named_member(stored.text("architecture", "")))
     mean, std = pretrained.numbers("mean"), pretrained.numbers("std")
-    side.processor = preprocessor(size, mean, std, pretrained.text("interpolation", "bicubic"))
-    crop, mode = pretrained.number("crop_pct"), pretrained.text("crop_mode", "center")
-    if crop and (crop < 1 or mode != "squash"):
-        side.notes.append(f"timm crops pictures ({mode}, crop_pct {crop}); the preprocessor resizes the whole picture")
+    share, mode = pretrained.number("crop_pct"), pretrained.text("crop_mode", "center")
+    resized = _resized(size, share, mode) if size and share else None
+    side.processor = preprocessor(size, mean, std, pretrained.text("interpolation", "bicubic"), resized)
+    if share and not resized and (share != 1 or mode != "squash"):
+        side.notes.append(f"timm crops pictures ({mode}, crop_pct {share}); the preprocessor resizes the whole picture")
     return side
+
+
+def _resized(size: int | list[int], share: float, mode: str) -> dict[str, int] | None:
+    """The size of which timm takes the middle of `size`, as a processor states it; None for what it can't state."""
+    edges = [edge / share if share else 0 for edge in (pair(size) if isinstance(size, int) else size)]
+    if not all(1 <= edge <= _LARGEST for edge in edges):
+        return None
+    height, width = map(math.floor, edges)
+    if mode == "center" and height == width:
+        return {"shortest_edge": height}
+    return {"height": height, "width": width} if mode == "squash" and share != 1 else None
+
+
+def crop_of(processor: dict[str, Any]) -> tuple[float, str] | None:
+    """timm's crop_pct and crop_mode of what a preprocessor's document does; None for a crop that they can't state."""
+    if not processor.get("do_center_crop") or processor["size"] == processor["crop_size"]:
+        return 1.0, "squash"
+    size, crop = processor["size"], processor["crop_size"]
+    wanted, mode = crop["height"] / next(iter(size.values())), "center" if "shortest_edge" in size else "squash"
+    for share in (wanted, math.nextafter(wanted, 0)):  # timm rounds the quotient down
+        if _resized([crop["height"], crop["width"]], share, mode) == size and processor.get("do_resize", True):
+            return share, mode
+    return None
 
 
 def _named_member(architecture: str) -> Family | None:
@@ -215,6 +241,7 @@ def described(
     if activation != "gelu":
         arguments["act_layer"] = activation
     mean, std, interpolation = statistics(processor, config.num_channels)
+    share, mode = crop_of(processor or {}) or (1.0, "squash")
     height, width = pair(config.image_size)
     labels = config.num_labels if heads else 0
     return {
@@ -226,7 +253,7 @@ def described(
         **({"label_names": [config.id2label[i] for i in range(labels)]} if heads else {}),
         "pretrained_cfg": {
             "input_size": [config.num_channels, height, width], "fixed_input_size": True,
-            "interpolation": interpolation, "crop_pct": 1.0, "crop_mode": "squash", "mean": mean, "std": std,
+            "interpolation": interpolation, "crop_pct": share, "crop_mode": mode, "mean": mean, "std": std,
             "num_classes": labels, "pool_size": None,
             "first_conv": "patch_embed.proj", "classifier": heads if len(heads) > 1 else "head",
         },
@@ -273,6 +300,7 @@ TIMM = Format(
     pools_mean=True,
     fixed_act=False,
     states_resample=True,
+    states_crop=lambda processor: crop_of(processor) is not None,
     states_labels=True,
     has_qkv_bias=False,
     refused=_REFUSED,

@@ -30,7 +30,7 @@ from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import SAFETENSORS
 from vit_core.formats.rules import KEY, QUERY, VALUE, Rule, module, raw, table
-from vit_core.formats.timm import described, read_side
+from vit_core.formats.timm import POOLS, crop_of, described, read_side
 
 _NORM_OF_TOKENS = "norm_of_tokens."  # what `norm` is called here below the head of visual tokens
 _RULES = table(
@@ -76,7 +76,9 @@ def _finish(native: dict[str, Tensor], config: ViTConfig) -> dict[str, Tensor]:
 
 def _read_side(path: Path) -> Side:
     side = read_side(path)
-    return replace(side, config={name: value for name, value in side.config.items() if name != "pool"}, family=BEIT)
+    if side.config.get("pool") in POOLS.values():
+        del side.config["pool"]  # which the norm says
+    return replace(side, family=BEIT)
 
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:
@@ -102,6 +104,7 @@ TIMM_BEIT = Format(
     pools_mean=True,
     fixed_act=False,
     states_resample=True,
+    states_crop=lambda processor: crop_of(processor) is not None,
     states_labels=True,
     prepare=_prepare,
     finish=_finish,

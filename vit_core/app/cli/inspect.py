@@ -51,6 +51,8 @@ def inspect(
         for line in summary[name]:
             shown = line if isinstance(line, str) else "{name}: {file} in the file, {model} in the model".format(**line)
             out.print(Text(f"{name}: {one_line(shown)}", style=kind))
+    for note in summary["notes"]:
+        out.print(Text(f"note: {one_line(note)}"), soft_wrap=True)
 
 
 def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any]:
@@ -71,6 +73,7 @@ def summarise(checkpoint: Checkpoint, config: ViTConfig | None) -> dict[str, Any
         "missing": [],
         "unexpected": sorted(checkpoint.unknown),
         "mismatched": [],
+        "notes": [*checkpoint.notes, *checkpoint.doubts],
         "config": config.to_dict() if config else None,
         "parameters": [
             {"name": n, "in_file": t.source, "shape": list(t.shape), "dtype": t.dtype.name, "number": _count(t)}
