@@ -362,8 +362,8 @@ MUTANTS = (
     Mutant(
         "torch: a state dict that is given is not saved",
         "vit_torch/base.py",
-        'state = given.get("state_dict", own)',
-        "state = own",
+        'given.get("state_dict", own).items()',
+        "own.items()",
         ("tests/test_what_is_saved.py", "weights_that_are_given"),
     ),
     Mutant(
