@@ -314,6 +314,41 @@ def test_jax_can_be_told_to_be_strict(cls: str) -> None:
         jax.grad(loss)(model.params)
 
 
+@pytest.mark.parametrize("cls", FAMILY)
+def test_jax_can_be_told_to_mix_no_dtypes(cls: str) -> None:
+    """Not even booleans and numbers: in training and out of it, for pictures of any size, with masks and labels."""
+    drawn, dtype = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"), jnp.bfloat16
+    call = {name: jnp.asarray(x, dtype if x.dtype.kind == "f" else None) for name, x in call_of(cls).items()}
+    call |= {} if "Backbone" in cls else {"head_mask": jnp.ones(config_of(cls).num_attention_heads)}
+    if cls in ("ViTModel", "BeitForImageClassification"):
+        call["attention_mask"] = jnp.ones((2, 17), bool)
+
+    def loss(params: Any) -> Any:
+        found = model.module.apply({"params": params}, **call, train=True, rngs={"dropout": jax.random.key(0)})
+        return sum(x.astype(float).sum() for x in jax.tree.leaves(found) if jnp.issubdtype(x.dtype, jnp.floating))
+
+    with jax.numpy_dtype_promotion("strict"):
+        model, params = build(cls, {"dtype": dtype, "_do_init": False}, **dict.fromkeys(drawn, 0.1))
+        jax.eval_shape(jax.grad(loss), params)
+        if cls != MAE:
+            options = {"pool": "patches", "interpolate_pos_encoding": True}
+            jax.eval_shape(partial(model.features, jnp.ones((2, 3, 24, 20), dtype), **options), params=params)
+
+
+def test_a_bfloat16_model_is_loaded_where_dtypes_are_not_mixed() -> None:
+    with jax.numpy_dtype_promotion("strict"):
+        model = vit_flax.FlaxViTForImageClassification.from_pretrained(SAFETENSORS, dtype=jnp.bfloat16)
+        assert np.isfinite(model(pixels(size=(32, 32)), labels=np.array([0, 1])).loss)
+
+
+@pytest.mark.parametrize("cls", ["ViTForImageClassification", "ViTForMaskedImageModeling", TEACHER, TOKENS, MAE])
+def test_linen_tabulates_what_a_model_computes(cls: str) -> None:
+    own = {"decoder_num_hidden_layers": 1} if cls == MAE else {}
+    model, _ = build(cls, {"_do_init": False}, num_hidden_layers=1, **own)
+    keys = {name: jax.random.key(0) for name in ("params", "noise")}
+    assert "flops" in nn.tabulate(model.module, keys, compute_flops=True)(pixels(1))
+
+
 def test_a_mesh_of_explicit_axes() -> None:
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -415,6 +450,12 @@ def test_outputs_are_pytrees(cls: str) -> None:
     assert doubled.hidden_states is None
     np.testing.assert_array_equal(doubled.attentions[1], output.attentions[1] * 2)
     assert len(jax.tree.leaves(output)) == len(output.to_tuple()) - 1 + len(output.attentions)
+    serialization = flax.serialization
+    found = serialization.from_bytes(doubled, serialization.to_bytes(output))
+    assert type(found) is type(output) and list(found) == list(output)
+    assert_close(found, output, 0)
+    with pytest.raises(ValueError, match=r"state of a .* has .*, attentions, not "):
+        serialization.from_state_dict(output.replace(attentions=None), serialization.to_state_dict(output))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])

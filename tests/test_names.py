@@ -224,7 +224,7 @@ def test_names_of_keras(tmp_path: Path) -> None:
     plain, named = (model.evaluate(pixels, y, verbose=0) for y in (labels, {"labels": labels}))
     assert plain == named
     model.fit(pixels, {"labels": labels}, verbose=0)
-    with pytest.raises(ValueError, match=r'Targets in a dict must be those of {"labels": y}, got y'):
+    with pytest.raises(ValueError, match=r'Targets in a dict must be those of {"labels": \.\.\.} or .*, got y'):
         model.fit(pixels, {"y": labels}, verbose=0)
 
 

@@ -58,6 +58,17 @@ def test_setting_a_field_sets_both() -> None:
     assert output.extra == output[-1] == 6
 
 
+def test_replacing_fields_makes_another_output() -> None:
+    output = ImageClassifierOutput(**VALUES)
+    output["extra"] = 6
+    found = output.replace(loss=5, attentions=None)
+    assert isinstance(found, ImageClassifierOutput)
+    assert list(found.items()) == [("loss", 5), ("logits", [1, 2]), ("extra", 6)]
+    assert dict(output) == {**VALUES, "extra": 6}
+    with pytest.raises(TypeError, match="pooler_output"):
+        output.replace(pooler_output=1)
+
+
 @pytest.mark.parametrize("name", ["pop", "popitem", "update", "setdefault", "clear", "__delitem__"])
 def test_fields_are_not_taken_away(name: str) -> None:
     with pytest.raises(TypeError, match="ImageClassifierOutput has the fields of its class, which stay"):

@@ -803,6 +803,31 @@ def test_labels_out_of_range(label: int) -> None:
     assert np.isfinite(loss(np.array([0, -100])))
 
 
+def test_check_numerics_finds_no_nan_in_a_loss() -> None:
+    """But where the loss is NaN, by XLA too; the gradients of labels that are ignored, or none, are zeros."""
+    labels = [tf.constant([0, -100]), tf.constant([0, 7])]
+    losses = importlib.import_module("vit_tf.losses")
+    config, mask = config_for(TOKENS, **{**ONE_LAYER, "vocab_size": 3}), tf.ones((1, 2))
+
+    def computed(logits: Any, labels: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            each, count = losses._cross_entropies(logits, labels)
+        return each, count, tape.gradient(each, logits), losses.visual_token_loss(logits[None], mask, labels, config)
+
+    logits = tf.constant([[0.5, 0.0, 0.0], [1.0, 2.0, 3.0]], tf.float64)
+    tf.debugging.enable_check_numerics()
+    try:
+        each, count, gradients, loss = tf.function(computed)(logits, labels[0])
+    finally:
+        tf.debugging.disable_check_numerics()
+    assert each[1] == 0 and count == 1 and loss == each[0]
+    wrong = tf.function(computed, jit_compile=True)(logits, labels[1])
+    assert np.isnan(wrong[0][1]) and np.isnan(wrong[3])
+    assert_close([wrong[0][0], wrong[2]], [each[0], gradients], SAME)
+    assert not gradients[1].numpy().any()
+
+
 # ---- parts and states -----------------------------------------------------------------------------------------------
 
 
@@ -1327,6 +1352,47 @@ def assert_computes_in(model: Any, policy: str) -> None:
     assert output.loss.dtype == ("float64" if compute == "float64" else "float32")
 
 
+def test_weights_of_no_loss_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"loss_weights=0\.5 are those of losses given to compile"):
+        build().compile("sgd", loss_weights=0.5)
+
+
+def test_a_loss_and_targets_by_the_name_of_the_main_output() -> None:
+    model, x, y = build(), pixels(), LABELS[:2]
+    expected = float(model(x, labels=y).loss)
+    for targets in (y, {"logits": y}, {"labels": y}):
+        model.compile(loss={"logits": keras_loss()}, loss_weights={"logits": 0.5}, metrics={"logits": ["accuracy"]})
+        found = model.evaluate(x, targets, verbose=0, return_dict=True)
+        assert_close(found["loss"], expected / 2, SAME)
+        assert "accuracy" in found
+    with pytest.raises(ValueError, match=r'Losses in a dict must be those of {"logits": \.\.\.}, got attentions\.'):
+        model.compile(loss={"attentions": keras_loss()})
+
+
+def test_a_call_of_ones_own_hands_on_what_it_does_not_name() -> None:
+    """It takes what the next class's call takes, and drops out in training."""
+
+    class All(vit_tf.TFViTForImageClassification):
+        def call(self, *args: Any, **kwargs: Any) -> Any:
+            return super().call(*args, **kwargs)
+
+    class Own(All):
+        def call(this, pixel_values: Any, training: bool = False, scale: float = 1.0, **others: Any) -> Any:
+            return super().call(scale * pixel_values, training=training, **others)
+
+    plain = build(hidden_dropout_prob=0.5)
+    expected = plain(pixels(), labels=LABELS[:2], output_attentions=True)
+    for cls in (All, Own):
+        model = cls(plain.config)
+        model.set_weights(plain.get_weights())
+        assert_same(model(pixels(), labels=LABELS[:2], output_attentions=True), expected)
+        with pytest.raises(TypeError, match=f"{cls.__name__} takes no noise: it takes pixel_values, "):
+            model(pixels(), noise=0.0)
+        model.compile(keras.optimizers.SGD(0.0))
+        assert_close(model.evaluate(pixels(), LABELS[:2], verbose=0), float(expected.loss), SAME)
+        assert fit(model, pixels(), LABELS[:2])["loss"][0] != pytest.approx(float(expected.loss), rel=1e-3)
+
+
 def test_compile_without_a_loss_is_the_models_own_whatever_was_before() -> None:
     config = ViTConfig.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
     model = vit_tf.TFViTForImageClassification(config, seed=0)
@@ -1365,6 +1431,31 @@ def test_frozen_layers_and_the_optimizer_come_back(tmp_path: Path) -> None:
         for one, other in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
             assert np.array_equal(one, other)
         assert float(again.optimizer.iterations) == 1
+
+
+def test_lora_comes_back(tmp_path: Path) -> None:
+    """From Keras's own file, merged and with the optimizer, to be trained further; in clones as it was."""
+    model = build()
+    model.vit.layernorm.trainable = False
+    model.vit.encoder.layer[0].attention.attention.query.enable_lora(2, lora_alpha=3)
+    model.compile(keras.optimizers.Adam(1e-2))
+    fit(model, pixels(6), LABELS)
+    expected = model(pixels()).logits
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    assert_same(clone(pixels()).logits, expected, 0)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert_same(again(pixels()).logits, expected)
+    for one, other in zip(model.optimizer.variables, again.optimizer.variables, strict=True):
+        assert np.array_equal(one, other)
+    paths = ([v.path.partition("/")[2] for v in m.trainable_variables] for m in (model, again))
+    assert next(paths) == next(paths)
+    dense = again.vit.encoder.layer[0].attention.attention.query
+    assert (dense.lora_rank, dense.lora_alpha) == (2, 3)
+    assert not np.any(dense.lora_kernel_b)
+    fit(again, pixels(6), LABELS)
+    assert np.any(dense.lora_kernel_b)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64", "bfloat16"], indirect=True)

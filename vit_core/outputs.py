@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
 T = TypeVar("T")  # a framework's tensor
 Output = TypeVar("Output", covariant=True)
@@ -38,6 +38,13 @@ class ModelOutput(OrderedDict[str, Any], Generic[T]):
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
         return tuple(self.values())
+
+    def replace(self, **others: Any) -> Self:
+        """The same with other values of these fields. Raises TypeError for one that the class has not."""
+        found = replace(self, **others)
+        for name in self.keys() - self.__dataclass_fields__.keys():  # what it got later
+            found[name] = self[name]
+        return found
 
     def __getitem__(self, key: str | int | slice) -> Any:
         if not isinstance(key, str):

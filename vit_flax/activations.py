@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vit_flax.layers import wider
+
 Activation = Callable[[Array], Array]
 
 
 @jax.jit  # traced once, not in every layer
 def gelu(x: Array) -> Array:
     """The exact GELU (Hendrycks and Gimpel 2016, section 2), computed in float32 or wider."""
-    return _gelu(x.astype(jnp.promote_types(x.dtype, jnp.float32))).astype(x.dtype)
+    return _gelu(x.astype(wider(x.dtype))).astype(x.dtype)
 
 
 @jax.custom_jvp

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vit_flax.layers import wider
+
 Dropout = Callable[[Array], Array]
 
 
@@ -104,7 +106,7 @@ def _scaled(context: Array, head_mask: Array | None) -> Array:
 def _scores(q: Array, k: Array, bias: Array | None) -> Array:
     scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)  # (B, h, S, S)
     scores = scores if bias is None else scores + bias
-    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
+    return scores.astype(wider(scores.dtype))
 
 
 ATTENTIONS: dict[str, Attention] = {"sdpa": sdpa, "eager": eager, "cudnn": cudnn}
@@ -128,4 +130,4 @@ def additive_bias(mask: Array | None, dtype: jnp.dtype) -> Array | None:
         return None
     if mask.ndim == 4:
         return mask.astype(dtype)
-    return jnp.where(mask == 0, jnp.finfo(dtype).min, 0.0).astype(dtype)[:, None, None, :]  # (B, 1, 1, S)
+    return jnp.where(mask.astype(bool), 0.0, jnp.finfo(dtype).min).astype(dtype)[:, None, None, :]  # (B, 1, 1, S)

@@ -26,6 +26,7 @@ from vit_core.outputs import Output, Returns
 from vit_core.params import FLAX, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_flax.attention import choose
+from vit_flax.layers import wider
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
 STATIC = (
@@ -92,7 +93,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
             self.module_class(
                 config.copy(),
                 dtype,
-                jnp.promote_types(dtype, jnp.float32),
+                wider(dtype),
                 channels_axis=CHANNELS_AXIS[data_format],
                 scan_layers=scan_layers,
                 **model_kwargs,
@@ -345,7 +346,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
         def taken(spec: Spec) -> np.ndarray:
             stored = tensors[spec.name]
-            array = own(to_native(stored.read(), spec, FLAX), jnp.promote_types(stored.dtype, dtype))
+            array = own(to_native(stored.read(), spec, FLAX), wider(stored.dtype, dtype))
             stored.release()
             return array
 
@@ -428,7 +429,7 @@ def _stacked(layers: Sequence[Read]) -> np.ndarray:
     stack = aligned((len(layers), *first.shape), first.dtype)
     stack[0] = first
     for i, layer in enumerate((np.asarray(each()) for each in layers[1:]), start=1):
-        stack = stack.astype(jnp.promote_types(stack.dtype, layer.dtype), copy=False)
+        stack = stack.astype(wider(stack.dtype, layer.dtype), copy=False)
         stack[i] = layer
     return stack
 

@@ -23,6 +23,7 @@ from vit_flax.attention import additive_bias
 from vit_flax.backbone import FlaxViTBackbone, FlaxViTBackboneModule
 from vit_flax.base import FlaxViTPreTrainedModel, Params, Wraps
 from vit_flax.encoder import ViTAttention, ViTDropPath, ViTEncoder, ViTIntermediate, ViTSelfAttention, scaled
+from vit_flax.layers import wider
 from vit_flax.losses import check_visual_token_labels, visual_token_loss
 from vit_flax.modeling import (
     FlaxViTForImageClassification,
@@ -62,7 +63,7 @@ class BeitRelativePositionBias(ViTModule):
         """The table for another grid, by one matrix along each axis; the rows with a CLS token are untouched."""
         table, (height, width) = self.relative_position_bias_table, (rows.shape[1], columns.shape[1])
         target, heads = (rows.shape[0], columns.shape[0]), table.shape[1]
-        wide = jnp.promote_types(table.dtype, jnp.float32)
+        wide = wider(table.dtype)
         grid = (rows.astype(wide) @ table[:-3].astype(wide).reshape(height, -1)).reshape(target[0], width, heads)
         patches = (columns.astype(wide) @ grid).reshape(target[0] * target[1], heads)
         return jnp.concatenate([patches.astype(table.dtype), table[-3:]])
@@ -215,6 +216,7 @@ class FlaxBeitForMaskedImageModelingModule(ViTWithHead):
     trunk_class = FlaxBeitModule
     output_class: ClassVar[type[MaskedLMOutput[Array]]] = MaskedLMOutput
 
+    @nn.nowrap
     def build_head(self) -> None:
         self.layernorm = self.layer_norm()
         self.lm_head = self.linear(self.config.vocab_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from flax import linen as nn
 from jax import Array
 
 from vit_core.family import DEIT
@@ -43,6 +44,7 @@ class FlaxDeiTForImageClassificationWithTeacherModule(FlaxViTForImageClassificat
     )
     tokens = 2
 
+    @nn.nowrap
     def build_head(self) -> None:
         self.cls_classifier = self.build_classifier()
         self.distillation_classifier = self.build_classifier()

@@ -18,6 +18,7 @@ from vit_core.config import ViTConfig, pair
 from vit_core.family import MASK_TOKEN, PATCHES, POSITIONS, has_mask_token, has_positions
 from vit_core.params import spec_of
 from vit_core.position import kernel_matrix, resize_matrix
+from vit_flax.layers import wider
 from vit_flax.module import ViTModule, start
 
 
@@ -76,7 +77,7 @@ class ViTEmbeddings(ViTModule):
         x = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
             assert self.mask_token is not None
-            x = jnp.where(bool_masked_pos[..., None] != 0, self.mask_token.astype(x.dtype), x)
+            x = jnp.where(bool_masked_pos[..., None].astype(bool), self.mask_token.astype(x.dtype), x)
         tokens = [expanded(getattr(self, name), x) for name in self.config.tokens]
         x = jnp.concatenate([*tokens, x], axis=1)  # (B, S, D)
         if (table := self.position_embeddings) is not None:
@@ -104,7 +105,7 @@ def patches(pixel_values: Array, config: ViTConfig, channels_axis: int) -> Array
 def resized_positions(table: Array, size: Sequence[int], config: ViTConfig) -> Array:
     """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
     source, target, first = config.grid, calls.grid(size, config), config.position_prefix
-    wide, kernel, width = jnp.promote_types(table.dtype, jnp.float32), config.position_kernel, table.shape[2]
+    wide, kernel, width = wider(table.dtype), config.position_kernel, table.shape[2]
     rows, columns = (resizing(s, t, kernel, wide) for s, t in zip(source, target, strict=True))
     grid = (rows @ table[0, first:].astype(wide).reshape(source[0], -1)).reshape(target[0], source[1], width)
     resized = (columns @ grid).reshape(1, target[0] * target[1], width).astype(table.dtype)

@@ -20,7 +20,7 @@ from vit_core import calls
 from vit_core.family import ATTENTION_SCALE, MLP_SCALE
 from vit_flax.activations import activation
 from vit_flax.attention import additive_bias, choose
-from vit_flax.layers import spread
+from vit_flax.layers import spread, wider
 from vit_flax.module import ViTModule
 from vit_flax.outputs import BaseModelOutput
 
@@ -113,7 +113,7 @@ class ViTDropPath(ViTModule):
         if rate is None:
             return x
         stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (x.shape[0], 1, 1))
-        return x * (stays / (1 - rate)).astype(x.dtype)
+        return x * (stays.astype(rate.dtype) / (1 - rate)).astype(x.dtype)
 
 
 class ViTOutput(ViTModule):
@@ -204,7 +204,7 @@ class ViTEncoder(ViTModule):
             options = replace(options, depth=None)
         rates = None
         if train and any(self.config.drop_path_rates):
-            rates = jnp.asarray(self.config.drop_path_rates, jnp.promote_types(self.dtype, jnp.float32))
+            rates = jnp.asarray(self.config.drop_path_rates, wider(self.dtype))
         x, (states, probs) = computed(self.layer, hidden_states, (head_mask, rates), bias, options, train)
         return BaseModelOutput(
             last_hidden_state=x,

@@ -30,6 +30,12 @@ def spread(parameter: Array, x: Array) -> Array:
     return jax.lax.broadcast_to_rank(parameter, x.ndim)
 
 
+def wider(dtype: Any, other: Any = jnp.float32) -> Any:
+    """The dtype that holds both, also where JAX is told to refuse to mix them: what is computed in it is cast first."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(dtype, other)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, with the two-pass variance.
@@ -75,5 +81,5 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
-        wide = jnp.promote_types(self.dtype, jnp.float32)
+        wide = wider(self.dtype)
         return layer_norm(x.astype(wide), scale.astype(wide), bias.astype(wide), self.epsilon).astype(self.dtype)

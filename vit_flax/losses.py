@@ -18,6 +18,7 @@ from vit_core.calls import (
     problem_type,
 )
 from vit_core.config import ViTConfig, pair
+from vit_flax.layers import wider
 
 
 def classification_loss(logits: Array, labels: Array, config: ViTConfig) -> Array:
@@ -29,7 +30,7 @@ def classification_loss(logits: Array, labels: Array, config: ViTConfig) -> Arra
     integers = not jnp.issubdtype(labels.dtype, jnp.floating)
     problem = problem_type(config, integers)
     check_labels(labels.shape, logits.shape, problem, integers)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(wider(logits.dtype))
     if problem == "single_label_classification":
         return _cross_entropy(logits, labels.reshape(-1))
     if problem == "multi_label_classification":
@@ -42,7 +43,7 @@ def _cross_entropy(logits: Array, labels: Array) -> Array:
     places = jnp.where(labels < 0, jnp.where(kept, logits.shape[1], 0), labels)  # what lies outside is filled with NaN
     picked = jnp.take_along_axis(jax.nn.log_softmax(logits), places[:, None], axis=1, mode="fill")[:, 0]
     each = jnp.where(kept, -picked, 0.0)
-    return each.sum() / kept.sum()
+    return each.sum() / kept.sum().astype(each.dtype)
 
 
 def visual_token_loss(logits: Array, mask: Array | None, labels: Array, config: ViTConfig) -> Array:
@@ -53,10 +54,10 @@ def visual_token_loss(logits: Array, mask: Array | None, labels: Array, config: 
     """
     check_visual_token_labels(mask, labels, config)
     assert mask is not None
-    masked = mask.reshape(-1) != 0
+    masked = mask.reshape(-1).astype(bool)
     place = jnp.where(masked, jnp.cumsum(masked) - 1, labels.shape[0])  # of a patch's label: the last is for the others
     targets = jnp.append(labels.astype(jnp.int32), -100)[place]
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = logits.astype(wider(logits.dtype))
     targets = jnp.where(masked.sum() == labels.shape[0], targets, logits.shape[2])  # no token: the loss is NaN
     return _cross_entropy(logits.reshape(-1, logits.shape[2]), targets)
 
@@ -66,7 +67,7 @@ def check_visual_token_labels(mask: Any, labels: Any, config: ViTConfig) -> None
 
     Ignored are labels of -100.
     """
-    count = None if mask is None else (mask != 0).sum()
+    count = None if mask is None else mask.astype(bool).sum()
     count = count if count is None or isinstance(count, jax.core.Tracer) else int(count)
     check_visual_tokens(labels.shape, not jnp.issubdtype(labels.dtype, jnp.floating), count, config)
     if not isinstance(labels, jax.core.Tracer):
@@ -78,7 +79,7 @@ def teacher_loss(distilled: Array, teacher_logits: Array, config: ViTConfig) -> 
 
     DeiT, section 4: with the teacher's class, or as a divergence from its softened probabilities, a mean over images.
     """
-    wide = jnp.promote_types(distilled.dtype, jnp.float32)
+    wide = wider(distilled.dtype)
     student, teacher = distilled.astype(wide), teacher_logits.astype(wide)
     if config.distillation == "hard":
         return -jnp.take_along_axis(jax.nn.log_softmax(student), teacher.argmax(1)[:, None], axis=1).mean()
@@ -107,7 +108,7 @@ def masked_patch_loss(target: Array, pred: Array, mask: Array, config: ViTConfig
     He et al. 2022, MAE, section 3; with `norm_pix_loss`, each patch of the target is normalised by its own mean and
     unbiased variance, as in the authors' code.
     """
-    wide = jnp.promote_types(pred.dtype, jnp.float32)
+    wide = wider(pred.dtype)
     target, pred, mask = target.astype(wide), pred.astype(wide), mask.astype(wide)
     if config.norm_pix_loss:
         variance = target.var(-1, keepdims=True, ddof=1)
@@ -121,7 +122,7 @@ def masked_reconstruction_loss(
 ) -> Array:
     """Mean absolute error of the masked pixels (Xie et al. 2022, SimMIM, section 3.4); mask (B, N), 1 where masked."""
     check_reconstruction(config)
-    wide = jnp.promote_types(reconstruction.dtype, jnp.float32)
+    wide = wider(reconstruction.dtype)
     ph, pw = pair(config.patch_size)
     if channels_axis == 3:
         pixels, reconstruction = (x.transpose(0, 3, 1, 2) for x in (pixels, reconstruction))

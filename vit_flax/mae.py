@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import Array
 
 from vit_core import calls
@@ -104,6 +105,7 @@ class FlaxViTMAEForPreTrainingModule(ViTWithHead):
     trunk_class = FlaxViTMAEModule
     output_class: ClassVar[type[ViTMAEForPreTrainingOutput[Array]]] = ViTMAEForPreTrainingOutput
 
+    @nn.nowrap
     def build_head(self) -> None:
         self.decoder = ViTMAEDecoder(**self.common)
 

@@ -168,6 +168,7 @@ class ViTWithHead(ViTModule):
         """The trunk."""
         return getattr(self, family_of(self.config).trunk)
 
+    @nn.nowrap
     def build_head(self) -> None:
         """Make the layers of the head."""
         raise NotImplementedError
@@ -204,10 +205,12 @@ class FlaxViTForImageClassificationModule(ViTWithHead):
     tokens: ClassVar[int | None] = 1
     reads: ClassVar[str] = "last_hidden_state"  # of the trunk's output
 
+    @nn.nowrap
     def build_head(self) -> None:
         self.classifier = self.build_classifier()
         self.fc_norm = self.layer_norm() if self.config.fc_norm else lambda x: x
 
+    @nn.nowrap
     def build_classifier(self) -> Callable[[Array], Array]:
         """A linear layer to the labels; without labels the identity."""
         return self.linear(self.config.num_labels) if self.config.num_labels else lambda x: x
@@ -276,6 +279,7 @@ class FlaxViTForMaskedImageModelingModule(ViTWithHead):
     output_class: ClassVar[type[MaskedImageModelingOutput[Array]]] = MaskedImageModelingOutput
     trunk_parts = ("mask_token",)
 
+    @nn.nowrap
     def build_head(self) -> None:
         self.decoder = ViTDecoder(**self.common)
 

@@ -86,15 +86,18 @@ class ViTModule(nn.Module):
         init = family_of(self.config).rows[LAYER + "output.dense"].init
         return normal(self.config.initializer_range, DRAWN[init])
 
+    @nn.nowrap  # what makes layers is no call, which `nn.tabulate` would repeat
     def linear(self, features: int, use_bias: bool = True) -> nn.Dense:
         """A linear layer."""
         init = self.kernel_init
         return nn.Dense(features, use_bias, self.dtype, self.param_dtype, kernel_init=init, dot_general=product)
 
+    @nn.nowrap
     def layer_norm(self) -> LayerNorm:
         """A LayerNorm with the configuration's epsilon."""
         return LayerNorm(self.config.layer_norm_eps, self.dtype, self.param_dtype)
 
+    @nn.nowrap
     def weight(self, name: str) -> Array:
         """A raw parameter, by its name in the table, of the shape and with the start that it gives there."""
         spec = spec_of(self.config, name.format(0))

@@ -94,6 +94,13 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         if seed is not None:
             self.init_weights(seed)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """The signature of a `call` of one's own that hands `**others` on names them: by it, inputs are known."""
+        super().__init_subclass__(**kwargs)
+        if inspect.isfunction(call := vars(cls).get("call")):
+            next_one = inspect.signature(super(cls, cls).call)
+            call.__signature__ = _whole(inspect.signature(call), next_one)  # type: ignore[attr-defined]
+
     def build(self, input_shape: Any = None) -> None:
         """Nothing: a model is built when it is made."""
         if not self.built:
@@ -295,24 +302,33 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         """For `model.save`: what `from_config` builds the model from."""
         frozen = [path for path, layer in self._layers_by_path().items() if not layer.trainable]
         own = {"config": self.config.to_dict(), "data_format": self.data_format, "frozen": frozen}
-        quantized = {p: how_quantized(layer) for p, layer in self._layers_by_path().items() if layer.quantization_mode}
-        return {**super().get_config(), **own, **({"quantized": quantized} if quantized else {})}
+        layers = self._layers_by_path().items()
+        quantized = {path: how_quantized(layer) for path, layer in layers if layer.quantization_mode}
+        adapted = {
+            path: {"rank": layer.lora_rank, "lora_alpha": layer.lora_alpha}
+            for path, layer in layers
+            if getattr(layer, "lora_enabled", False)
+        }
+        changed = {"quantized": quantized, "lora": adapted}
+        return {**super().get_config(), **own, **{name: of for name, of in changed.items() if of}}
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | ViTConfig, custom_objects: Any = None, **kwargs: Any) -> Self:
         """A model from `get_config`, its weights not yet loaded; or of a ViTConfig.
 
-        Layers are quantised, and frozen, as they were.
+        Layers are frozen, quantised and adapted by LoRA as they were.
         """
         if isinstance(config, ViTConfig):
             return super().from_config(config, **kwargs)
-        frozen, quantized = config.get("frozen", []), config.get("quantized", {})
-        options = {name: value for name, value in config.items() if name not in ("config", "frozen", "quantized")}
-        model = cls(cls.config_class.from_dict(config["config"]), **options)
+        options = dict(config)
+        frozen, quantized, adapted = (options.pop(name, {}) for name in ("frozen", "quantized", "lora"))
+        model = cls(cls.config_class.from_dict(options.pop("config")), **options)
         for path, layer in model._layers_by_path().items():  # a layer after the one that it is in
             layer.trainable = path not in frozen
             if path in quantized:
                 layer.quantize(**keras.saving.deserialize_keras_object(quantized[path]))
+            if path in adapted:
+                layer.enable_lora(**adapted[path])
         return model
 
     def _layers_by_path(self) -> dict[str, Any]:
@@ -322,6 +338,17 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
 
     def build_from_config(self, config: dict[str, Any]) -> None:
         """For Keras: nothing is left to build."""
+
+
+def _whole(own: inspect.Signature, handed_on: inspect.Signature) -> inspect.Signature:
+    """A signature whose `**others`, if it has any, are the parameters of another."""
+    parameters = own.parameters.values()
+    if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+        return own
+    _, *theirs = handed_on.parameters.values()
+    others = [p.replace(kind=p.KEYWORD_ONLY) for p in theirs if p.name not in own.parameters]
+    first = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return own.replace(parameters=[*first, *others, *(p for p in parameters if p.kind is p.KEYWORD_ONLY)])
 
 
 def how_quantized(layer: Any) -> dict[str, Any]:

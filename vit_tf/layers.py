@@ -27,6 +27,16 @@ class Dense(layers.Dense):
         """As Keras's own Dense, which refuses classes derived from it."""
         super().quantize(mode, type_check=False, config=config)
 
+    def load_own_variables(self, store: Any) -> None:
+        """As Keras's, whose files have LoRA's product in the kernel; LoRA starts anew from there.
+
+        Keras itself sets both of its factors to zero, where neither has a gradient.
+        """
+        factor = ops.copy(self.lora_kernel_a) if self.lora_enabled else None
+        super().load_own_variables(store)
+        if factor is not None:
+            self.lora_kernel_a.assign(factor)
+
 
 class LayerNorm(layers.LayerNormalization):
     """Keras's LayerNormalization over the last axis with the two-pass variance (Ba et al. 2016, section 3).

@@ -56,8 +56,13 @@ def _cross_entropies(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     kept = labels != -100
     known = (labels >= 0) & (labels < logits.shape[1])
     each = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.where(known, labels, 0), logits)
-    each = tf.where(known, each, tf.where(kept, tf.cast(float("nan"), each.dtype), 0.0))
+    each = _where_right(known | ~kept, tf.where(known, each, 0))
     return each, tf.reduce_sum(tf.cast(kept, logits.dtype))
+
+
+def _where_right(right: Tensor, values: Tensor) -> Tensor:
+    """Values where they are right, else NaN: computed, as `enable_check_numerics` reports NaN that nobody reads too."""
+    return tf.where(right, values, 0) + tf.sqrt(tf.cast(right, values.dtype) - 1)
 
 
 def visual_token_loss(logits: Tensor, mask: Tensor | None, labels: Tensor, config: ViTConfig) -> Tensor:
@@ -75,7 +80,7 @@ def visual_token_loss(logits: Tensor, mask: Tensor | None, labels: Tensor, confi
     targets = tf.gather(tf.concat([[-100], tf.cast(labels, tf.int64)], axis=0), nth)
     logits = tf.reshape(tf.cast(logits, wide(logits.dtype)), (-1, logits.shape[2]))
     each, divisor = _cross_entropies(logits, targets)
-    return tf.where(count == given, tf.reduce_sum(each) / divisor, float("nan"))
+    return _where_right(count == given, tf.reduce_sum(each) / divisor)
 
 
 def teacher_loss(distilled: Tensor, teacher_logits: Tensor, config: ViTConfig) -> Tensor:

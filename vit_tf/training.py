@@ -79,7 +79,14 @@ class Training(keras.Model):
         """Keras's `compile`; without a loss the model's own is trained, whatever was compiled before.
 
         Warns of a cross entropy that would take a classifier's logits for probabilities, as its name alone asks for.
+        Raises ValueError for weights of losses without a loss, and for losses by other names than the main output's.
         """
+        loss = _only(loss, "Losses", self.main_name)
+        if loss is None and kwargs.get("loss_weights") is not None:
+            raise ValueError(
+                f"loss_weights={kwargs['loss_weights']!r} are those of losses given to compile(): pass a loss too, or "
+                f"no weights for {type(self).__name__}'s own."
+            )
         self.loss = self._compile_loss = None  # which Keras keeps
         if (name := _of_probabilities(loss)) and "labels" in inspect.signature(self.call).parameters:
             warnings.warn(
@@ -154,6 +161,11 @@ class Training(keras.Model):
         tf.cond(number == 0, look, lambda: number)
         return batch
 
+    @property
+    def main_name(self) -> str:
+        """The name of what a user's loss and metrics are applied to."""
+        return next(name for name in self.output_class.__dataclass_fields__ if name != "loss")
+
     def main_output(self, output: Any) -> Tensor:
         """What a user's loss and metrics are applied to: the first field but the loss."""
         return _but_loss(output)[0]
@@ -166,7 +178,7 @@ class Training(keras.Model):
         With a teacher's logits in the inputs it is that of distillation. Raises ValueError for a model that has none,
         and for sample weights that its own can't apply.
         """
-        labels, output = _labels(x, y), self.main_output(y_pred)
+        labels, output = self._labels(x, y), self.main_output(y_pred)
         if self.loss is not None:
             return super().compute_loss(x, labels, output, sample_weight, training)
         inputs = x if isinstance(x, Mapping) else {}
@@ -191,7 +203,13 @@ class Training(keras.Model):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """The compiled metrics of the labels and the main output."""
-        return super().compute_metrics(x, _labels(x, y), self.main_output(y_pred), sample_weight)
+        return super().compute_metrics(x, self._labels(x, y), self.main_output(y_pred), sample_weight)
+
+    def _labels(self, x: Any, y: Any) -> Any:
+        """The labels, which may ride in the inputs, or come as {"labels": y} or by the main output's name."""
+        if y is None and isinstance(x, Mapping):
+            return x.get("labels")
+        return _only(y, "Targets", "labels", self.main_name)
 
     def predict_step(self, data: Any) -> Any:
         """The fields of one batch's output but the loss, whose batches make no array; targets are left aside."""
@@ -334,13 +352,15 @@ def _of_probabilities(loss: Any) -> str | None:
     return name.title().replace("_", "") if takes_logits else None
 
 
-def _labels(x: Any, y: Any) -> Any:
-    """The labels, which may ride in the inputs, or come as {"labels": y}."""
-    if isinstance(y, Mapping):
-        if list(y) != ["labels"]:
-            raise ValueError(f'Targets in a dict must be those of {{"labels": y}}, got {", ".join(map(str, y))}.')
-        return y["labels"]
-    return x.get("labels") if y is None and isinstance(x, Mapping) else y
+def _only(given: Any, what: str, *names: str) -> Any:
+    """What a dict holds by one of these names; anything else as it is. Raises ValueError for another dict."""
+    if not isinstance(given, Mapping):
+        return given
+    if len(given) != 1 or not given.keys() <= set(names):
+        allowed = " or ".join(f'{{"{name}": ...}}' for name in names)
+        raise ValueError(f"{what} in a dict must be those of {allowed}, got {', '.join(map(str, given))}.")
+    (value,) = given.values()
+    return value
 
 
 def _pixels(data: Any) -> Any:
