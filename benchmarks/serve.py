@@ -2,9 +2,9 @@
 
 Clients are coroutines in a process of their own, each with a connection that it keeps and one request under way: a JPEG
 of 640 x 480 in base64, which goes to a ViT-Ti/16, and a digit to the package's model, where all but the model counts.
-The three servers stand beside each other, idle but for the one that is asked; LitServe has batches of the same size and
-the same functions, which prepare pictures and tell labels. A ratio is of the time that an answered request takes, ours
-by the other's. Then 10,000 requests of 8 clients, and the server's memory in between.
+The three servers stand beside each other, stopped but for the one that is asked, as two of LitServe's processes take
+half a core each while they wait; it has batches of the same size and the same functions, which prepare pictures and
+tell labels. A ratio is of the time that an answered request takes, ours by the other's. Then 10,000 requests of 8 clients, and the server's memory in between.
 
 python benchmarks/serve.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`; S for each load
 """
@@ -112,7 +112,8 @@ def serving(name: str, folder: Path, program: Path) -> Iterator[int]:
             raise RuntimeError(f"The server {name} ended with {process.returncode}.")
         yield process.pid
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # LitServe's workers are processes of their own
+        for number in (signal.SIGCONT, signal.SIGTERM):
+            os.killpg(process.pid, number)  # LitServe's workers are processes of their own
         process.wait(60)
 
 
@@ -157,6 +158,15 @@ def load(port: int, request: bytes, clients: int, amount: float, requests: bool 
     return np.array([seconds / len(took), *np.percentile(took, [50, 99])])
 
 
+def load_alone(number: int, *given: Any) -> np.ndarray:
+    """`load` of the server in the group of processes of this number, which is stopped before and after."""
+    os.killpg(number, signal.SIGCONT)
+    try:
+        return load(*given)
+    finally:
+        os.killpg(number, signal.SIGSTOP)
+
+
 def _run(*given: Any) -> tuple[float, list[float]]:
     return asyncio.run(_load(*given))
 
@@ -181,10 +191,13 @@ def compare(title: str, folder: Path, picture: bytes, program: Path, rounds: int
     """The rows of a model."""
     request, rows = request_of(picture), {}
     with ExitStack() as stack:
-        for name in PORTS:
-            stack.enter_context(serving(name, folder, program))
+        groups = {name: stack.enter_context(serving(name, folder, program)) for name in PORTS}
+        for group in groups.values():
+            os.killpg(group, signal.SIGSTOP)
         for clients in CLIENTS:
-            loads = {name: partial(load, port, request, clients, seconds) for name, port in PORTS.items()}
+            loads = {
+                name: partial(load_alone, groups[name], port, request, clients, seconds) for name, port in PORTS.items()
+            }
             measured = interleaved(loads, min_rounds=rounds, min_seconds=0, warm_up=1, measure=lambda call: call())
             for name in (ALONE, LITSERVE):
                 case = f"serve, {title}, {clients} clients, against {name}"

@@ -29,6 +29,7 @@ from PIL import Image
 from test_guides import commands
 from trainings import QUIET, ROOT, free_port
 
+from vit_core import pipeline
 from vit_core.app.cli import main
 from vit_core.assets import DIGITS
 
@@ -649,6 +650,31 @@ def test_what_is_not_installed_is_named(monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["serve", str(DIGITS)]) == 2
     assert 'pip install "vit-trio[serve]"' in capsys.readouterr().err
+
+
+def test_a_model_is_loaded_where_it_computes(monkeypatch: Any) -> None:
+    """OpenMP has workers for each thread that computes; with those of two, a ViT-Ti takes up to twice the time."""
+    from vit_core.app.serve import server
+    from vit_core.app.serve.batching import Batcher
+
+    threads: list[threading.Thread] = []
+
+    def noted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*given: Any, **options: Any) -> Any:
+            threads.append(threading.current_thread())
+            return function(*given, **options)
+
+        return noting
+
+    monkeypatch.setattr("vit_core.app.cli.serve.pipeline", noted(pipeline))
+    monkeypatch.setattr(Batcher, "compute", noted(Batcher.compute))
+    monkeypatch.setattr(server._Server, "run", lambda self, sockets: sockets[0].close())
+    monkeypatch.setattr(server, "log_to_stderr", lambda kind: None)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    assert main(["serve", str(DIGITS), "--backend", "torch", "--port", "0", "--batch-size", "1"]) == 0
+    assert len(threads) == 2
+    assert len(set(threads)) == 1
+    assert threads[0] is not threading.main_thread()
 
 
 def test_a_port_that_is_taken(monkeypatch: Any, capsys: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from pathlib import PurePath
 from typing import Annotated
@@ -64,19 +65,18 @@ def serve(
         raise ImportError(f'vit serve needs more ({error}): pip install "vit-trio[serve]"') from error
     address = host or ("0.0.0.0" if _ON_VERTEX in os.environ else "127.0.0.1"), port
     server.listen(address).close()  # a port that is taken is told before the model is loaded
+    places = devices.split(",") if devices is not None else None
+    runners = ThreadPoolExecutor(len(places) if places else 1, "model")
     with telling() as tell:
         tell("Loading")
         import_for(backend, model, image_processor, revision)
-        classifier = pipeline(
-            model=model,
-            backend=backend,
-            image_processor=image_processor,
-            revision=revision,
-            device=devices.split(",") if devices is not None else None,
+        loading = runners.submit(
+            pipeline, model=model, backend=backend, image_processor=image_processor, revision=revision, device=places
         )
+        classifier = loading.result()
     Image.MAX_IMAGE_PIXELS = max_pixels * 10**6
     warnings.filterwarnings("error", category=Image.DecompressionBombWarning)  # refused, not warned of
     server.log_to_stderr(log)
     limits = server.Limits(batch_size, max_queue, max_body * 10**6, timeout, grace)
-    if server.serve(server.Served(classifier, name, top_k), address, limits):
+    if server.serve(server.Served(classifier, runners, name, top_k), address, limits):
         raise typer.Exit(1)

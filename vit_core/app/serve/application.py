@@ -97,7 +97,9 @@ class Service:
     def __init__(self, served: Served, limits: Limits, vertex_routes: tuple[str, str]) -> None:
         self.served, self.limits, self.metrics = served, limits, Metrics()
         self.stopping, self.dropped = False, 0
-        self.batcher = Batcher(served.classifier, limits.batch_size, limits.max_queue, self.metrics.batches.observe)
+        self.batcher = Batcher(
+            served.classifier, served.runners, limits.batch_size, limits.max_queue, self.metrics.batches.observe
+        )
         self.metrics.queued.set_function(self.batcher.waiting.qsize)
         self.metrics.taken.set_function(lambda: self.batcher.taken)
         health, predict = vertex_routes

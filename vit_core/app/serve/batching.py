@@ -32,19 +32,24 @@ class Full(Exception):
 class Batcher:
     """The way to a classifier: all but preparing and computing happens in the event loop, so nothing needs a lock.
 
-    batch_size: pictures that the model sees at once. places: pictures that may be under way. observe: is told the size
-    of each batch.
+    runners: threads, one for each copy of the model. batch_size: pictures that the model sees at once. places: pictures
+    that may be under way. observe: is told the size of each batch.
     """
 
     def __init__(
-        self, classifier: ImageClassificationPipeline, batch_size: int, places: int, observe: Callable[[int], None]
+        self,
+        classifier: ImageClassificationPipeline,
+        runners: ThreadPoolExecutor,
+        batch_size: int,
+        places: int,
+        observe: Callable[[int], None],
     ) -> None:
-        self.classifier, self.batch_size, self.places, self.observe = classifier, batch_size, places, observe
+        self.classifier, self.runners, self.observe = classifier, runners, observe
+        self.batch_size, self.places = batch_size, places
         self.models = (classifier.model, *classifier.replicas)
         self.taken = 0  # of the places
         self.waiting: asyncio.Queue[tuple[Array, asyncio.Future[Array]]] = asyncio.Queue()
         self.preparers = ThreadPoolExecutor(os.cpu_count() or 1, "preparing")
-        self.runners = ThreadPoolExecutor(len(self.models), "model")
 
     def warm_up(self) -> None:
         """Compute once in every size of batch that is compiled, so that no request waits for it."""
@@ -52,7 +57,7 @@ class Batcher:
         shape = config.num_channels, *pair(config.image_size)
         for model in self.models:
             for size in sorted({self._padded(number) for number in range(1, self.batch_size + 1)}):
-                self.compute(model, [np.zeros(shape, np.float32)] * size)
+                self.runners.submit(self.compute, model, [np.zeros(shape, np.float32)] * size).result()
 
     @contextmanager
     def place(self) -> Iterator[Callable[[int], None]]:

@@ -9,6 +9,7 @@ import binascii
 import math
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +30,14 @@ _REQUEST = "The request"
 
 @dataclass(frozen=True)
 class Served:
-    """A classifier under its name, and how many labels it tells of a picture if the request does not say."""
+    """A classifier under its name, and how many labels it tells of a picture if the request does not say.
+
+    runners: the threads in which it was loaded, and computes, one for each copy of the model. OpenMP has workers for
+    each thread that computes, and those of two are in each other's way.
+    """
 
     classifier: ImageClassificationPipeline
+    runners: ThreadPoolExecutor
     name: str
     top_k: int
 
