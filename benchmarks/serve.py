@@ -4,7 +4,8 @@ Clients are coroutines in a process of their own, each with a connection that it
 of 640 x 480 in base64, which goes to a ViT-Ti/16, and a digit to the package's model, where all but the model counts.
 The three servers stand beside each other, stopped but for the one that is asked, as two of LitServe's processes take
 half a core each while they wait; it has batches of the same size and the same functions, which prepare pictures and
-tell labels. A ratio is of the time that an answered request takes, ours by the other's. Then 10,000 requests of 8 clients, and the server's memory in between.
+tell labels. A ratio is of the time that an answered request takes, ours by the other's. Then 10,000 requests of 8
+clients, and the server's memory in between.
 
 python benchmarks/serve.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`; S for each load
 """
