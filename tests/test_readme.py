@@ -108,6 +108,7 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "bfloat16 float32 bfloat16",
         "Loss: 0.1",
         "1.0",
+        "(12, 10)",
     ]
 
 
