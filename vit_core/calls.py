@@ -127,7 +127,7 @@ def pooling(config: ViTConfig, pool: str | None, reshape: bool = False) -> str:
 
 
 def features_options(config: ViTConfig, depths: Sequence[int], pool: str, watched: bool = False) -> Options:
-    """The options of an encoder's call that computes what features need, and no more, as far as `resolve_options`."""
+    """The options of an encoder's call that computes what features need; all tokens where `resolve_options` asks so."""
     few = len(set(depths)) == 1 and pool == "cls" and config.skip_unread_tokens and not watched
     return Options(output_hidden_states=True, tokens=1 if few else None, depth=max(depths))
 
