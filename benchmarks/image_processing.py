@@ -9,7 +9,10 @@ MALLOC_MMAP_THRESHOLD_=30000000 MALLOC_TRIM_THRESHOLD_=300000000, under which no
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
+from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,20 @@ import hf_processors_rs  # noqa: E402
 import transformers  # noqa: E402
 
 FAST, RUST = "transformers' fast one", "hf-processors-rs"
+ALONE = "ours without PyTorch"
+
+
+def without_torch(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call as in a program that has not imported PyTorch, whose resize ours would use."""
+
+    def called(*args: Any) -> Any:
+        kept = sys.modules.pop("torch")
+        try:
+            return call(*args)
+        finally:
+            sys.modules["torch"] = kept
+
+    return called
 
 
 def peers(backend: str, folder: str) -> dict[str, Any]:
@@ -33,8 +50,13 @@ def peers(backend: str, folder: str) -> dict[str, Any]:
     rust = hf_processors_rs.AutoImageProcessor.from_pretrained(folder, backend=backend)
     fast = backend == "torchvision"
     theirs, kind = (transformers.ViTImageProcessorFast(), "pt") if fast else (transformers.ViTImageProcessor(), "np")
+
+    def call(pictures: Any) -> Any:
+        return ours(pictures, return_tensors="np", num_workers=1).pixel_values
+
     return {
-        OURS: lambda pictures: ours(pictures, return_tensors="np", num_workers=1).pixel_values,
+        OURS: call,
+        **({ALONE: without_torch(call)} if fast else {}),
         FAST if fast else THEIRS: lambda pictures: theirs(pictures, return_tensors=kind)["pixel_values"],
         RUST: lambda pictures: rust(pictures, num_threads=1),
     }
@@ -57,14 +79,14 @@ def main() -> None:
                 found = [np.asarray(call(pictures)) for call in called.values()]
                 assert all(np.array_equal(found[0], each) for each in found[1:]), "they do not agree"
                 seconds = interleaved({n: lambda f=f, x=pictures: f(x) for n, f in called.items()}, **limits)
-                for name in list(called)[1:]:
-                    results[f"{what}, backend={backend}, one core, against {name}"] = ratio(
-                        seconds[OURS], seconds[name]
-                    )
+                ours = [name for name in called if name in (OURS, ALONE)]
+                for us, them in product(ours, list(called)[len(ours) :]):
+                    how = "one core" if us == OURS else "one core, PyTorch not imported"
+                    results[f"{what}, backend={backend}, {how}, against {them}"] = ratio(seconds[us], seconds[them])
     os.sched_setaffinity(0, cores)
     for backend in ("pil", "torchvision"):
-        ours = ViTImageProcessor(backend=backend)
-        workers = {str(n): lambda n=n, p=ours: p(given["64 PIL images"], num_workers=n) for n in (1, 2)}
+        processor = ViTImageProcessor(backend=backend)
+        workers = {str(n): lambda n=n, p=processor: p(given["64 PIL images"], num_workers=n) for n in (1, 2)}
         seconds = interleaved(workers, **limits)
         results[f"64 PIL images, backend={backend}, two threads against one"] = ratio(seconds["2"], seconds["1"])
     report("Image processors: ours by theirs", results, options.json)

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -706,8 +708,8 @@ def test_golden_of_fast_processors(name: str, tmp_path: Path) -> None:
     assert processor.is_fast and again == processor
     assert again.to_dict()["image_processor_type"] == FAST[name]["file"]["image_processor_type"]
     for each in (processor, again):
-        found = each(INPUTS[FAST[name]["picture"]], return_tensors="np").pixel_values
-        assert same(found, np.load(GOLDEN / "fast" / "outputs.npz")[name])
+        for found in with_and_without_torch(partial(each, return_tensors="np"), INPUTS[FAST[name]["picture"]]):
+            assert same(found.pixel_values, np.load(GOLDEN / "fast" / "outputs.npz")[name])
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
@@ -724,8 +726,31 @@ def test_torchvisions_resize_is_that_of_pytorch(mode: str) -> None:
         planes[:, : height // 2] = 255 * random.integers(2)  # where a sum is largest
         smooth = mode != "nearest"
         expected = torch.nn.functional.interpolate(torch.from_numpy(planes)[None], size, mode=mode, antialias=smooth)
-        found = torchvision.resized(planes, *size, int(Image.Resampling[mode.upper()]))
-        np.testing.assert_array_equal(found, expected[0].numpy())
+        for found in with_and_without_torch(torchvision.resized, planes, *size, int(Image.Resampling[mode.upper()])):
+            np.testing.assert_array_equal(found, expected[0].numpy())
+
+
+def with_and_without_torch(function: Callable[..., Any], *args: Any) -> list[Any]:
+    """What a function gives where PyTorch has been imported, and where it has not."""
+    found = [function(*args)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", None)
+        return [*found, function(*args)]
+
+
+def test_it_is_no_matter_whether_pytorch_has_been_imported() -> None:
+    """Which resizes what it can: pictures, also of one channel, and arrays as they come, upside down or read-only."""
+    torch = pytest.importorskip("torch")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 50, 40, 3), dtype=np.uint8)
+    fixed = pixels[0].copy()
+    fixed.flags.writeable = False
+    pictures = [Image.fromarray(pixels[0]), Image.fromarray(pixels[0, ..., 0])]
+    given = [*pictures, pixels[0, ::-1], fixed, torch.tensor(fixed), list(pixels), pixels.transpose(0, 3, 1, 2)]
+    for resample in (2, 3, 1):
+        processor = ViTImageProcessorFast(size=SMALL, resample=resample, backend="torchvision", do_convert_rgb=True)
+        for images in given:
+            ours, alone = with_and_without_torch(processor, images)
+            np.testing.assert_array_equal(ours.pixel_values, alone.pixel_values)
 
 
 def test_backends(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class Steps:
         else:
             picture, was_unit = to_picture(channels_last(image, layout))
         if self.size is not None and self.backend == "torchvision":
-            return self._resized_by_torchvision(planes(picture)), False
+            return self._resized_by_torchvision(torchvision.channels(picture)), False
         if self.size is not None:
             picture = picture.resize(_target(self.size, *picture.size), self.resample)
         return planes(picture).transpose(1, 2, 0), was_unit
