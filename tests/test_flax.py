@@ -349,18 +349,26 @@ def test_linen_tabulates_what_a_model_computes(cls: str) -> None:
     assert "flops" in nn.tabulate(model.module, keys, compute_flops=True)(pixels(1))
 
 
-def test_a_mesh_of_explicit_axes() -> None:
+@pytest.mark.parametrize(
+    "cls",
+    ["ViTForImageClassification", "ViTForMaskedImageModeling", TEACHER, REGISTERS, "BeitForImageClassification", MAE],
+)
+def test_a_mesh_of_explicit_axes(cls: str) -> None:
+    """As `jax.make_mesh` makes them: pictures are divided, parameters are whole on each device."""
     from jax.sharding import NamedSharding, PartitionSpec
 
     if not hasattr(jax.sharding, "auto_axes"):
         pytest.skip("this JAX has no explicit axes")
-    model, mesh = build(), jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
-    divided = NamedSharding(mesh, PartitionSpec("data"))
-    x, params = jax.device_put(pixels(), divided), jax.device_put(model.params, NamedSharding(mesh, PartitionSpec()))
-    apply = jax.sharding.auto_axes(lambda p, x: model.module.apply({"params": p}, x).logits, out_sharding=divided)
-    found = jax.jit(apply)(params, x)
-    assert found.sharding.is_equivalent_to(divided, 2)
-    assert_same(found, model(pixels()).logits)
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    whole, divided = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",)))
+    model, call = build(cls), {name: jax.device_put(each, divided) for name, each in call_of(cls).items()}
+    params = jax.device_put(model.params, whole)
+    gradients = jax.jit(jax.grad(loss_of(model, cls, **call))).trace(params).out_info
+    assert {axis for each in jax.tree.leaves(gradients) for axis in each.sharding.spec} == {None}
+    if cls == "ViTForImageClassification":
+        found = model(call["pixel_values"], params=params).logits
+        assert found.sharding.is_equivalent_to(divided, 2)
+        assert_same(found, model(pixels()).logits)
 
 
 def test_a_nan_is_not_blamed_on_the_loss() -> None:

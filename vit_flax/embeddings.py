@@ -32,10 +32,7 @@ class ViTPatchProjection(ViTModule):
         kernel = self.param("kernel", init, (ph, pw, channels, width), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (width,), self.param_dtype)
         x, kernel, bias = promote_dtype(pixel_values, kernel, bias, dtype=self.dtype)
-        x = patches(x, self.config, self.channels_axis)
-        batch, rows, columns = x.shape[:3]
-        x = x.reshape(batch * rows * columns, ph * pw * channels) @ kernel.reshape(-1, width) + bias[None]
-        return x.reshape(batch, rows * columns, width)  # (B, N, D)
+        return patches(x, self.config, self.channels_axis) @ kernel.reshape(-1, width) + bias[None, None]  # (B, N, D)
 
 
 class ViTPatchEmbeddings(ViTModule):
@@ -91,15 +88,20 @@ class ViTEmbeddings(ViTModule):
 
 
 def patches(pixel_values: Array, config: ViTConfig, channels_axis: int) -> Array:
-    """Pixels, in the model's layout, by their places: (B, H / ph, W / pw, ph, pw, C); what is left over is cut off."""
+    """Pixels, in the model's layout, patch by patch, (B, N, P Q C): its rows, their columns; what is left is cut off.
+
+    One axis is parted or joined at a time, which a mesh of explicit axes asks for.
+    """
     (ph, pw), channels, batch = pair(config.patch_size), config.num_channels, pixel_values.shape[0]
     if channels_axis == 1:
         rows, columns = calls.grid(pixel_values.shape[2:], config)
-        x = pixel_values[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns, pw)
-        return x.transpose(0, 2, 4, 3, 5, 1)
-    rows, columns = calls.grid(pixel_values.shape[1:3], config)
-    x = pixel_values[:, : rows * ph, : columns * pw].reshape(batch, rows, ph, columns, pw, channels)
-    return x.transpose(0, 1, 3, 2, 4, 5)
+        x = pixel_values[:, :, : rows * ph, : columns * pw].reshape(batch, channels, rows, ph, columns * pw)
+        x = x.reshape(batch, channels, rows, ph, columns, pw).transpose(0, 2, 4, 3, 5, 1)
+    else:
+        rows, columns = calls.grid(pixel_values.shape[1:3], config)
+        x = pixel_values[:, : rows * ph, : columns * pw].reshape(batch, rows, ph, columns * pw, channels)
+        x = x.reshape(batch, rows, ph, columns, pw, channels).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, rows * columns, ph, pw, channels).reshape(batch, rows * columns, ph * pw * channels)
 
 
 def resized_positions(table: Array, size: Sequence[int], config: ViTConfig) -> Array:
@@ -121,5 +123,5 @@ def resizing(source: int, target: Any, kernel: str, dtype: Any) -> Array:
 
 
 def expanded(tokens: Array, x: Array) -> Array:
-    """Tokens (1, n, D) for each of the pictures of `x`, (B, S, D), in its dtype."""
-    return jnp.broadcast_to(tokens, (x.shape[0], *tokens.shape[1:])).astype(x.dtype)
+    """Tokens (1, n, D) for each of the pictures of `x`, (B, S, D), in its dtype, and divided among devices as it is."""
+    return tokens.astype(x.dtype) + jnp.zeros_like(x[:, :1])

@@ -6,7 +6,6 @@ transformers 4.57.6, whose modules it has.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -20,7 +19,7 @@ from vit_core.config import pair
 from vit_core.family import MAE
 from vit_core.params import spec_of
 from vit_flax.base import FlaxViTPreTrainedModel, shapes
-from vit_flax.embeddings import patches, resized_positions
+from vit_flax.embeddings import expanded, patches, resized_positions
 from vit_flax.encoder import ViTLayer, computed, layers_of
 from vit_flax.losses import masked_patch_loss
 from vit_flax.modeling import FlaxViTModel, FlaxViTModule, ViTWithHead
@@ -90,8 +89,8 @@ class ViTMAEDecoder(ViTModule):
     ) -> Array:
         """Pixels (B, N, P Q C) of the encoder's tokens (B, 1 + K, D); `size`, height x width, where it is another."""
         x = self.decoder_embed(hidden_states)
-        removed = (x.shape[0], ids_restore.shape[1] + 1 - x.shape[1], x.shape[2])
-        x = jnp.concatenate([x, jnp.broadcast_to(self.mask_token, removed).astype(x.dtype)], axis=1)
+        removed = jnp.broadcast_to(self.mask_token, (1, ids_restore.shape[1] + 1 - x.shape[1], x.shape[2]))
+        x = jnp.concatenate([x, expanded(removed, x)], axis=1)
         x = jnp.concatenate([x[:, :1], taken(x[:, 1:], ids_restore)], axis=1)  # (B, 1 + N, Dd)
         table = self.decoder_pos_embed
         x = x + (table if size is None else resized_positions(table, size, self.config)).astype(x.dtype)
@@ -148,9 +147,7 @@ class FlaxViTMAEForPreTrainingModule(ViTWithHead):
         """
         shape, axis = pixel_values.shape, self.channels_axis
         calls.check_pixel_values(shape, self.config, interpolate_pos_encoding, axis)
-        x = patches(pixel_values, self.config, axis)
-        batch, rows, columns, *values = x.shape
-        return x.reshape(batch, rows * columns, math.prod(values))
+        return patches(pixel_values, self.config, axis)
 
     def unpatchify(self, patchified_pixel_values: Array, original_image_size: Sequence[int] | None = None) -> Array:
         """Pixels, in the model's layout, of patches (B, N, P Q C) of an image of this size, by default the model's.
@@ -161,10 +158,12 @@ class FlaxViTMAEForPreTrainingModule(ViTWithHead):
         x, channels = patchified_pixel_values, self.config.num_channels
         calls.check_patches(x.shape, size, self.config)
         (ph, pw), (rows, columns), batch = pair(self.config.patch_size), calls.grid(size, self.config), x.shape[0]
-        x = x.reshape(batch, rows, columns, ph, pw, channels)
+        x = x.reshape(batch, rows, columns, ph * pw * channels).reshape(batch, rows, columns, ph, pw, channels)
         if self.channels_axis == 1:
-            return x.transpose(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * ph, columns * pw)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * ph, columns * pw, channels)
+            x = x.transpose(0, 5, 1, 3, 2, 4).reshape(batch, channels, rows * ph, columns, pw)
+            return x.reshape(batch, channels, rows * ph, columns * pw)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * ph, columns, pw, channels)
+        return x.reshape(batch, rows * ph, columns * pw, channels)
 
 
 class FlaxViTMAEPreTrainedModel(FlaxViTPreTrainedModel):
@@ -224,4 +223,5 @@ class FlaxViTMAEForPreTraining(FlaxViTMAEPreTrainedModel):
 
 def taken(x: Array, ids: Array) -> Array:
     """Of tokens (B, n, D) those of these numbers (B, m), (B, m, D)."""
-    return jnp.take_along_axis(x, ids[..., None], axis=1)
+    ids = ids + jnp.zeros_like(x[:, :1, 0], ids.dtype)  # divided among devices as the tokens are
+    return jax.vmap(lambda tokens, places: tokens[places])(x, ids)

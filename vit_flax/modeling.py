@@ -258,8 +258,10 @@ class ViTPixelShuffle(ViTModule):
         rh, rw = pair(self.config.encoder_stride)
         x = x.reshape(batch, rows, columns, channels, rh, rw)
         if self.channels_axis == 1:
-            return x.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * rh, columns * rw)
-        return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, rows * rh, columns * rw, channels)
+            x = x.transpose(0, 3, 1, 4, 2, 5).reshape(batch, channels, rows * rh, columns, rw)
+            return x.reshape(batch, channels, rows * rh, columns * rw)
+        x = x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, rows * rh, columns, rw, channels)
+        return x.reshape(batch, rows * rh, columns * rw, channels)
 
 
 class ViTDecoder(ViTModule):
