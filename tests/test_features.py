@@ -139,6 +139,22 @@ def test_a_backbone_of_a_classifiers_file(backend: Any, tmp_path: Path) -> None:
     assert [x.shape for x in backend.call(again, pixel_values=pixels).feature_maps] == [(1, 32, 5, 7)] * 2
 
 
+def test_stages_are_changed(backend: Any, tmp_path: Path) -> None:
+    """After a call, by the model or its configuration, of which one field follows the other."""
+    model = build(backend, "Dinov2Backbone")
+    backend.call(model, pixel_values=PIXELS)
+    model.out_indices = [1, -1]
+    assert len(backend.call(model, pixel_values=PIXELS).feature_maps) == 2
+    assert (model.config.out_features, model.config.out_indices) == (["stage1", "stage3"], [1, 3])
+    model.save_pretrained(tmp_path)
+    config = type(model.config).from_pretrained(tmp_path)
+    config.out_features = ["stem"]
+    assert (config.out_indices, config.copy()) == ([0], config)
+    model.out_features = None
+    assert (model.out_features, model.config.out_indices) == (["stage3"], None)
+    assert type(config).from_pretrained(tmp_path, out_indices=[2]).out_features == ["stage2"]
+
+
 @pytest.mark.parametrize(
     "given",
     [

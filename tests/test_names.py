@@ -170,6 +170,15 @@ def test_the_implementation_of_attention_can_be_changed(backend: Any) -> None:
         model.set_attn_implementation("flash_attention_9")
 
 
+def test_a_configuration_may_change_after_a_call(backend: Any) -> None:
+    model, pixels = classifier(backend), np.zeros((1, 3, 32, 32), np.float32)
+    assert "hidden_states" not in backend.call(model, pixel_values=pixels, labels=np.array([1]))
+    model.config.output_hidden_states, model.config.problem_type = True, "multi_label_classification"
+    output = backend.call(model, pixel_values=pixels, labels=np.eye(5, dtype=np.float32)[:1])
+    assert len(output.hidden_states) == model.config.num_hidden_layers + 1
+    assert 0.3 < float(np.asarray(output.loss)) < 1.2  # of each label by itself, ln 2 where nothing is known
+
+
 def test_attributes_that_programs_ask_for(backend: Any) -> None:
     model, base = classifier(backend), backend.load("ViTModel", CHECKPOINTS / "base" / "pt_safetensors")
     assert model.num_labels == 5

@@ -9,7 +9,7 @@ from vit_core.config import ViTConfig
 
 
 class Backbone:
-    """The stages of a model, as its configuration names them."""
+    """The stages of a model, as its configuration names them; what is set here is set there."""
 
     config: ViTConfig
 
@@ -23,10 +23,18 @@ class Backbone:
         """The numbers of the stages that there are maps of."""
         return list(self.config.stages)
 
+    @out_indices.setter
+    def out_indices(self, indices: list[int]) -> None:
+        self.config.out_indices = indices
+
     @property
     def out_features(self) -> list[str]:
         """The names of the stages that there are maps of."""
         return [self.stage_names[i] for i in self.out_indices]
+
+    @out_features.setter
+    def out_features(self, names: list[str]) -> None:
+        self.config.out_features = names
 
     @property
     def num_features(self) -> list[int]:

@@ -50,6 +50,7 @@ BACKBONE_DEFAULTS: dict[str, Any] = {
     "apply_layernorm": True,
     "reshape_hidden_states": True,
 }
+STAGES = {"out_features": "out_indices", "out_indices": "out_features"}  # each says what the other says
 LABELS = ("num_labels", "id2label", "label2id")
 _MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of names
 # Set by a caller, never by a file: how attention is computed is no property of the weights.
@@ -183,6 +184,8 @@ class ViTConfig:
             self.out_features = self.out_indices = None  # the default, which it writes out
         self._set_labels(**labels)
         self.validate()
+        for name in STAGES.keys() & {name for name, value in vars(self).items() if value is not None}:
+            self._align_stages(name)
 
     def _follows(self, name: str, value: Any) -> bool:
         """Whether a value is that of a property, which follows from the fields: a file may say it as well."""
@@ -206,6 +209,15 @@ class ViTConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         check = CHECKS.get(name)
         object.__setattr__(self, name, check(name, value) if check else value)
+        if name in STAGES and "id2label" in vars(self):  # all is set
+            self._align_stages(name)
+
+    def _align_stages(self, name: str) -> None:
+        """Make the other field of the stages follow this one; where it is None, both are the default."""
+        vars(self)[STAGES[name]] = None
+        if vars(self)[name] is not None:
+            stages = self.stages
+            vars(self).update(out_features=[self.stage_names[i] for i in stages], out_indices=list(stages))
 
     def __getattr__(self, name: str) -> Any:
         """What programs ask of every configuration of transformers, where a file does not say otherwise."""
@@ -455,6 +467,8 @@ class ViTConfig:
         stored_labels = len(stored) if stored and isinstance(stored, Mapping) else 2
         if "id2label" in used or used.get("num_labels", stored_labels) != stored_labels:
             merged = {k: v for k, v in merged.items() if k not in LABELS}
+        if used.keys() & STAGES:
+            merged = {k: v for k, v in merged.items() if k not in STAGES}
         if "dtype" in used or "torch_dtype" in used:
             merged = {k: v for k, v in merged.items() if k not in ("dtype", "torch_dtype")}
         config = made(**{**merged, **used})

@@ -162,11 +162,6 @@ class PretrainedModel(ABC):
         """Compute attention in another way, as `config.attn_implementation` does at first. Raises ValueError."""
         self._choose(attn_implementation, output_attentions=False)
         self.config.attn_implementation = attn_implementation
-        self._forget_compiled()
-
-    def _forget_compiled(self) -> None:
-        """Nothing, or to compile anew what was compiled with another configuration."""
-        return
 
     def parameter_groups(self, layer_decay: float = 1.0, freeze: bool = False) -> list[ParameterGroup]:
         """The model's parameters, by the keys of `specs`, in groups that an optimizer treats alike.

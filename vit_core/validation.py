@@ -163,7 +163,17 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     ),
     **dict.fromkeys(("image_size", "patch_size", "encoder_stride"), _size),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), partial(_number, maximum=1.0)),
-    **dict.fromkeys(("initializer_range", "layer_norm_eps", "layer_scale", "layerscale_value"), _number),
+    **dict.fromkeys(
+        (
+            "initializer_range",
+            "layer_norm_eps",
+            "layer_scale",
+            "layerscale_value",
+            "layer_scale_init_value",
+            "auxiliary_loss_weight",
+        ),
+        _number,
+    ),
     **dict.fromkeys(
         (
             "qkv_bias",
@@ -189,7 +199,6 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "position_kernel": _one_of(*CALL_KERNELS),
     "pool": _one_of("cls", "mean"),
     "mlp_ratio": _ratio,
-    "layer_scale_init_value": _as_given,
     "num_register_tokens": partial(check_integer, minimum=0),
     **dict.fromkeys(("out_features", "out_indices"), _stages),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),

@@ -214,6 +214,8 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     def _run(self, params: Params | None, inputs: dict[str, Any], rngs: dict[str, Any], **options: Any) -> Any:
         self._look(inputs["pixel_values"])
+        if self.module.config != self.config:  # which has been changed since
+            self._use(self.module.clone(config=self.config.copy()))
         apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted
         return apply(self.params if params is None else params, inputs, rngs, **options)
 
@@ -267,9 +269,6 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         return super()._arguments() | (
             {"add_pooling_layer", "use_mask_token"} & {f.name for f in fields(cls.module_class)}
         )
-
-    def _forget_compiled(self) -> None:
-        self._use(self.module.clone(config=self.config.copy()))
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters, all of them or those that are trained; there is no table of embeddings to exclude."""

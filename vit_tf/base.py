@@ -35,8 +35,8 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
 
     Not where the model is to `run_eagerly`, where a distribution strategy runs it, where its variables stand for other
     values (`stateless_call`), or where the states of layers are asked for, whose gradients no tape finds in a function.
-    It is traced anew when a layer gets other variables, but not when something else of a layer is replaced, its
-    activation for example.
+    It is traced anew when a layer gets other variables, or the configuration another value, but not when something else
+    of a layer is replaced, its activation for example.
     """
 
     @wraps(call)
@@ -45,9 +45,9 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
         states = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         if states or not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
             return call(self, *args, **kwargs)
-        variables = tuple(map(id, self.variables))  # which LoRA and quantisation change
-        if self._traced != variables:
-            self._functions, self._traced = {}, variables
+        traced = (tuple(map(id, self.variables)), dict(vars(self.config)))  # LoRA and quantisation change variables
+        if self._traced != traced:
+            self._functions, self._traced = {}, traced
         if call.__name__ not in self._functions:
             self._functions[call.__name__] = tf.function(partial(call, self), reduce_retracing=True, autograph=False)
         return self._functions[call.__name__](*args, **kwargs)
@@ -89,7 +89,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
         self.parts = self.parts_of(config) if parts is None else parts
         self._functions: dict[str, Any] = {}  # of `compiled`, by the names of the methods
-        self._traced: tuple[int, ...] = ()  # the variables they were traced with
+        self._traced: tuple[Any, ...] = ()  # the variables and the configuration they were traced with
         self.build()
         if seed is not None:
             self.init_weights(seed)
@@ -215,9 +215,6 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         """The patch embeddings."""
         return self._trunk().embeddings.patch_embeddings
 
-    def _forget_compiled(self) -> None:
-        self._trunk()._functions, self._functions = {}, {}
-
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of parameters, or of those that are trained; a ViT has no table of embeddings to exclude."""
         variables = self.variables_by_path()
@@ -291,7 +288,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         for layer in self._flatten_layers():
             if hasattr(layer, "checkpointing"):
                 layer.checkpointing = value
-        self._forget_compiled()
+        self._trunk()._functions, self._functions = {}, {}
 
     def _trunk(self) -> Any:  # no property: Keras loads weights into what properties return, here the model itself
         return vars(self).get(self.base_model_prefix, self)

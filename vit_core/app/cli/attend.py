@@ -214,7 +214,7 @@ def _load(
     import_for(backend, model, image_processor, revision)
     loaded, report = load(model, backend, revision=revision)
     fresh = [*report.missing_keys, *(name for name, _, _ in report.mismatched_keys)]
-    if any(not name.startswith("classifier.") for name in fresh):
+    if any(not name.startswith("classifier.") and ".pooler." not in name for name in fresh):
         raise ValueError(report.warning(type(loaded).__name__))
     processor = find_processor(model, loaded.config, image_processor, revision=revision)
     return ImageClassificationPipeline(loaded, processor), not fresh
