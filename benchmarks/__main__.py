@@ -52,6 +52,7 @@ LIBRARIES = (
 )  # fmt: skip
 SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # that speed depends on
 RATE = "fraction of a product's FLOP/s"
+UNDER_LOAD = {"a_second": "requests a second", "p50_ms": "median wait", "p99_ms": "99th percentile of waits"}
 QUOTED = re.compile(r"(?<=<!-- results -->\n).*?(?=<!-- end of results -->)", re.DOTALL)
 
 
@@ -129,6 +130,12 @@ def table(machines: Document) -> str:
                 lines.append(
                     f"| {case} | " + " | ".join(f"{row[kind]:.2f}" if kind in row else "" for kind in kinds) + " |"
                 )
+            lines.append("")
+        if under_load := {case: row for case, row in rows if "theirs" in row}:
+            lines += [f"| ours / theirs | {' | '.join(UNDER_LOAD.values())} |", "|---" * (len(UNDER_LOAD) + 1) + "|"]
+            for case, row in under_load.items():
+                ratios = [f"{row['ours'][name] / row['theirs'][name]:.2f}" for name in UNDER_LOAD]
+                lines.append(f"| {case} | {' | '.join(ratios)} |")
             lines.append("")
     return "\n".join(lines)
 

@@ -82,6 +82,14 @@ def test_rates_and_shares_stand_below_the_rows() -> None:
     assert lines[start + 2 :] == ["| batch 1 | 0.75 | 0.25 |  |", "| step | 0.50 |  | 0.50 |"]
 
 
+def test_a_server_under_load_has_a_table_of_its_own() -> None:
+    ours, theirs = ({"a_second": x, "p50_ms": 30.0, "p99_ms": 100 / x} for x in (40.0, 20.0))
+    cases = {"serve, digits": {**ROW, "ours": ours, "theirs": theirs}, "serve, memory": ROW}
+    lines = benchmarks.table({"new": {"serve": {"cases": cases}}}).splitlines()
+    start = lines.index("| ours / theirs | requests a second | median wait | 99th percentile of waits |")
+    assert lines[start + 2 :] == ["| serve, digits | 2.00 | 1.00 | 0.50 |"]
+
+
 def test_the_readme_quotes_what_is_kept() -> None:
     machines = json.loads(benchmarks.RESULTS.read_text())["machines"]
     assert benchmarks.table(machines) in benchmarks.README.read_text()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -19,10 +23,12 @@ from safetensors.numpy import load_file, save_file
 from vit_core import export
 from vit_core.app.backends import is_installed
 from vit_core.app.cli import main
-from vit_core.app.export import exporting
-from vit_core.app.export.asking import TARGETS
+from vit_core.app.export import asking, checking, exporting
+from vit_core.app.export.asking import COMPILERS, TARGETS
 from vit_core.app.export.exporting import ExportError
+from vit_core.app.export.runtime import RUNTIMES
 from vit_core.assets import DIGITS
+from vit_core.exports import Exported
 from vit_core.pictures.processing import ViTImageProcessor
 
 PICTURES = sorted((DIGITS / "pictures").iterdir())
@@ -51,6 +57,12 @@ def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = {name: array for name, array in tensors.items() if not re.search(r"layer\.[1-9]\.", name)}
     save_file(kept, weights, metadata={"format": "pt"})
     return folder
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files run where the test does, which has their runtimes already."""
+    monkeypatch.setattr(checking, "_run", lambda file, target, calls: [*map(RUNTIMES[target](str(file)), calls)])
 
 
 @pytest.fixture
@@ -90,7 +102,9 @@ def test_what_is_written_runs_without_this_package(
     if target == "onnx":
         graph = pytest.importorskip("onnx").load(out).graph
         assert "Resize" not in {node.op_type for node in graph.node}
-    names = {"labels": ["scores"], "states": [f"hidden_states_{i}" for i in range(layers + 1)]}.get(outputs, [outputs])
+    names = {"labels": ["labels", "scores"], "states": [f"hidden_states_{i}" for i in range(layers + 1)]}.get(
+        outputs, [outputs]
+    )
     assert [each["output"] for each in found["differences"]] == names
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert written == set(found["files"])
@@ -98,6 +112,10 @@ def test_what_is_written_runs_without_this_package(
     prefix = "" if target == "saved-model" else "digits."
     stored = json.loads((beside / f"{prefix}preprocessor_config.json").read_text())
     assert stored == ViTImageProcessor.from_pretrained(DIGITS).to_dict()
+    if target == "litert":
+        assert (
+            ZipFile(out).read("preprocessor_config.json") == (tmp_path / "digits.preprocessor_config.json").read_bytes()
+        )
     if outputs in ("labels", "probabilities"):
         assert (beside / f"{prefix}labels.txt").read_text().split() == [str(i) for i in range(10)]
 
@@ -117,6 +135,30 @@ def test_an_onnx_file_says_what_its_numbers_mean(shallow: Path, tmp_path: Path) 
     export(shallow, tmp_path / "whole.onnx", "onnx")
     assert str(Path(__file__).parents[1]).encode() not in (tmp_path / "whole.onnx").read_bytes()
     assert (tmp_path / "half.onnx").stat().st_size < 0.7 * (tmp_path / "whole.onnx").stat().st_size
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of tf.lite.Interpreter, in this process
+def test_a_litert_file_of_half_the_size(shallow: Path, tmp_path: Path) -> None:
+    need("litert")
+    out = tmp_path / "half.tflite"
+    report = export(shallow, out, "litert", dtype="float16", pictures=PICTURES)
+    assert report.differences[0].relative > 1e-5
+    assert out.stat().st_size < (shallow / "model.safetensors").stat().st_size  # the least that it has in float32
+    assert ZipFile(out).read("labels.txt").split() == [b"%d" % i for i in range(10)]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+def test_a_compiled_program_says_what_its_numbers_mean(shallow: Path, tmp_path: Path) -> None:
+    need("pt2")
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("there is no C++ compiler")
+    torch, out = pytest.importorskip("torch"), tmp_path / "compiled.pt2"
+    assert export(shallow, out, "pt2", aoti=True, dynamic=()).ok
+    known = torch._inductor.aoti_load_package(str(out)).get_metadata()
+    assert known["labels.txt"].split() == [str(i) for i in range(10)]
+    assert json.loads(known["preprocessor_config.json"]) == ViTImageProcessor.from_pretrained(DIGITS).to_dict()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +203,109 @@ def test_what_does_not_agree_is_not_kept(
     assert 0.01 < error.value.report.differences[0].relative < 1
     assert export(shallow, kept, "onnx", tolerance=1, overwrite=True).ok
     assert kept.read_bytes() != b"before"
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_labels_that_are_wrong_are_not_kept(shallow: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    need("pt2")
+    torch = pytest.importorskip("vit_torch.exporting")
+    worst = replace(torch.OPERATIONS, best=lambda scores: (scores.argmin(-1), scores.amax(-1)))
+    monkeypatch.setattr(torch, "OPERATIONS", worst)
+    with pytest.raises(ExportError, match=r"0 of 12 pictures keep their class, and labels differs by") as error:
+        export(shallow, tmp_path / "x.pt2", "pt2", outputs="labels", pictures=PICTURES)
+    assert [each.ok for each in error.value.report.differences] == [False, True]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("second", "label", "ok"),
+    [(0.6, 1, True), (0.6 - 1e-6, 1, True), (0.59, 1, False), (0.1, 9, False), (0.1, -1, False)],
+)
+def test_labels_are_equal_but_for_ties(
+    second: float, label: int, ok: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of two scores that are one within the tolerance either may be called the best."""
+    scores = np.array([[0.6, second]])
+    monkeypatch.setattr(checking, "_run", lambda *_: [{"labels": np.array([label]), "scores": scores.max(1)}])
+    monkeypatch.setattr(checking, "_expected", lambda *_: {"labels": scores, "scores": scores.max(1)})
+    calls, names = [checking.Call(scores, scores)], ("torch", "pt2")
+    found, same = checking.compare(tmp_path, names, None, Exported(outputs="labels"), calls, [], 1e-5)
+    assert [each.ok for each in found] == [ok, True] and same == (second == 0.6)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_is_beside_a_file_is_not_replaced(shallow: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    need("onnx")
+    exporter = pytest.importorskip("vit_torch.exporting")
+    monkeypatch.setattr(exporter, "LARGEST", 10_000)
+    out, data, labels = (tmp_path / f"x.{end}" for end in ("onnx", "onnx.data", "labels.txt"))
+    labels.write_text("mine")
+    with pytest.raises(
+        FileExistsError, match=r"x\.labels\.txt is there already, and other than what belongs beside x\."
+    ):
+        export(shallow, out, "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.labels.txt"] and labels.read_text() == "mine"
+    assert data.name in export(shallow, out, "onnx", overwrite=True).files and data.is_file()
+    assert labels.read_text().split() == [str(i) for i in range(10)]
+    export(shallow, tmp_path / "x.pt2", "pt2")  # whose labels are the same
+    out.unlink()
+    with pytest.raises(FileExistsError, match=r"x\.onnx\.data is there already, the weights of another file: pass"):
+        export(shallow, out, "onnx")
+    monkeypatch.setattr(exporter, "LARGEST", 10_000_000)
+    export(shallow, out, "onnx", overwrite=True)
+    assert out.is_file() and not data.exists()
+    labels.unlink()
+    labels.mkdir()
+    with pytest.raises(FileExistsError, match=r"x\.labels\.txt is a folder"):
+        export(shallow, out, "onnx", overwrite=True)
+
+
+def test_a_stop_leaves_nothing(vit: Command, shallow: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    need("pt2")
+
+    def unheeded(*_: object) -> None:
+        raise AssertionError("This would have ended the process where it was.")
+
+    class Stopped:
+        @staticmethod
+        def export(model: Any, path: Path, *_: Any) -> None:
+            path.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(exporting, "import_exporter", lambda name: Stopped)
+    before = signal.signal(signal.SIGTERM, unheeded)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            vit("export", shallow, tmp_path / "x.pt2", "--to", "pt2")
+        assert signal.getsignal(signal.SIGTERM) is unheeded
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt])
+def test_a_folder_that_can_not_be_put_in_its_place_leaves_the_old(
+    stop: type[BaseException], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    stage, out = tmp_path / "stage", tmp_path / "before"
+    for folder, text in ((stage / "before", "new"), (out, "old")):
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").write_text(text)
+    rename = os.rename
+
+    def fails(source: Path, place: Path) -> None:
+        if (source, place) == (stage / "before", out):
+            raise stop
+        rename(source, place)
+
+    monkeypatch.setattr(os, "rename", fails)
+    with pytest.raises(stop):
+        exporting._move(stage, out)
+    assert (out / "saved_model.pb").read_text() == "old"
+    monkeypatch.undo()
+    exporting._move(stage, out)
+    assert (out / "saved_model.pb").read_text() == "new"
 
 
 def test_a_saved_model_takes_the_place_of_no_other_folder(tmp_path: Path) -> None:
@@ -243,7 +388,6 @@ REFUSED: list[tuple[list[str], str]] = [
         "dtype must be one of float32, float16, got 'bfloat16'",
     ),
     (["x.tflite", "--to", "litert", "--dynamic", "size"], "litert has no operations for pictures of any size"),
-    (["x.tflite", "--to", "litert", "--dtype", "float16"], "litert has no operations in float16: leave dtype out."),
     (
         ["x.onnx", "--to", "onnx", "--input", "bytes"],
         "onnx has no operations to decode pictures: ask for input pixels or image. preprocessor_config.json, which",
@@ -284,11 +428,25 @@ def test_what_no_file_holds(tmp_path: Path) -> None:
         (lambda: DIGITS, {"input": "image", "image_processor": ViTImageProcessor(size=32)}, "doesn't match model"),
         (lambda: DIGITS, {"input": "image", "image_processor": ViTImageProcessor(do_resize=False)}, "many sizes"),
         (lambda: DIGITS, {"problem_type": "regression", "outputs": "labels"}, "A regression has no labels"),
+        (lambda: torch.ViTForImageClassification.from_pretrained(DIGITS, dtype="bfloat16"), {}, "hold no bfloat16"),
     ]
     for model, options, words in refused:
         with pytest.raises(ValueError, match=words):
             export(model(), out, "pt2", **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_scanned_modules_are_refused(tmp_path: Path) -> None:
+    need("stablehlo")
+    with pytest.raises(ValueError, match="A model with scan_layers=True is not exported: load it without"):
+        export(DIGITS, tmp_path / "x.stablehlo", "stablehlo", scan_layers=True)
+
+
+def test_what_is_not_installed_is_named(vit: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    need("pt2")
+    monkeypatch.setattr(asking, "find_spec", lambda name: None)
+    words = 'onnx needs onnx, onnxscript, onnxruntime: pip install "vit-trio[onnx]"'
+    assert words in vit.refused("export", DIGITS, tmp_path / "x.onnx", "--to", "onnx")
 
 
 def test_features_of_a_model_that_is_loaded(shallow: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,15 @@ def float32(backend: str) -> tuple[Any, int, np.ndarray]:
     return model, size, np.asarray(call(model, model, digits()[1]).logits)
 
 
+@cache
+def float32_onnx() -> int:
+    """The bytes of the file that is not in int8."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "float32.onnx")
+        import_exporter("torch").export(float32("torch")[0], path, "onnx", Exported())
+        return path.stat().st_size
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tf.lite.Interpreter, in this process
 @pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("target", ["onnx", "litert"])
@@ -61,6 +71,7 @@ def test_the_digits_keep_their_classes(target: str, calibrated: bool, tmp_path: 
     small = target == "litert" and not calibrated  # its converter leaves a weight of less than 1024 values: the head
     assert (quantised, layers) == (LAYERS - small, LAYERS)
     assert path.stat().st_size <= SIZES[target] * size
+    assert target != "onnx" or path.stat().st_size <= 0.3 * float32_onnx()
     found = np.asarray(runtime.RUNTIMES[target](str(path))(digits()[1])["logits"])
     assert 0.001 < np.abs(found - expected).max() / np.abs(expected).max() < INT8_TOLERANCE
     assert np.mean(found.argmax(1) == expected.argmax(1)) >= AGREEMENT

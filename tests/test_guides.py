@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_export import in_this_process  # noqa: F401
 from test_readme import run_blocks
 from trainings import EXAMPLES, FRAMEWORKS, ROOT, need
 
@@ -169,17 +170,18 @@ def test_the_numbers_of_the_guide_to_videos(tmp_path: Path, capsys: Any) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of tf.lite.Interpreter, in this process
 def test_the_guide_to_deployment(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     pytest.importorskip("onnxruntime")
     for framework in FRAMEWORKS:
         need(framework)
     assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys) == ["True 1 of 1", "2", "2"]
     for line in commands("deploy.md"):
-        # Those that take longest are in test_export.py and test_export_int8.py.
-        if not any(each in line for each in ("--to saved-model", "--to litert", "--int8")):
-            run(line, monkeypatch)
+        run(line, monkeypatch)
     found = {path.name for path in tmp_path.iterdir()}
-    assert found >= {"digits.onnx", "digits.pt2", "digits.stablehlo", "digits.labels.txt"}
+    assert found >= {"digits", "digits.onnx", "digits.pt2", "digits.tflite", "digits.stablehlo", "digits.labels.txt"}
+    assert found >= {"int8.onnx", "dynamic.tflite"}
 
 
 def test_the_commands_of_the_guide_to_installing(monkeypatch: Any, capsys: Any) -> None:

@@ -152,12 +152,14 @@ def posted(path: str, body: dict[str, Any]) -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(encoded)}\r\n\r\n".encode() + encoded
 
 
-def form(*files: tuple[str, bytes]) -> dict[str, Any]:
-    """The body and the headers of a form with files."""
+def form(*files: tuple[str, bytes], **fields: str) -> dict[str, Any]:
+    """The body and the headers of a form with files, and with fields of text."""
     parts = [
         f'--xx\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode() + content + b"\r\n"
         for name, content in files
     ]
+    texts = fields.items()
+    parts += [f'--xx\r\nContent-Disposition: form-data; name="{x}"\r\n\r\n{text}\r\n'.encode() for x, text in texts]
     return {"body": b"".join(parts) + b"--xx--\r\n", "content_type": "multipart/form-data; boundary=xx"}
 
 
@@ -337,6 +339,20 @@ def test_files(server: Server, expected: Any) -> None:
     assert server.ask("/classify", b"no", content_type="image/png").status == 400
 
 
+def test_a_form_has_the_fields_that_are_known(server: Server) -> None:
+    picture = ("x.png", PICTURES[0].read_bytes())
+    (image,) = server.ask("/classify?top_k=4", **form(picture, top_k="2")).json["images"]
+    assert len(image["predictions"]) == 2
+    for path, fields, words in (
+        ("/classify", {"top_k": "many"}, "top_k must be a whole number from 1, got 'many'."),
+        ("/classify?top_k=0", {}, "top_k must be a whole number from 1, got '0'."),
+        ("/classify", {"model": "x"}, "The form has a field 'model', which is not known here: there is top_k."),
+        ("/attention", {"top_k": "2"}, "The form has a field 'top_k', which is not known here: there are none."),
+    ):
+        answer = server.ask(path, **form(picture, **fields))
+        assert (answer.status, answer.json["error"]) == (400, words)
+
+
 def test_the_attention_over_a_picture(server: Server) -> None:
     answer = server.ask("/attention", **form(("x.png", PICTURES[0].read_bytes())))
     assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
@@ -405,6 +421,8 @@ REFUSED = {
     "ragged pixels": (PREDICT, {"instances": [[[1], [1, 2]]]}, 400, "one length"),
     "flat pixels": (PREDICT, {"instances": [[1, 2]]}, 400, "(C, H, W)"),
     "pixels of another size": (PREDICT, {"instances": [np.zeros((3, 8, 8)).tolist()]}, 400, "image size"),
+    "pixels as no processor gives": (PREDICT, {"instances": [np.full((3, 24, 24), 1e30).tolist()]}, 400, "got 1e+30"),
+    "pixels beyond float32": (PREDICT, {"instances": [np.full((3, 24, 24), -1e39).tolist()]}, 400, "got inf"),
     "other inputs": (PREDICT, {"inputs": {"x": [GOOD]}}, 400, "image_bytes"),
     "too many": (PREDICT, {"instances": [GOOD] * 129}, 413, "128 pictures"),
     "too long": (PREDICT, b" " * 1_000_001, 413, "1000000 bytes"),
@@ -419,7 +437,6 @@ REFUSED = {
     "binary data": (INFER, {"inputs": [{k: v for k, v in TENSOR.items() if k != "data"}]}, 400, "binary"),
     "another output": (INFER, {"inputs": [TENSOR], "outputs": [{"name": "x"}]}, 400, "outputs"),
     "no form": ("/classify", b"x", 415, "multipart/form-data"),
-    "labels of files": ("/classify?top_k=many", b"x", 400, "top_k"),
     "nowhere": ("/nowhere", b"x", 404, "Not Found"),
     "by another method": ("/v2", b"x", 405, "Method Not Allowed"),
 }
@@ -471,6 +488,7 @@ def test_what_waits_is_one_batch(gated: Server, expected: Any) -> None:
         assert gated.batch() == 1
         others = [clients.submit(gated.ask, PREDICT, instances(path)) for path in PICTURES[1:7]]
         assert gated.ask(PREDICT, {"instances": [b64(b"no")]}).status == 400
+        assert gated.ask(PREDICT, {"instances": [np.full((3, 24, 24), 1e30).tolist()]}).status == 400
         until(lambda: gated.metric("vit_queue_pictures") == 6)
         gated.go()
         assert gated.batch() == 6

@@ -51,6 +51,7 @@ class Exported:
     documents: Mapping[str, str] = field(default_factory=dict)  # name of a file to its text
     native: bool = False  # compiled for this machine, where the target knows of that
     opset: int | None = None  # of ONNX; what PyTorch takes if None
+    half: bool = False  # weights in float16, where the target takes a model in float32 and halves them itself
     int8: bool = False  # linear layers in 8-bit integers, weights by output channel, activations by tensor
     calibration: Any = None  # pixels (B, C, H, W) that say how far activations reach; else each call measures its own
 

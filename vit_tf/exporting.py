@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import tensorflow as tf
 from keras import export as keras_export
@@ -63,7 +64,15 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
     with TemporaryDirectory() as folder:
         write(folder)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        layers = None
         if wanted.int8:
-            return quantise(converter, path, wanted)
-        path.write_bytes(converter.convert())
-    return None
+            layers = quantise(converter, path, wanted)
+        else:
+            if wanted.half:
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+                converter.target_spec.supported_types = [tf.float16]
+            path.write_bytes(converter.convert())
+    with ZipFile(path, "a") as archive:  # behind the model, where TFLite's metadata has associated files
+        for name, text in wanted.documents.items():
+            archive.writestr(name, text)
+    return layers

@@ -90,7 +90,8 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # where in whose files it was called
         if wanted.native:
-            packed = {"freezing": True}  # weights laid out for oneDNN
+            packed: dict[str, Any] = {"freezing": True}  # weights laid out for oneDNN
+            packed["aot_inductor.metadata"] = dict(wanted.documents)
             torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=packed)
         else:
             torch.export.save(program, path, extra_files=dict(wanted.documents))

@@ -7,6 +7,7 @@ import glob
 import json
 import os
 import re
+import signal
 import sys
 import warnings
 from collections import Counter
@@ -329,6 +330,16 @@ def one_line(text: object) -> str:
 def complain(message: str, program: str = "vit") -> None:
     """One line on the standard error."""
     print(f"{program}: {one_line(message)}", file=sys.stderr)
+
+
+@contextmanager
+def clearing_up() -> Iterator[None]:
+    """A SIGTERM in the block ends the process as Ctrl-C does, after what was begun is cleared away."""
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

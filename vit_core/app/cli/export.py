@@ -15,6 +15,7 @@ from vit_core.app.cli.common import (
     AsJson,
     Processor,
     Revision,
+    clearing_up,
     complain,
     console,
     import_for,
@@ -70,7 +71,7 @@ def export(
         raise ValueError(f"--to must be one of {', '.join(TARGETS)}, got {to!r}.")
     found = pictures(images or ([str(DIGITS / "pictures")] if is_digits(model) else []))
     calibration = int8 if int8 is None or int8 == "dynamic" else [picture.source for picture in pictures([int8])]
-    with telling() as tell:
+    with clearing_up(), telling() as tell:
         tell(f"Importing {TARGETS[to].backend}")
         import_for(TARGETS[to].backend, model, image_processor, revision, "Model")
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vit_core.exports import INPUTS, OUTPUTS, Exported
 from vit_core.files.names import PREPROCESSOR_NAME
 
 DYNAMIC = ("batch", "size")
+COMPILERS = ("g++", "c++", "clang++")  # of C++, one of which AOTInductor calls
 LEAST_OPSET = 18  # that PyTorch writes
 
 
@@ -57,6 +58,11 @@ def checked_out(out: Path, to: str, triton: bool, overwrite: bool) -> Path:
         raise ValueError(f"{out} must end in {suffix}, as files of {to} do: name it {out.with_suffix(suffix)}.")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"{out}: there is no folder {out.parent}: make it first, or write elsewhere.")
+    data = weights_beside(out)
+    if to == "onnx" and not triton and os.path.lexists(data) and not overwrite:
+        raise FileExistsError(
+            f"{data} is there already, the weights of another file: pass overwrite=True to replace it."
+        )
     if not os.path.lexists(out):
         return out
     if out.is_dir() and suffix:
@@ -66,6 +72,23 @@ def checked_out(out: Path, to: str, triton: bool, overwrite: bool) -> Path:
     if not overwrite:
         raise FileExistsError(f"{out} is there already: pass overwrite=True to replace it.")
     return out
+
+
+def weights_beside(out: Path) -> Path:
+    """Where the weights of an ONNX file are that are too large for it."""
+    return out.with_name(f"{out.name}.data")
+
+
+def check_beside(out: Path, beside: Mapping[str, str], overwrite: bool) -> None:
+    """Raise FileExistsError for what stands at the names of the texts that belong beside a file, and is another."""
+    for path, text in ((out.with_name(name), text.encode()) for name, text in beside.items()):
+        if path.is_dir():
+            raise FileExistsError(f"{path} is a folder, where a file belongs beside {out.name}: write elsewhere.")
+        if os.path.lexists(path) and not overwrite and not (path.is_file() and path.read_bytes() == text):
+            raise FileExistsError(
+                f"{path} is there already, and other than what belongs beside {out.name}: pass overwrite=True to "
+                "replace it, or choose another name."
+            )
 
 
 def wanted_of(
@@ -90,16 +113,15 @@ def wanted_of(
         raise ValueError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}: exported files hold no other.")
     if aoti and to != "pt2":
         raise ValueError(f"aoti compiles pt2 alone, got {to}: leave it out.")
-    if aoti and not any(map(shutil.which, ("g++", "c++", "clang++"))):
-        raise ValueError("aoti needs a C++ compiler, and there is no g++, c++ or clang++: install one.")
-    if to == "litert" and dtype != "float32":
-        raise ValueError(f"litert has no operations in {dtype}: leave dtype out.")
+    if aoti and not any(map(shutil.which, COMPILERS)):
+        raise ValueError(f"aoti needs a C++ compiler, and there is no {' or '.join(COMPILERS)}: install one.")
     if to == "litert" and "size" in dynamic:
         raise ValueError("litert has no operations for pictures of any size: leave size out of dynamic.")
     if opset is not None and (to != "onnx" or opset < LEAST_OPSET):
         raise ValueError(f"opset is onnx's, from {LEAST_OPSET}, got {opset} for {to}.")
     any_batch, any_size = (name in dynamic for name in DYNAMIC)
-    return Exported(input=input, outputs=outputs, any_batch=any_batch, any_size=any_size, native=aoti, opset=opset)
+    wanted = Exported(input=input, outputs=outputs, any_batch=any_batch, any_size=any_size, native=aoti, opset=opset)
+    return replace(wanted, half=to == "litert" and dtype == "float16")
 
 
 def calibrating_pictures(int8: str | Sequence[Any] | None, input: str, dtype: str, to: str) -> list[Any]:

@@ -20,9 +20,11 @@ from vit_core.app.export.asking import (
     TOLERANCES,
     Target,
     calibrating_pictures,
+    check_beside,
     check_installed,
     checked_out,
     wanted_of,
+    weights_beside,
 )
 from vit_core.app.export.checking import calls_of, compare
 from vit_core.app.export.triton import CONFIG, VERSION, config_of
@@ -110,7 +112,8 @@ def export(
     file prepares as the processor does.
     outputs: "logits", "probabilities", "labels" (the best class and its score), "features" or "states".
     dynamic: "batch" for any number of pictures, "size" for any height and width of whole patches.
-    dtype: what is computed in, float32 or float16; what goes in and comes out is float32.
+    dtype: what is computed in, float32 or float16, of which "litert" has the weights alone; what goes in and comes out
+        is float32.
     int8: for "onnx" and "litert", linear layers in 8-bit integers: pictures that say how far activations reach, of
         which 512 are taken, or "dynamic", with which every call measures that itself.
     aoti: for "pt2", a program compiled for this machine by AOTInductor, which needs a C++ compiler.
@@ -125,16 +128,21 @@ def export(
     The file is run in a process of its own with the format's runtime, which gets nothing of this package. Labels and
     preprocessor are written beside it, and into it where the format has a place. Raises ValueError, and writes
     nothing, where the two differ by more than the tolerance, and for what a target or its runtime refuses;
-    FileExistsError for a path that is taken, unless `overwrite`; ImportError that says what to install.
+    FileExistsError for a path that is taken, unless `overwrite`, those of the files beside it included, where what is
+    there is other than what would be; ImportError that says what to install.
     """
     out, target = checked_out(Path(out), to, triton, overwrite), TARGETS[to]
     wanted = wanted_of(input, outputs, dynamic, dtype, to, aoti, opset)
     calibrating = calibrating_pictures(int8, input, dtype, to)
     check_installed(to, target)
     tell("Loading the model")
-    loaded, reference, processor = _opened(model, target, wanted, dtype, image_processor, options)
+    of_dtype = "float32" if wanted.half else dtype
+    loaded, reference, processor = _opened(model, target, wanted, of_dtype, image_processor, options)
     config: ViTConfig = loaded.config
     documents = _documents(config, processor, wanted)
+    in_folder = triton or not target.suffix
+    beside = {} if in_folder else {f"{out.stem}.{name}": text for name, text in documents.items()}
+    check_beside(out, beside, overwrite)
     function = score_function(config) if config.num_labels else "none"
     wanted = _prepared(replace(wanted, documents=documents, function=function), config, processor)
     wanted = replace(wanted, int8=int8 is not None)
@@ -154,10 +162,9 @@ def export(
         if triton:
             labels = LABELS_NAME if LABELS_NAME in documents else None
             for name, text in {**documents, CONFIG: config_of(file, labels)}.items():
-                (stage / out.name / name).write_text(text)
-        elif target.suffix:
-            for name, text in documents.items():
-                (stage / f"{out.stem}.{name}").write_text(text)
+                (stage / out.name / name).write_bytes(text.encode())
+        for name, text in beside.items():
+            (stage / name).write_bytes(text.encode())
         files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
         size = sum((stage / name).stat().st_size for name in files)
         report = ExportReport(out, to, target.backend, input, files, size)
@@ -174,9 +181,10 @@ def export(
         report.differences, report.same_label = found
         if not report.ok:
             worst = max(report.differences, key=lambda each: (not each.ok, each.relative))
-            labels = f"{report.same_label} of {report.pictures} pictures keep their class, and " if wanted.int8 else ""
+            counted = wanted.int8 or outputs == "labels"
+            same = f"{report.same_label} of {report.pictures} pictures keep their class, and " if counted else ""
             raise ExportError(
-                f"{to} does not agree with the model: {labels}{worst.output} differs by {worst.relative:.2g} of its "
+                f"{to} does not agree with the model: {same}{worst.output} differs by {worst.relative:.2g} of its "
                 f"largest value, allowed is {worst.tolerance:.2g}. Nothing was written; pass a larger tolerance to "
                 "keep it.",
                 report,
@@ -264,12 +272,21 @@ def _documents(config: ViTConfig, processor: ViTImageProcessor, wanted: Exported
 
 
 def _move(stage: Path, out: Path) -> None:
-    """Put what was written in its place, the file that users name as the last."""
-    for path in sorted(stage.iterdir(), key=lambda path: path.name == out.name):
-        place = out.parent / path.name
+    """Put what was written in its place, what users name as the last; a folder that can't be leaves the old."""
+    written = sorted(stage.iterdir(), key=lambda path: path.name == out.name)
+    for path in written:
+        place, before = out.parent / path.name, stage / f".{path.name}"  # which goes with the stage
         if not path.is_dir():
             os.replace(path, place)
             continue
-        if place.exists():
-            os.rename(place, stage / "before")  # goes with the stage
-        os.rename(path, place)
+        try:
+            if place.exists():
+                os.rename(place, before)
+            os.rename(path, place)
+        except BaseException:
+            if before.exists() and not place.exists():
+                os.rename(before, place)
+            raise
+    data = weights_beside(out)
+    if out.is_file() and out.suffix.lower() == TARGETS["onnx"].suffix and stage / data.name not in written:
+        data.unlink(missing_ok=True)  # of the file that was overwritten

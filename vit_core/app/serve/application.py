@@ -278,12 +278,12 @@ class Service:
 
     async def classify(self, request: Request) -> Response:
         """Files as pictures: a form's, or the body itself; the answer is that of `vit classify --json`."""
+        files, fields = await self._sent(request, "top_k")
+        asked = fields.get("top_k", request.query_params.get("top_k"))
         try:
-            asked = request.query_params.get("top_k")
             top_k = checked_top_k(int(asked)) if asked is not None else None
         except ValueError:
             raise HTTPException(400, f"top_k must be a whole number from 1, got {asked!r}.") from None
-        files = await self._files(request)
         found = await self._answered(request, [content for _, content in files])
         images, failed = [], []
         for (name, _), each in zip(files, found, strict=True):
@@ -298,7 +298,7 @@ class Service:
 
     async def attention(self, request: Request) -> Response:
         """Where the model looks, over the one picture of a request, in PNG."""
-        files = await self._files(request)
+        files, _ = await self._sent(request)
         if len(files) != 1:
             raise HTTPException(400, f"/attention takes one picture, got {len(files)}.")
         request.state.facts.pictures = 1
@@ -308,20 +308,26 @@ class Service:
         except (OSError, ValueError) as error:
             raise HTTPException(400, str(error)) from error
 
-    async def _files(self, request: Request) -> list[tuple[str, bytes]]:
-        """Names and contents of the files of a form, or of the body."""
+    async def _sent(self, request: Request, *known: str) -> tuple[list[tuple[str, bytes]], dict[str, str]]:
+        """Names and contents of the files of a form, or of the body, and the form's fields, which must be known."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind.startswith("image/") or kind == "application/octet-stream":
-            return [("-", await request.body())]
+            return [("-", await request.body())], {}
         if kind != "multipart/form-data":
             raise HTTPException(415, f"Send multipart/form-data, or a picture as image/... itself, got {kind!r}.")
-        files = []
-        async with request.form(max_files=self.limits.max_queue, max_fields=0) as form:
-            for file in (value for _, value in form.multi_items() if isinstance(value, UploadFile)):
-                files.append((file.filename or "-", await file.read()))
+        files, fields = [], {}
+        async with request.form(max_files=self.limits.max_queue) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, UploadFile):
+                    files.append((value.filename or "-", await value.read()))
+                elif name in known:
+                    fields[name] = value
+                else:
+                    there = f"there is {', '.join(known)}" if known else "there are none"
+                    raise HTTPException(400, f"The form has a field {name!r}, which is not known here: {there}.")
         if not files:
             raise HTTPException(400, "There is no file in the form.")
-        return files
+        return files, fields
 
     # ---- what is told at once ---------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ SIGNATURE = "serving_default"
 PICTURE, PIXELS = "image_bytes", "pixel_values"  # the inputs, of which a request has one
 LABELS, SCORES, LOGITS = "labels", "scores", "logits"  # the outputs
 _REQUEST = "The request"
+_LARGEST = 1e5  # of pixels that any processor gives; a model's numbers are finite long beyond it
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,13 @@ def _array(values: list[Any]) -> Array:
         found = np.array(None)
     if found.dtype.kind not in "iuf":
         raise ValueError(f"{PIXELS} must be numbers, in lists of one length, got {_short(values)}.")
-    return found.astype(np.float32)
+    with np.errstate(over="ignore"):
+        pixels = found.astype(np.float32)
+    if not (np.abs(pixels) <= _LARGEST).all():
+        raise ValueError(
+            f"{PIXELS} must be as the image processor gives them, at most {_LARGEST:g}, got {np.abs(pixels).max():g}."
+        )
+    return pixels
 
 
 def _listed(value: Any, name: str) -> list[Any]:
