@@ -1,8 +1,8 @@
 """A pre-training step of MAE with ViT-B/16 at 224 pixels, float32, on two threads: forward, loss, backward and AdamW.
 
 Its encoder sees a quarter of the patches. In PyTorch against transformers, weights and noise equal, against itself with
-every patch in the encoder, and against a step of the classifier; time, and the peak memory of a process of its own that
-takes three steps. In TensorFlow against transformers' TF MAE: forward, loss and backward in a tf.function.
+every patch in the encoder, and against a step of the classifier. In TensorFlow against transformers' TF MAE, in a
+tf.function each, with one optimizer. Time, and the peak memory of a process of its own that takes three steps.
 
 python benchmarks/mae.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
 """
@@ -10,7 +10,7 @@ python benchmarks/mae.py [--json] [--rounds N] [--seconds S]     in the environm
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,32 +58,32 @@ def step_of(name: str, folder: str) -> Callable[[], Any]:
     return step
 
 
-def tf_steps(folder: str) -> dict[str, Callable[[], Any]]:
-    """The same step in TensorFlow, without an optimizer, of our model and of transformers'."""
+def tf_step_of(name: str, folder: str) -> Callable[[], Any]:
+    """The same in TensorFlow, of our model or of transformers'."""
     import tensorflow as tf
+    import tf_keras
 
     tf.config.threading.set_intra_op_parallelism_threads(2)
-    import transformers
-
-    import vit_tf
-
+    if name == THEIRS:
+        from transformers import TFViTMAEForPreTraining
+    else:
+        from vit_tf import TFViTMAEForPreTraining
     x = tf.random.stateless_normal((BATCH, 3, 224, 224), (0, 0))
     noise = tf.random.stateless_uniform((BATCH, 196), (0, 0))
-    ours, h5 = vit_tf.TFViTMAEForPreTraining.from_pretrained(folder), f"{folder}/tf"
-    ours.save_pretrained(h5, safe_serialization=False)  # as transformers reads it
+    model = TFViTMAEForPreTraining.from_pretrained(f"{folder}/tf")
+    trained = model.trainable_variables
+    variables = trained if name == THEIRS else [variable.value for variable in trained]
+    optimizer = tf_keras.optimizers.AdamW(1e-5, weight_decay=1e-2)
+    optimizer.build(variables)
 
-    def of(model: Any) -> Callable[[], Any]:
-        variables = model.trainable_variables
+    @tf.function
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = model(pixel_values=x, noise=noise, training=True).loss
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return tf.reshape(loss, ())
 
-        @tf.function
-        def gradients() -> Any:
-            with tf.GradientTape() as tape:
-                loss = model(pixel_values=x, noise=noise, training=True).loss
-            return tf.reshape(loss, ()), tape.gradient(loss, variables)
-
-        return lambda: float(gradients()[0])
-
-    return {OURS: of(ours), THEIRS: of(transformers.TFViTMAEForPreTraining.from_pretrained(h5))}
+    return lambda: float(step())
 
 
 def check(steps: dict[str, Callable[[], Any]]) -> None:
@@ -94,38 +94,44 @@ def check(steps: dict[str, Callable[[], Any]]) -> None:
 
 
 def save(folder: str) -> None:
-    """Write the model that all begin with."""
+    """Write the model that all begin with, for TensorFlow as transformers reads it."""
     from vit_torch import ViTMAEConfig, ViTMAEForPreTraining
 
-    ViTMAEForPreTraining(ViTMAEConfig(), seed=0).save_pretrained(folder)
+    model = ViTMAEForPreTraining(ViTMAEConfig(), seed=0)
+    model.save_pretrained(folder)
+    model.save_pretrained(f"{folder}/tf", save_format="tf", safe_serialization=False)
 
 
-def in_a_process(code: str, folder: str) -> tuple[float, float]:
+def in_a_process(code: str, folder: str, tf: str = "0") -> tuple[float, float]:
     """Seconds and peak memory in MiB of a process that runs a line of this module's code."""
     program = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}]; import mae; {code}"
-    return time_and_peak([sys.executable, "-W", "ignore", "-c", program, folder], {"USE_TF": "0", "USE_FLAX": "0"})
+    return time_and_peak([sys.executable, "-W", "ignore", "-c", program, folder], {"USE_TF": tf, "USE_FLAX": "0"})
+
+
+def peaks_of(names: Iterable[str], function: str, folder: str, tf: str) -> dict[str, Any]:
+    """The peak memory of three steps of each candidate."""
+    three = "step = mae.{}({!r}, sys.argv[1]); [step() for _ in range(3)]"
+    processes = {name: partial(in_a_process, three.format(function, name), folder, tf) for name in names}
+    found = interleaved(processes, min_rounds=3, min_seconds=0, warm_up=0, measure=lambda call: call())
+    return {name: values[:, 1] for name, values in found.items()}
 
 
 def main() -> None:
     given = arguments(__doc__, rounds=8, seconds=15.0)
+    results = {}
     with TemporaryDirectory() as folder:
         in_a_process("mae.save(sys.argv[1])", folder)
-        three = "step = mae.step_of({!r}, sys.argv[1]); [step() for _ in range(3)]"
-        processes = {name: partial(in_a_process, three.format(name), folder) for name in (OURS, *AGAINST)}
-        found = interleaved(processes, min_rounds=3, min_seconds=0, warm_up=0, measure=lambda call: call())
-        peaks = {name: values[:, 1] for name, values in found.items()}
-        steps = {name: step_of(name, folder) for name in processes}
-        check(steps)
-        times = interleaved(steps, min_rounds=given.rounds, min_seconds=given.seconds)
-        steps = tf_steps(folder)
-        check(steps)
-        tf_times = interleaved(steps, min_rounds=given.rounds, min_seconds=given.seconds)
-    results = {
-        f"{TITLE}{what}{against}": ratio(values[OURS], values[name])
-        for what, values in (("", times), (", peak memory", peaks))
-        for name, against in AGAINST.items()
-    }
-    results[f"tf, {TITLE}"] = ratio(tf_times[OURS], tf_times[THEIRS])
+        for title, function, against in ((TITLE, step_of, AGAINST), (f"tf, {TITLE}", tf_step_of, {THEIRS: ""})):
+            names = (OURS, *against)
+            peaks = peaks_of(names, function.__name__, folder, str(int(function is tf_step_of)))
+            steps = {name: function(name, folder) for name in names}
+            check(steps)
+            times = interleaved(steps, min_rounds=given.rounds, min_seconds=given.seconds)
+            results |= {
+                f"{title}{what}{words}": ratio(values[OURS], values[name])
+                for what, values in (("", times), (", peak memory", peaks))
+                for name, words in against.items()
+            }
     report("This package as a fraction of transformers'", results, given.json)
 
 

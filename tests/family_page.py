@@ -8,8 +8,12 @@ from pathlib import Path
 
 from adapters import BACKENDS
 
-from vit_core.family import FAMILIES, Family
+from vit_core.calls import pooling
+from vit_core.config import ViTConfig
+from vit_core.exports import CLASSES, OUTPUTS
+from vit_core.family import FAMILIES, VIT, Family, ViTMAEConfig
 from vit_core.formats import FORMATS
+from vit_core.formats.format import Format
 
 PAGE = Path(__file__).parent.parent / "docs" / "family.md"
 FRAMEWORKS = {"torch": "PyTorch", "tf": "TensorFlow", "flax": "JAX"}
@@ -33,18 +37,24 @@ HEAD = """# The family
 
 What each member is and can, by the package itself: `python tests/family_page.py` writes this page, and the suite
 compares. Every class is there in each framework by its PyTorch name; in `vit_tf` also with the prefix `TF`, in
-`vit_flax` with `Flax`.
+`vit_flax` with `Flax`. Data2VecVision's checkpoints are BEiTs, and read as such.
 
 """
-BETWEEN = """
-Every model gives features of any layer, pooled or as maps ([features.md](features.md)), in each framework. It is
-exported as any model of its framework is: `torch.export` and `torch.compile`, Keras's `export`, `jax.jit` and
+BETWEEN = f"""
+Every model gives features of any layer ([features.md](features.md)), in each framework, pooled in the ways of this
+table, the first by default; patches are maps, too. `vit export` ([deploy.md](deploy.md)) writes these outputs of a
+member's checkpoints; all are {", ".join(f"`{name}`" for name in OUTPUTS)}. A pre-trained MAE, which has
+no classifier and draws what it hides, needs `--outputs features`; fine-tuned it is a ViT.
+
+{{}}
+A model is also exported as any of its framework is: `torch.export` and `torch.compile`, Keras's `export`, `jax.jit` and
 `jax.export`.
 
 ## Files
 
 Each file is read in every framework, and written by [`vit-convert`](convert.md) where nothing else is said. The first
-three are transformers', whole or in shards.
+three are transformers', whole or in shards. An encoder is what `vit-convert --head drop` leaves of a model, and writes
+as a ViT.
 
 """
 LAST = """
@@ -81,11 +91,35 @@ def able() -> Iterator[list[str]]:
         ]
 
 
+def classifies(family: Family) -> bool:
+    return any("ForImageClassification" in name for name in family.models)
+
+
+def out() -> Iterator[list[str]]:
+    """What comes out of each member: how its features are pooled, and what is exported."""
+    for family in FAMILIES.values():
+        first = pooling(family.config(), None)
+        pools = (first, *(pool for pool in ("mean", "patches") if pool != first))
+        outputs = [name for name in OUTPUTS if classifies(family) or name not in CLASSES]
+        if issubclass(family.config, ViTMAEConfig):
+            outputs.remove("states")
+        shown = "all" if outputs == list(OUTPUTS) else ", ".join(f"`{name}`" for name in outputs)
+        yield [family.title, ", ".join(f"`{pool}`" for pool in pools), shown]
+
+
+def held(family: Family, each: Format) -> str:
+    """What a format holds of a member."""
+    if family in each.families:
+        return "yes" if each.written else "read"
+    if VIT in each.families and family.model_type in ViTConfig.reads:
+        return "yes" if classifies(family) else "encoder"
+    return ""
+
+
 def files() -> Iterator[list[str]]:
     """Which files hold each member."""
     for family in FAMILIES.values():
-        own = (("yes" if each.written else "read") * (family in each.families) for each in FORMATS.values())
-        yield [family.title, *["yes"] * 3, *own]
+        yield [family.title, *["yes"] * 3, *(held(family, each) for each in FORMATS.values())]
 
 
 def examples() -> Iterator[str]:
@@ -100,7 +134,8 @@ def page() -> str:
     able_of = table(["member", "`model_type`", *(f"classes in {name}" for name in FRAMEWORKS.values()), *TASKS], able())
     hub = ["PyTorch", "TensorFlow", "Flax"]
     files_of = table(["member", *hub, *(f"`{name}`" for name in FORMATS)], files())
-    return HEAD + able_of + BETWEEN + files_of + LAST + "".join(examples())
+    out_of = table(["member", "features", "`vit export --outputs`"], out())
+    return HEAD + able_of + BETWEEN.format(out_of) + files_of + LAST + "".join(examples())
 
 
 if __name__ == "__main__":

@@ -812,6 +812,12 @@ def test_bit_keeps_the_ratio_without_a_warning(tmp_path: Path) -> None:
     assert again(picture, return_tensors="np").pixel_values.shape == (1, 3, 224, 224)
 
 
+def test_segmentation_maps_are_refused() -> None:
+    picture = np.zeros((30, 60, 3), np.uint8)
+    with pytest.raises(TypeError, match="segmentation_maps are prepared by none here, as no model segments"):
+        BeitImageProcessor()(picture, segmentation_maps=picture[..., 0])
+
+
 def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
     stored = json.loads((MEMBERS / "DeiTImageProcessor.0.json").read_text())
     processor = AutoImageProcessor.from_pretrained(MEMBERS / "DeiTImageProcessor.0.json")

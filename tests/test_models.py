@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -227,6 +228,24 @@ def test_relative_positions_of_any_grid(backend: Any, image: Any, patch: Any, ta
         for c, held in ((config, arrays), (resized_config, resized))
     )
     assert_close(actual.last_hidden_state, expected.last_hidden_state, SAME)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_shared_table_is_read_once_a_call(backend: Any, shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all layers; one of their own, once for each."""
+    flags = {"use_shared_relative_position_bias": shared, "use_relative_position_bias": not shared}
+    model = backend.build("BeitModel", config_for("BeitModel", **TINY, **flags), seed=0)
+    made = import_module(f"{backend.package.__name__}.beit").BeitRelativePositionBias
+    name = {"torch": "forward", "tf": "call", "flax": "__call__"}[backend.name]
+    read, calls = getattr(made, name), []
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self)
+        return read(self, *args, **kwargs)
+
+    monkeypatch.setattr(made, name, counted)
+    backend.call(model, pixel_values=pixels(model.config))
+    assert len(calls) == (1 if shared else 2)
 
 
 @pytest.mark.parametrize(
@@ -525,17 +544,27 @@ def test_the_loss_of_visual_tokens(backend: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_dtypes(backend: Any, dtype: str, attention: str, inputs: dict[str, np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    ("stored", "cls", "attention"),
+    [
+        ("cls", "ViTForImageClassification", "eager"),
+        ("cls", "ViTForImageClassification", "sdpa"),
+        ("beit_cls", "BeitForImageClassification", "sdpa"),
+        ("mae_pretraining", "ViTMAEForPreTraining", "sdpa"),
+    ],
+)
+def test_dtypes(backend: Any, stored: str, cls: str, dtype: str, attention: str, inputs: dict[str, np.ndarray]) -> None:
+    path = CHECKPOINTS / stored / "pt_safetensors"
+    labels = {"labels": inputs["labels"]} if "ImageClassification" in cls else {}
+
     def run(dtype: str) -> np.ndarray:
-        path = CHECKPOINTS / "cls" / "pt_safetensors"
-        model = backend.load("ViTForImageClassification", path, dtype=dtype, attn_implementation=attention)
+        model = backend.load(cls, path, dtype=dtype, attn_implementation=attention)
         assert model.config.dtype == dtype
-        output = backend.call(model, pixel_values=inputs["x32"], labels=inputs["labels"])
+        output = backend.call(model, pixel_values=inputs["x32"], **labels)
         assert np.isfinite(output.loss)
         return np.float64(output.logits)
 
-    config = ViTConfig.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
+    config = ARCHITECTURES[cls].config.from_pretrained(path)
     try:
         found = run(dtype)
     except Exception as error:

@@ -13,6 +13,7 @@ import pytest
 import tolerances
 from closeness import assert_close
 from conftest import CHECKPOINTS
+from members import config_for
 from test_models import TINY
 
 from vit_core.config import ViTConfig
@@ -305,8 +306,11 @@ def test_layers_return_probabilities_where_they_are_asked_for() -> None:
 # ---- attention ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the inductor compiles C++")
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="the inductor's kernel needs AVX2")
+NO_FLEX = shutil.which("g++") is None or torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+flexible = pytest.mark.skipif(NO_FLEX, reason="the inductor compiles C++, and its kernel needs AVX2")
+
+
+@flexible
 @pytest.mark.parametrize("name", ["plain", "head mask", "attention mask", "options"])
 def test_flex_attention(name: str) -> None:
     config = {"hidden_size": 64}  # FlexAttention wants heads of at least 16
@@ -316,6 +320,19 @@ def test_flex_attention(name: str) -> None:
         actual = model(pixels(), **COMPILE_CALLS[name])
     assert_close(actual.logits.double(), expected.logits, tolerances.rounding(model.config))
     assert (actual.attentions is None) == (name != "options")
+
+
+@flexible
+def test_flex_attention_of_one_bias_after_another() -> None:
+    config = config_for("BeitModel", **{**TINY, "hidden_size": 64, "num_hidden_layers": 1})
+    model = vit_torch.BeitModel(config, seed=0).eval().requires_grad_(False)
+    torch.nn.init.normal_(model.encoder.relative_position_bias.relative_position_bias_table)
+    found = []
+    for how in ("eager", "flex"):
+        model.set_attn_implementation(how)
+        outputs = [model(pixels().float(), **COMPILE_CALLS[name]) for name in ("plain", "attention mask")]
+        found.append([output.last_hidden_state for output in outputs])
+    assert_close(found[1], found[0], tolerances.both_rounded(config))
 
 
 def test_flex_attention_has_no_dropout() -> None:

@@ -62,6 +62,8 @@ def _adding(bias: Tensor) -> Callable[..., Tensor]:
     """What adds a bias, (B or 1, heads or 1, N or 1, N), to a score of FlexAttention."""
     several = [size > 1 for size in bias.shape[:3]]
     found = bias[tuple(slice(None) if each else 0 for each in several)]  # PyTorch 2.8 takes no 0 among the places below
+    if several[1] and found.device.type == "cpu" and not torch.compiler.is_compiling():
+        torch._dynamo.mark_static(found)  # Inductor's C++ mixes up the names of ten and more sizes that vary
 
     def add(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
         places = [place for place, each in zip((batch, head, row), several, strict=True) if each]

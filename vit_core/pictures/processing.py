@@ -167,6 +167,7 @@ class ViTImageProcessor:
         crop_size: Any = None,
         device: Any = None,
         num_workers: int | None = None,
+        segmentation_maps: None = None,
     ) -> BatchFeature:
         """Images as `pixel_values`: (B, C, H, W) float32, or a list of B arrays (C, H, W) if return_tensors is None.
 
@@ -177,11 +178,14 @@ class ViTImageProcessor:
         data_format: "channels_first", "channels_last", or None for the input's own.
         input_data_format: the same for arrays, or "none" for (H, W); None infers it from the first image.
         num_workers: threads for a batch, one a core if None; the result does not depend on it.
+        segmentation_maps: none are taken, as no model here has a head for them.
 
         Without resizing, an array that is not uint8 keeps its dtype where neither rescaling nor normalising changes it.
         Raises ValueError for bad images (with the index in a batch), values and arguments, FileNotFoundError for a
-        path, ImportError for a missing framework.
+        path, ImportError for a missing framework, TypeError for segmentation maps.
         """
+        if segmentation_maps is not None:
+            raise TypeError("segmentation_maps are prepared by none here, as no model segments: pass pictures alone.")
         given = {
             "do_resize": do_resize, "size": self._sized(size), "resample": resample,
             "do_center_crop": do_center_crop, "crop_size": crop_size,

@@ -32,6 +32,7 @@ from vit_core.app.opening import find_processor, load
 from vit_core.calls import check_pixel_values, interpolates, score_function
 from vit_core.config import ViTConfig, pair
 from vit_core.exports import CLASSES, Exported
+from vit_core.family import ViTMAEConfig
 from vit_core.files.names import PREPROCESSOR_NAME
 from vit_core.pictures.graph import Preparation
 from vit_core.pictures.processing import ViTImageProcessor
@@ -239,6 +240,8 @@ def _check_model(model: Any, wanted: Exported) -> None:
         raise ValueError(f"The model has num_labels=0 and so no {wanted.outputs}: ask for features or states.")
     if wanted.outputs in ("probabilities", "labels") and score_function(config) == "none":
         raise ValueError(f"A regression has no {wanted.outputs}: ask for logits, which are its answer.")
+    if wanted.outputs == "states" and isinstance(config, ViTMAEConfig):
+        raise ValueError("An MAE draws the patches that it keeps, and has other states each time: ask for features.")
     if (attention := config.attn_implementation) not in (None, "sdpa", "eager"):
         raise ValueError(
             f'attn_implementation="{attention}" is not exported: load with "sdpa", which computes the same.'
