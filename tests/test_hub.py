@@ -32,7 +32,11 @@ for name, args, options in json.loads(sys.argv[1]):
         resource.setrlimit(resource.RLIMIT_FSIZE, (args[0], args[0]))
         continue
     try:
-        answer = {"value": str(getattr(hub, name)(*args, **options))}
+        if name == "find_processor":
+            from vit_core.app.opening import ViTConfig, find_processor
+            answer = {"value": str(find_processor(*args, ViTConfig()))}
+        else:
+            answer = {"value": str(getattr(hub, name)(*args, **options))}
     except Exception as error:
         kinds = [kind.__name__ for kind in type(error).__mro__]
         answer = {"error": str(error), "kinds": kinds, "chained": error.__cause__ is not None}
@@ -247,12 +251,25 @@ def test_offline_and_not_cached(server, client):
     calls = [resolve("org/whole"), resolve("org/other"), resolve("org/whole", force_download=True)]
     (local,) = client(resolve("org/whole", local_files_only=True))
     for answer in (*client(*calls, HF_HUB_OFFLINE="1"), local):
-        refused(
-            answer, "FileNotFoundError", "is not in the cache", "HF_HUB_OFFLINE", "Load it once with the network on"
-        )
-        assert answer.chained
+        refused(answer, "NotCachedError", "is not in the cache", "HF_HUB_OFFLINE", "Load it once with the network on")
+        assert {"FileNotFoundError"} < set(answer.kinds) and answer.chained
     assert "model.safetensors, model.safetensors.index.json or pytorch_model.bin of 'org/whole'" in local.error
     assert server.requests == []
+
+
+def test_offline_no_default_takes_the_place_of_a_processor_that_is_not_cached(client):
+    client(*(call("cached_file", "org/whole", name) for name in WHOLE))
+    unknown = client(call("find_processor", "org/whole"), HF_HUB_OFFLINE="1")[0]
+    refused(unknown, "NotCachedError", "preprocessor_config.json of 'org/whole' at revision 'main' is not in the cache")
+    client(resolve("org/whole"))  # which finds that it is not there
+    absent, default = client(
+        call("cached_file", "org/whole", "preprocessor_config.json"),
+        call("find_processor", "org/whole"),
+        HF_HUB_OFFLINE="1",
+    )
+    refused(absent, "FileNotFoundError", "There is no preprocessor_config.json of 'org/whole' at revision 'main'")
+    assert "NotCachedError" not in absent.kinds
+    assert default.value.startswith("ViTImageProcessor ")
 
 
 # Who may read

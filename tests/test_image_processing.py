@@ -394,10 +394,11 @@ def test_batch_feature() -> None:
 def test_batch_feature_moves_and_casts_torch_tensors(processor: ViTImageProcessor) -> None:
     torch = pytest.importorskip("torch")
     got = processor(INPUTS["rgb"], return_tensors="pt")
-    got["labels"] = torch.tensor([1])
+    got["labels"], got["names"] = torch.tensor([1]), ["a"]
     assert got.to("cpu", torch.float16) is got
     assert (got.pixel_values.dtype, got.labels.dtype) == (torch.float16, torch.int64)
     assert got.to(dtype=torch.float64).pixel_values.dtype == torch.float64
+    assert got.names == ["a"]
     assert got.to(torch.device("meta")).labels.device.type == "meta"
     assert processor(INPUTS["rgb"], return_tensors="pt", device="meta").pixel_values.is_meta
 
@@ -712,21 +713,21 @@ def test_golden_of_fast_processors(name: str, tmp_path: Path) -> None:
             assert same(found.pixel_values, np.load(GOLDEN / "fast" / "outputs.npz")[name])
 
 
-@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("mode", ["nearest-exact", "bilinear", "bicubic"])  # by which torchvision's processors resize
 def test_torchvisions_resize_is_that_of_pytorch(mode: str) -> None:
     torch = pytest.importorskip("torch")
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("PyTorch resizes uint8 in other numbers here")
-    random = np.random.default_rng(0)
+    random, resample = np.random.default_rng(0), Image.Resampling[mode.removesuffix("-exact").upper()]
     wide = [400, 3000, 399, 150]  # enough places for the last bit of a sum to show
     for edges in (*random.integers(1, 200, (30, 4)).tolist(), wide):
         height, width, *size = edges
         levels = random.choice([2, 256])  # black and white goes beyond 0 and 255
         planes = (random.integers(0, levels, (3, height, width)) * (255 // (levels - 1))).astype(np.uint8)
         planes[:, : height // 2] = 255 * random.integers(2)  # where a sum is largest
-        smooth = mode != "nearest"
+        smooth = mode != "nearest-exact"
         expected = torch.nn.functional.interpolate(torch.from_numpy(planes)[None], size, mode=mode, antialias=smooth)
-        for found in with_and_without_torch(torchvision.resized, planes, *size, int(Image.Resampling[mode.upper()])):
+        for found in with_and_without_torch(torchvision.resized, planes, *size, int(resample)):
             np.testing.assert_array_equal(found, expected[0].numpy())
 
 
@@ -751,6 +752,17 @@ def test_it_is_no_matter_whether_pytorch_has_been_imported() -> None:
         for images in given:
             ours, alone = with_and_without_torch(processor, images)
             np.testing.assert_array_equal(ours.pixel_values, alone.pixel_values)
+
+
+def test_layouts_and_gray_arrays_of_fast_processors() -> None:
+    """Each picture of a list has its own layout, and a gray one becomes as many channels as there are means."""
+    processor = ViTImageProcessorFast(size=SMALL, image_mean=[0.1, 0.2, 0.3], backend="torchvision")
+    rgb, gray = INPUTS["rgb"], INPUTS["rgb"][..., :1]
+    for one, same in ((rgb, rgb), (gray, gray.repeat(3, 2))):
+        found = processor([Image.fromarray(rgb), one, one.transpose(2, 0, 1)], return_tensors="np").pixel_values
+        np.testing.assert_array_equal(found, processor([rgb, same, same], return_tensors="np").pixel_values)
+    with pytest.raises(ValueError, match="mean must have 1 elements if it is an iterable, got 3"):
+        ViTImageProcessor(size=SMALL, image_mean=[0.1, 0.2, 0.3])(gray)
 
 
 def test_backends(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,12 @@ def test_safetensors_can_be_demanded(backend: Any, tmp_path: Path) -> None:
     classifier(backend).save_pretrained(tmp_path, save_format="torch", safe_serialization=False)
     with pytest.raises(ValueError, match=r"use_safetensors=True was given, but .*pytorch_model\.bin"):
         backend.load("ViTForImageClassification", tmp_path, use_safetensors=True)
-    backend.load("ViTForImageClassification", tmp_path, use_safetensors=False)
+    shutil.copy(CLS / "model.safetensors", tmp_path)
+    for asked, suffix in ((None, ".safetensors"), (True, ".safetensors"), (False, ".bin")):
+        for name in ("ViTForImageClassification", "AutoModelForImageClassification"):
+            cls = getattr(backend.package, name)
+            _, report = cls.from_pretrained(tmp_path, use_safetensors=asked, output_loading_info=True)
+            assert report.path.endswith(suffix)
 
 
 def test_a_token_by_its_older_name(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:

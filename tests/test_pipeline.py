@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shutil
 import socket
 import sys
 import threading
@@ -132,6 +133,30 @@ def test_a_model_object_and_its_processor() -> None:
         pipeline(model=torch.nn.Linear(2, 2), image_processor=processor, device=-1)
 
 
+def test_models_in_what_pytorch_makes_of_them(digits: Any) -> None:
+    """torch.compile, DataParallel, and PEFT, whose module has the model where this one has it."""
+    peft = torch.nn.Module()
+    peft.forward = digits.model.forward
+    peft.base_model = torch.nn.Module()
+    peft.base_model.model = digits.model
+    processor, expected = digits.image_processor, digits(PICTURE)
+    for model in (torch.compile(digits.model, backend="eager"), torch.nn.DataParallel(digits.model), peft):
+        classifier = pipeline(model=model, image_processor=processor)
+        assert classifier(PICTURE) == expected
+        assert classifier.device == digits.device and "device='cpu'" in repr(classifier)
+        assert len(pipeline("image-feature-extraction", model, image_processor=processor)(PICTURE, features="cls")) == 1
+
+
+def test_the_processor_follows_the_options_of_loading(digits: Any) -> None:
+    config = digits.model.config
+    for options in ({"config": config}, {"config": str(DIGITS)}, {"model_kwargs": {"output_loading_info": True}}):
+        assert pipeline(model=DIGITS, **options)(PICTURE) == digits(PICTURE)
+    for options, size, channels in (({"image_size": 32}, 32, 3), ({"num_channels": 1}, 24, 1)):
+        classifier = pipeline(model=DIGITS, **options)
+        assert classifier.preprocess(PICTURE).shape == (channels, size, size)
+        assert classifier(PICTURE)[0]["label"] == PICTURE.name[0]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, "float16"])
 def test_dtypes(digits: Any, dtype: Any) -> None:
     classifier = pipeline(task="image-classification", model=str(DIGITS), dtype=dtype, device=-1, use_fast=True)
@@ -173,6 +198,7 @@ def test_score_function(fields: dict[str, Any], expected: str) -> None:
     ("options", "message"),
     [
         ({"top_k": 0}, "top_k must be a whole number from 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be a whole number from 1, got -1"),
         ({"batch_size": None}, "batch_size must be a whole number from 1, got None"),
         ({"function_to_apply": "tanh"}, "function_to_apply must be one of softmax, sigmoid, none, or None, got 'tanh'"),
     ],
@@ -195,6 +221,13 @@ def test_what_no_classifier_can_be_made_of(tmp_path: Path) -> None:
         pipeline(image_processor=tmp_path)
     import vit_torch
 
+    trunk, processor = pipeline().model.base_model, ViTImageProcessor.from_pretrained(DIGITS)
+    with pytest.raises(ValueError, match=r"^ViTModel is no classifier: it gives last_hidden_state, and no logits"):
+        pipeline(model=trunk, image_processor=processor.to_dict())(PICTURE)
+    with pytest.raises(
+        TypeError, match=r"image_processor must be one of this package, .* got a builtins\.object: pass"
+    ):
+        pipeline(image_processor=object())
     headless = vit_torch.ViTForImageClassification(ViTConfig(num_labels=0, num_hidden_layers=1))
     with pytest.raises(ValueError, match="num_labels=0 and so no classes"):
         pipeline(model=headless, image_processor=ViTImageProcessor.from_pretrained(DIGITS))
@@ -216,8 +249,11 @@ def test_pictures_as_text(digits: Any) -> None:
     encoded = base64.b64encode(PICTURE.read_bytes()).decode()
     expected = digits(str(PICTURE))
     wrapped = base64.encodebytes(PICTURE.read_bytes()).decode()
-    for text in (encoded, f"data:image/png;base64,{encoded}", wrapped, f"data:image/png;base64,{wrapped}"):
-        assert digits(text) == expected
+    for text in (encoded, wrapped, wrapped.replace("\n", "\r\n")):  # as mail wraps it
+        assert digits(text) == digits(f"data:image/png;base64,{text}") == expected
+    for text in ("A" * 100_000, "@" * 100_000, "http://127.0.0.1:1/" + "A" * 100_000):
+        with pytest.raises((OSError, ValueError), match=r"^.{,400}$"):
+            digits(text)
     with pytest.raises(ValueError, match=r"^The image 'data:image/png;base64,@@@'\.\.\. is no base64"):
         digits("data:image/png;base64,@@@")
     with pytest.raises(FileNotFoundError, match="There is no image file cat"):
@@ -249,6 +285,13 @@ def test_generators_and_datasets(digits: Any) -> None:
         found = digits(images, batch_size=2)
         assert isinstance(found, Iterator)
         assert list(found) == expected
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[str]:
+            return iter([str(PICTURE)] * 3)
+
+    assert list(digits(Stream(), num_workers=1, batch_size=2, top_k=np.int64(5))) == expected
+    assert len(digits(Dataset())) == 3
     with pytest.raises(FileNotFoundError):
         list(digits(iter(["nothing.png"])))
 
@@ -258,8 +301,9 @@ def test_a_silent_address(digits: Any) -> None:
         address = f"http://127.0.0.1:{server.getsockname()[1]}/x.png"
         with pytest.raises(OSError, match=r"can't be fetched \(.*timed out"):
             digits(address, timeout=0.2)
-    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0, or None, got 0"):
-        digits(address, timeout=0)
+    for timeout in (0, (1, 2)):
+        with pytest.raises(ValueError, match=r"timeout must be a number of seconds above 0, or None, got [(0]"):
+            digits(address, timeout=timeout)
 
 
 def test_keywords_of_transformers_pipeline(tmp_path: Path) -> None:
@@ -269,6 +313,8 @@ def test_keywords_of_transformers_pipeline(tmp_path: Path) -> None:
         tokenizer=None, num_workers=2, trust_remote_code=False, model_kwargs={"dtype": "float64"},
     )  # fmt: skip
     assert (found.backend, str(found.model.dtype), found.image_processor) == ("torch", "torch.float64", processor)
+    assert (found.framework, found.defaults["num_workers"]) == ("pt", 2)
+    assert pipeline(model=found.model, image_processor=processor, revision=None, dtype=None)(PICTURE) == found(PICTURE)
     assert found.device == torch.device("cpu")
     assert found(images=PICTURE) == found(PICTURE)
     for given in ({}, {"inputs": PICTURE, "images": PICTURE}):
@@ -287,14 +333,27 @@ def test_keywords_of_transformers_pipeline(tmp_path: Path) -> None:
         pipeline(model=str(DIGITS), model_kwargs={"load_in_8bit": True})
 
 
-def test_an_address(digits: Any) -> None:
+def test_an_address(digits: Any, tmp_path: Path) -> None:
+    """With letters and blanks as they are or quoted, and a login that no error shows."""
+
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=DIGITS)) as server:
+        def do_GET(self) -> None:
+            logins.append(self.headers.get("Authorization"))
+            super().do_GET()
+
+    logins: list[str | None] = []
+    shutil.copy(PICTURE, tmp_path / "é 1%.png")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        root = f"http://127.0.0.1:{server.server_port}/pictures"
-        assert digits(f"{root}/{PICTURES[0].name}") == digits(PICTURES[0])
+        root = f"http://127.0.0.1:{server.server_port}"
+        for name in ("é 1%25.png", "%C3%A9%201%25.png?q=ü b#part"):
+            assert digits(f"{root}/{name}") == digits(PICTURE)
+        with pytest.raises(OSError, match="can't be fetched") as caught:
+            digits(root.replace("//", "//me:a%40secret@") + "/nothing.png")
+        assert "secret" not in str(caught.value)
+        assert logins == [None, None, "Basic " + base64.b64encode(b"me:a@secret").decode()]
         with pytest.raises(OSError, match=r"nothing\.png can't be fetched \(.*: check the address and the network"):
             digits(f"{root}/nothing.png")
         server.shutdown()
@@ -354,7 +413,7 @@ def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         first_installed()
 
 
-def test_a_backend_without_tensors_of_its_own() -> None:
+def test_a_backend_without_tensors_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a TensorFlow or Flax model is to `run`: something to call with NumPy, whose outputs NumPy can read."""
 
     def call(self: Any, pixel_values: Any, **options: Any) -> dict[str, Any]:
@@ -367,6 +426,12 @@ def test_a_backend_without_tensors_of_its_own() -> None:
     assert output["logits"].dtype == output["attentions"][0].dtype == np.float64
     with pytest.raises(ValueError, match="device=0 is for the backend torch; flax takes the first accelerator"):
         backends.place(model, 0)
+    monkeypatch.setitem(backends._ACCELERATORS, "flax", lambda: seen)
+    seen = False
+    backends.place(model, -1)
+    seen = True
+    with pytest.raises(ValueError, match="device=-1 is for the backend torch"):
+        backends.place(model, -1)
 
 
 def test_exif_orientation_is_applied(digits: Any) -> None:

@@ -40,6 +40,13 @@ def test_a_keras_layer(processor: Any, tmp_path: Path) -> None:
         for given in (pictures, pictures.astype(np.float32) + 0.3):
             np.testing.assert_array_equal(layer(given), expected(processor, pictures))
     last = processor.as_keras_layer(data_format="channels_last", name="last")
+    (one,) = tf.data.Dataset.from_tensor_slices(PICTURES[:1]).map(layer)
+    np.testing.assert_array_equal(one, expected(processor, PICTURES)[0])
+    assert layer.compute_output_shape((40, 50, 3)) == one.shape
+    with pytest.raises(ValueError, match=r"must have shape \(B, H, W, 3\) or \(H, W, 3\), got \(3, 31, 70\)"):
+        layer(pictures[0].transpose(2, 0, 1))
+    with pytest.warns(UserWarning, match="from 0 to 1, where 255 is white: multiply them by 255"):
+        layer(PICTURES / np.float32(255))
     (found,) = tf.data.Dataset.from_tensor_slices(PICTURES).batch(2).map(last)
     np.testing.assert_array_equal(found, expected(processor, PICTURES).transpose(0, 2, 3, 1))
     inputs = keras.Input((None, None, 3), dtype="uint8")
@@ -56,7 +63,13 @@ def test_a_pytorch_module(processor: Any) -> None:
     for height in (90, 31):
         found = module(pictures[:, :, :height])
         np.testing.assert_array_equal(found, expected(processor, PICTURES[:, :height]))
+    np.testing.assert_array_equal(module(pictures[0]), expected(processor, PICTURES)[0])
     assert not module.state_dict()
+    for wrong in (list(PICTURES), PICTURES, Image.fromarray(PICTURES[0])):
+        with pytest.raises(TypeError, match=r"must be a tensor of uint8, got a (list|ndarray|Image): make one"):
+            module(wrong)
+    with pytest.raises(ValueError, match=r"must have shape \(B, 3, H, W\) or \(3, H, W\), got \(90, 70, 3\)"):
+        module(pictures[0].permute(1, 2, 0))
     with pytest.raises(TypeError, match=r"must be uint8, 0 to 255, got torch\.float32: round them"):
         module(pictures.float())
 

@@ -272,6 +272,11 @@ assert ViTConfig.from_pretrained("org/cls", revision="v1").num_labels == 5
 assert ViTImageProcessor.from_pretrained("org/cls", revision="v1").size["height"] == 30
 warnings.simplefilter("default")  # the client's own, of its HTTP library
 print(model.push_to_hub("me/copy", token="hf_writer", max_shard_size=40_000, commit_message="A copy"))
+about = {{"commit_description": "All of it", "use_temp_dir": True, "use_auth_token": "hf_writer"}}
+processor = {package}.ViTImageProcessor(size=30)
+processor.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="me/processor", **about)
+model.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="me/model", **about)
+{package}.pipeline(model=model, image_processor=processor).push_to_hub("me/pipeline", **about)
 model.save_pretrained(sys.argv[1], push_to_hub=True, repo_id="me/copy", token="hf_writer", variant="ema")
 again = cls.from_pretrained("me/copy", token="hf_writer")
 ema = cls.from_pretrained("me/copy", token="hf_writer", variant="ema")
@@ -298,6 +303,9 @@ def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
         shards = {f"a/b/{p.name}": p.read_bytes() for p in (CHECKPOINTS / "base" / "pt_safetensors_sharded").iterdir()}
         server.repos["org/deep"] = Repo()
         server.repos["org/deep"].commit(shards)
+        (tmp_path / "saved" / "checkpoint-1").mkdir(parents=True)
+        for other in ("patients.csv", "checkpoint-1/optimizer.pt"):  # which nobody asked to upload
+            (tmp_path / "saved" / other).touch()
         code = HUB_USER.format(package=backend.package.__name__)
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code, str(tmp_path / "saved")],
@@ -307,6 +315,10 @@ def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
         pushed, missing = done.stdout.splitlines()
         assert pushed.startswith(f"{server.url}/me/copy/commit/")
         assert missing.startswith("'org/cls' has no revision 'v2'. Pass as revision=")
+    documents, weights = {"preprocessor_config.json"}, {"config.json", "model.safetensors"}
+    for name, files in {"processor": documents, "model": weights, "pipeline": weights | documents}.items():
+        repo = server.repos[f"me/{name}"]
+        assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == files
 
 
 # ---- save --------------------------------------------------------------------------------------------------------

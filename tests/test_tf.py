@@ -34,6 +34,7 @@ from vit_core.config import ViTConfig
 from vit_core.family import DINOV2_WITH_REGISTERS, VIT
 from vit_core.files.keras_hdf5 import read_keras_h5
 from vit_core.formats.reading import read
+from vit_core.pictures.processing import BatchFeature
 
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
@@ -249,6 +250,19 @@ def test_evaluate_and_predict() -> None:
     assert model.evaluate(dataset({"pixel_values": x, "labels": LABELS}), verbose=0) == pytest.approx(
         [found["loss"], found["accuracy"]]
     )
+
+
+def test_what_an_image_processor_returns_is_taken() -> None:
+    model, x = build(), pixels(6)
+    inputs = BatchFeature(pixel_values=tf.constant(x), labels=LABELS)
+    model.compile(run_eagerly=True)
+    output = model(x, labels=LABELS)
+    assert_close(model.evaluate(inputs, verbose=0), float(output.loss), SAME)
+    assert_close(model.test_on_batch(inputs), float(output.loss), SAME)
+    for found in (model.predict(inputs, verbose=0), model.predict_on_batch(inputs)):
+        assert_close(found.logits, output.logits.numpy(), SAME)
+    for trained in (model.fit(inputs, verbose=0).history["loss"], model.train_on_batch(x=inputs)):
+        assert np.isfinite(trained).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2])

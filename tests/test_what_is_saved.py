@@ -91,6 +91,12 @@ def test_keywords_that_would_do_nothing(backend: Any, tmp_path: Path, given: dic
     assert not (tmp_path / "no").exists()
 
 
+def test_a_push_refuses_keywords_by_its_own_name(backend: Any) -> None:
+    for each in (model := small(backend)), model.config, ViTImageProcessor():
+        with pytest.raises(TypeError, match=r"^push_to_hub\(\) got unexpected keywords: tags\.$"):
+            each.push_to_hub("me/no", tags=["vit"])
+
+
 # ---- names and files ---------------------------------------------------------------------------------------------
 
 

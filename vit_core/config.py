@@ -519,16 +519,16 @@ class ViTConfig:
     def save_pretrained(
         self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub_options: Any
     ) -> None:
-        """Write `config.json` into `folder`, making the folder when it is not there; then upload that, where asked to.
+        """Write `config.json` into `folder`, making the folder when it is not there; then upload it, where asked to.
 
         `hub_options` are those of `push_to_hub`. Raises TypeError for others, and for any without an upload.
         """
         from vit_core.files import hub
 
-        hub.check_options(hub_options, push_to_hub)
+        options = hub.upload_options(hub_options, "save_pretrained", push_to_hub)
         save_document(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
         if push_to_hub:
-            hub.upload(folder, repo_id or Path(folder).resolve().name, **hub_options)
+            hub.upload(folder, repo_id or Path(folder).resolve().name, names=[CONFIG_NAME], **options)
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
         """Upload `config.json` to a hub repository, made when it is not there; returns the address of the commit."""

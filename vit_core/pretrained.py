@@ -6,6 +6,7 @@ The core finds the files and fits their tensors to the model; a backend only tak
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -244,9 +245,9 @@ class PretrainedModel(ABC):
         the same in every framework.
         `from_pt`, `from_tf` and `from_flax` demand that format; without them any that `conversion` knows is read, from
         a single file as well, with those of its options that are needed: `filename`, `key`, `prefix`,
-        `stored_image_size`, `fold_layer_scale`, `ignore_unknown`. `use_safetensors=True` demands that container.
-        `device_map`, of PyTorch, is the device of the whole model: its name, {"": name}, or "auto" for the one that is
-        there. Other keywords of transformers are accepted where they change nothing.
+        `stored_image_size`, `fold_layer_scale`, `ignore_unknown`. `use_safetensors=True` demands that container,
+        False another. `device_map`, of PyTorch, is the device of the whole model: its name, {"": name}, or "auto" for
+        the one that is there. Other keywords of transformers are accepted where they change nothing.
 
         With `output_loading_info=True`: the tuple (model, LoadReport). Raises OSError for what can't be found or
         fetched, ValueError for what is damaged or does not fit, TypeError for a keyword that is not known.
@@ -272,7 +273,13 @@ class PretrainedModel(ABC):
         reading["head"] = "drop" if headless else "fresh" if fresh_head else "keep"
         reading["family"] = cls.family()
         checkpoint = cls._read(
-            pretrained_model_name_or_path, variant=variant, formats=formats, subfolder=subfolder, **reading, **options
+            pretrained_model_name_or_path,
+            variant=variant,
+            formats=formats,
+            use_safetensors=use_safetensors,
+            subfolder=subfolder,
+            **reading,
+            **options,
         )
         if use_safetensors is not None and use_safetensors != (SAFETENSORS.suffix in checkpoint.path.name):
             expected = "safetensors" if use_safetensors else "another kind"
@@ -363,13 +370,13 @@ class PretrainedModel(ABC):
         `state_dict`, of a PyTorch model, or `params`, of a Flax model, is saved in place of the model's own weights.
         Nothing is written where `is_main_process` is false. `save_function` is accepted from callers of transformers;
         files are written by this package alone.
-        With `push_to_hub=True` the folder is then uploaded to `repo_id` (by default the folder's name), with the
+        With `push_to_hub=True` what was written is then uploaded to `repo_id` (by default the folder's name), with the
         options of `push_to_hub`. Raises OSError when the files can't be written, TypeError for an unknown keyword, and
         ValueError for weights that the format can't hold, by their names.
         """
         if hub_options.pop("saved_model", False):
             raise TypeError("saved_model=True: a SavedModel is written by model.export(folder), checkpoints by this.")
-        hub.check_options(hub_options, push_to_hub)
+        options = hub.upload_options(hub_options, "save_pretrained", push_to_hub)
         if not is_main_process:
             return
         format, container = _format(save_format or ("torch" if safe_serialization else self.file_format))
@@ -401,7 +408,7 @@ class PretrainedModel(ABC):
         wanted = {n: spec for n, spec in specs(self.config, self.family().all_parts).items() if n in tensors}
         _check_shapes(tensors, wanted)
         _check_folder(folder)
-        patterns = _weights_patterns(variant)
+        patterns = weights_patterns(variant)
         stored = Counter(container.storable(t).dtype.name for t in tensors.values()).most_common(1)[0][0]
         config = self.config.copy(architectures=[self.architecture], dtype=stored)
         native = as_native(tensors, wanted, self.architecture, format, container) | added
@@ -410,18 +417,20 @@ class PretrainedModel(ABC):
             config.to_json_file(stage / CONFIG_NAME)
             if self.preprocessor is not None and not find(folder, PREPROCESSOR_NAME).exists():
                 write_atomically(stage / PREPROCESSOR_NAME, (json.dumps(self.preprocessor, indent=2) + "\n").encode())
+            names = os.listdir(stage)
         if push_to_hub:
-            hub.upload(folder, repo_id or folder.resolve().name, delete_patterns=patterns, **hub_options)
+            hub.upload(folder, repo_id or folder.resolve().name, names=names, delete_patterns=patterns, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the model to a hub repository, made when it is not there; returns the address of the commit.
 
-        `options` are those of `save_pretrained` and, for the hub, `token`, `private`, `revision`, `create_pr` and
-        `commit_message`.
+        `options` are those of `save_pretrained` and, for the hub, `token`, `private`, `revision`, `create_pr`,
+        `commit_message` and `commit_description`. Raises TypeError for others.
         """
-        hub_options = {name: options.pop(name) for name in hub.UPLOAD_OPTIONS if name in options}
-        patterns = _weights_patterns(options.get("variant"))
-        return hub.push(partial(self.save_pretrained, **options), repo_id, delete_patterns=patterns, **hub_options)
+        own = signature(PretrainedModel.save_pretrained).parameters
+        saving = {name: options.pop(name) for name in own if name in options}
+        patterns = weights_patterns(saving.get("variant"))
+        return hub.push(partial(self.save_pretrained, **saving), repo_id, delete_patterns=patterns, **options)
 
     def _weights(self, **given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What is to be saved: the table's parameters by canonical name, and what a user has added, by its own names.
@@ -449,7 +458,7 @@ def _format(name: str) -> tuple[str, Container]:
     return format, OWN_CONTAINERS[format]
 
 
-def _weights_patterns(variant: str | None) -> tuple[str, ...]:
+def weights_patterns(variant: str | None = None) -> tuple[str, ...]:
     """Patterns of the weights files that a save replaces: of a variant its own, else of every container."""
     return tuple(pattern for c in CONTAINERS if c.format == "pt" or not variant for pattern in c.patterns(variant))
 

@@ -24,6 +24,7 @@ from vit_core.family import (
 )
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BatchFeature,
     BeitFeatureExtractor,
     BeitImageProcessor,
     BeitImageProcessorFast,
@@ -138,6 +139,7 @@ __all__ = [
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BatchFeature",
     "BeitBackbone",
     "BeitConfig",
     "BeitFeatureExtractor",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from vit_core.pictures.graph import PictureOperations, Preparation
+from vit_core.pictures.images import is_scaled
 from vit_core.pictures.processing import ViTImageProcessor
 
 _HEAD = 1 << 16  # bytes of a file in which its EXIF is looked for
@@ -50,12 +52,13 @@ def prepared(preparation: Preparation, pictures: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable("vit_tf")
 class Preprocessing(keras.layers.Layer):
-    """Pixels in float32 of pictures (B, H, W, C) with values 0 to 255, as an image processor makes them.
+    """Pixels in float32 of pictures (B, H, W, C), or one (H, W, C), of 0 to 255, as an image processor makes them.
 
     Made by `processor.as_keras_layer()`. Integers, or floats, as Keras's own input pipelines give them, which are
-    rounded: floats of 0 to 1 would be black, or nearly so. The pixels are those of the processor to the last bit, of
-    pictures of any size, one for the batch: (B, C, h, w), or (B, h, w, C) with `data_format="channels_last"`. Raises
-    ValueError for a processor that makes pixels of many sizes.
+    rounded: floats of 0 to 1 would be black, or nearly so, of which an eager call warns. The pixels are those of the
+    processor to the last bit, of pictures of any size, one for the batch: (B, C, h, w), or (B, h, w, C) with
+    `data_format="channels_last"`. Raises ValueError for a processor that makes pixels of many sizes, and for pictures
+    of another shape.
     """
 
     def __init__(
@@ -69,8 +72,17 @@ class Preprocessing(keras.layers.Layer):
         self.preparation = Preparation.of(processor, num_channels)
 
     def call(self, pictures: Tensor) -> Tensor:
-        """pictures: (B, H, W, C), 0 to 255."""
+        """pictures: (B, H, W, C) or (H, W, C), 0 to 255."""
+        channels = self.preparation.channels
+        if pictures.shape.rank not in (3, 4) or pictures.shape[-1] not in (None, channels):
+            raise ValueError(
+                f"Pictures must have shape (B, H, W, {channels}) or (H, W, {channels}), got {pictures.shape}."
+            )
+        if pictures.shape.rank == 3:
+            return self.call(pictures[None])[0]
         if pictures.dtype.is_floating:
+            if tf.executing_eagerly() and len(pictures) and is_scaled(pictures.numpy()):
+                warnings.warn("Pictures are from 0 to 1, where 255 is white: multiply them by 255.", stacklevel=2)
             pictures = tf.clip_by_value(tf.round(pictures), 0, 255)
         pixels = prepared(self.preparation, tf.cast(pictures, tf.uint8))
         return pixels if self.data_format == "channels_first" else tf.transpose(pixels, (0, 2, 3, 1))
@@ -78,7 +90,7 @@ class Preprocessing(keras.layers.Layer):
     def compute_output_shape(self, input_shape: Any) -> tuple[Any, ...]:
         """For Keras."""
         size, channels = self.preparation.size, self.preparation.channels
-        return (input_shape[0], *((channels, *size) if self.data_format == "channels_first" else (*size, channels)))
+        return (*input_shape[:-3], *((channels, *size) if self.data_format == "channels_first" else (*size, channels)))
 
     def get_config(self) -> dict[str, Any]:
         """For Keras: the arguments."""

@@ -44,9 +44,20 @@ def following(step: Callable[..., Any]) -> Callable[..., Any]:
 def looking(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method of Keras's that warns of pixels which nothing has normalised, as eager calls do."""
 
+    @plain
     @wraps(method)
     def run(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         return method(self, self.look_into(x), *args, **kwargs)
+
+    return run
+
+
+def plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of Keras's that takes what an image processor returns: it knows no dict but Python's own."""
+
+    @wraps(method)
+    def run(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        return method(self, dict(x) if isinstance(x, Mapping) else x, *args, **kwargs)
 
     return run
 
@@ -118,6 +129,8 @@ class Training(keras.Model):
             self.optimizer.build(self.trainable_variables)
 
     fit, evaluate, _predict = looking(keras.Model.fit), looking(keras.Model.evaluate), looking(keras.Model.predict)
+    train_on_batch, test_on_batch = plain(keras.Model.train_on_batch), plain(keras.Model.test_on_batch)
+    _predict_on_batch = plain(keras.Model.predict_on_batch)
     train_step, test_step = following(keras.Model.train_step), following(keras.Model.test_step)
     _symbolic_build = following(keras.Model._symbolic_build)
 
@@ -225,7 +238,7 @@ class Training(keras.Model):
 
     def predict_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's `predict_on_batch`; returns the output class, its fields NumPy arrays."""
-        return self._as_output(super().predict_on_batch(*args, **kwargs))
+        return self._as_output(self._predict_on_batch(*args, **kwargs))
 
     def _as_output(self, found: Any) -> Any:
         return self.output_class(**found) if isinstance(found, Mapping) else found

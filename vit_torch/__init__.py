@@ -16,6 +16,7 @@ from vit_core.family import (
 )
 from vit_core.pictures.processing import (
     AutoImageProcessor,
+    BatchFeature,
     BeitFeatureExtractor,
     BeitImageProcessor,
     BeitImageProcessorFast,
@@ -93,6 +94,7 @@ __all__ = [
     "BackboneOutput",
     "BaseModelOutput",
     "BaseModelOutputWithPooling",
+    "BatchFeature",
     "BeitBackbone",
     "BeitConfig",
     "BeitFeatureExtractor",

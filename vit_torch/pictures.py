@@ -34,11 +34,11 @@ EAGER = replace(OPERATIONS, either=lambda condition, a, b, x: a(x) if condition 
 
 
 class Preprocessing(nn.Module):
-    """Pixels (B, C, h, w) in float32 of pictures (B, C, H, W) in 8 bits, as an image processor makes them.
+    """Pixels (B, C, h, w) in float32 of pictures (B, C, H, W), or of one (C, H, W), as an image processor makes them.
 
     Made by `processor.as_torch_module()`. The pixels are those of the processor to the last bit, on a CPU, of pictures
-    of any size, one for the batch. Raises ValueError for a processor that makes pixels of many sizes, TypeError for
-    pictures that are not uint8.
+    of any size, one for the batch. Raises ValueError for a processor that makes pixels of many sizes and for pictures
+    of another shape, TypeError for what is no tensor of uint8.
     """
 
     def __init__(self, processor: Any, num_channels: int = 3) -> None:
@@ -46,9 +46,19 @@ class Preprocessing(nn.Module):
         self.processor, self.preparation = processor, Preparation.of(processor, num_channels)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """pictures: (B, C, H, W), uint8."""
+        """pictures: (B, C, H, W) or (C, H, W), uint8."""
+        if not isinstance(pictures, Tensor):
+            got = type(pictures).__name__
+            raise TypeError(f"Pictures must be a tensor of uint8, got a {got}: make one, or call the image processor.")
         if pictures.dtype != torch.uint8:
             raise TypeError(f"Pictures must be uint8, 0 to 255, got {pictures.dtype}: round them, and pass uint8.")
+        channels = self.preparation.channels
+        if pictures.ndim not in (3, 4) or pictures.shape[-3] != channels:
+            raise ValueError(
+                f"Pictures must have shape (B, {channels}, H, W) or ({channels}, H, W), got {tuple(pictures.shape)}."
+            )
+        if pictures.ndim == 3:
+            return self.forward(pictures[None])[0]
         operations = OPERATIONS if torch.compiler.is_compiling() else EAGER
         with torch.device(pictures.device):
             return self.preparation(operations, pictures.permute(0, 2, 3, 1))

@@ -15,7 +15,7 @@ from vit_core.loading import LoadReport
 from vit_core.pretrained import READING
 
 Model = TypeVar("Model")  # a class that all those are of
-_OPENING = (*READING, *DOWNLOAD_OPTIONS, "variant")
+_OPENING = (*READING, *DOWNLOAD_OPTIONS, "variant", "use_safetensors")
 
 
 def architecture_for(name: str | os.PathLike[str], task: str, **options: Any) -> str:

@@ -6,10 +6,12 @@ All that the core knows of a framework's tensors stands here, in `call`, `array`
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,13 @@ from vit_core.outputs import ClassGradients
 
 # By name, which is also that of the extra: the package, and the framework it is written in.
 BACKENDS = {"torch": ("vit_torch", "torch"), "tf": ("vit_tf", "tensorflow"), "flax": ("vit_flax", "flax")}
+
+
+# Whether a framework that finds its accelerator itself has found one.
+_ACCELERATORS: dict[str, Callable[[], Any]] = {
+    "tf": lambda: import_module("tensorflow").config.list_physical_devices("GPU"),
+    "flax": lambda: import_module("jax").default_backend() != "cpu",
+}
 
 
 def is_installed(name: str) -> bool:
@@ -67,10 +76,21 @@ def _import(name: str, room: str = "") -> Any:
 
 def backend_of(model: Any) -> str:
     """The name of the backend that a model's class, or a base of it, comes from. Raises TypeError for others."""
+    packages = {base.__module__.partition(".")[0] for base in type(bare(model)).__mro__}
+    return next(name for name, (package, _) in BACKENDS.items() if package in packages)
+
+
+def bare(model: Any) -> Any:
+    """The model of this package that is one, or is in what torch.compile, DataParallel or PEFT makes of one.
+
+    Raises TypeError for others.
+    """
     packages = {base.__module__.partition(".")[0] for base in type(model).__mro__}
-    for name, (package, _) in BACKENDS.items():
-        if package in packages:
-            return name
+    if any(package in packages for package, _ in BACKENDS.values()):
+        return model
+    for place in ("_orig_mod", "module", "base_model.model"):
+        with suppress(AttributeError):
+            return bare(attrgetter(place)(model))
     raise TypeError(f"model must be a name, a path or a model of this package, got a {type(model).__name__}.")
 
 
@@ -87,11 +107,11 @@ def call(model: Any, function: Callable[..., Any], pixel_values: NDArray[Any], *
     given = {"pixel_values": pixel_values, **options}
     if backend_of(model) != "torch":
         return function(**given)
-    torch = import_module("torch")
+    torch, device = import_module("torch"), bare(model).device
     with torch.no_grad():
         return function(
             **{
-                name: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
+                name: torch.from_numpy(value).to(device) if isinstance(value, np.ndarray) else value
                 for name, value in given.items()
             }
         )
@@ -108,8 +128,8 @@ def run(model: Any, pixel_values: NDArray[Any], **options: Any) -> dict[str, Any
 
     An MAE, which draws the patches that it keeps, keeps the same ones of all pictures of a size.
     """
-    if isinstance(model.config, ViTMAEConfig):
-        shape = len(pixel_values), num_patches(pixel_values.shape[2:], model.config)
+    if isinstance(config := bare(model).config, ViTMAEConfig):
+        shape = len(pixel_values), num_patches(pixel_values.shape[2:], config)
         options = {"noise": np.random.default_rng(0).random(shape, np.float32), **options}
     output = call(model, model, pixel_values, return_dict=True, **options)
     return {
@@ -129,9 +149,12 @@ def class_gradients(model: Any, pixel_values: NDArray[Any], label: int) -> Class
 def place(model: Any, device: Any) -> None:
     """Put a torch model on a device: a torch device, its name, or a number, n for "cuda:n" and -1 for the CPU.
 
-    Raises ValueError for a device that is not there, and for any when the model is another framework's.
+    Raises ValueError for a device that is not there, and when the model is another framework's, but for a CPU that is
+    all it sees.
     """
     backend = backend_of(model)
+    if device in (-1, "cpu") and not (backend == "torch" or _ACCELERATORS[backend]()):
+        return
     if backend != "torch":
         raise ValueError(
             f"device={device!r} is for the backend torch; {backend} takes the first accelerator that it sees: choose "

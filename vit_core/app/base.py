@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby, islice
+from numbers import Integral
 from queue import SimpleQueue
 from typing import Any, BinaryIO, ClassVar, Generic, TypeVar, overload
 
@@ -18,11 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vit_core import calls
-from vit_core.app.backends import backend_of
+from vit_core.app.backends import backend_of, bare
 from vit_core.app.sources import read_image
-from vit_core.config import pair
-from vit_core.pictures.images import LAST, as_bytes, as_rgb
+from vit_core.config import ViTConfig, pair
+from vit_core.files import hub
+from vit_core.pictures.images import LAST, as_bytes, as_rgb, name_of
 from vit_core.pictures.processing import ViTImageProcessor
+from vit_core.pretrained import weights_patterns
 
 Array = NDArray[Any]
 Result = TypeVar("Result")  # of one image
@@ -33,11 +36,24 @@ _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
 _MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
 
 
+class Results(Iterator[Result]):
+    """The results of a dataset with a length, which `len` gives, and tqdm shows."""
+
+    def __init__(self, results: Iterator[Result], length: int) -> None:
+        self.results, self.length = results, length
+
+    def __next__(self) -> Result:
+        return next(self.results)
+
+    def __len__(self) -> int:
+        return self.length
+
+
 class ImagePipeline(ABC, Generic[Result]):
     """A model, what prepares its pictures, and the options of calls that give none of their own.
 
-    options: those of the task, with batch_size and timeout. replicas: copies of the model on other devices, which take
-    batches beside it.
+    options: those of the task, with batch_size, num_workers and timeout. replicas: copies of the model on other
+    devices, which take batches beside it.
     """
 
     task: ClassVar[str]
@@ -50,7 +66,7 @@ class ImagePipeline(ABC, Generic[Result]):
         self.model, self.replicas = model, tuple(replicas)
         self.backend = backend_of(model)
         self.image_processor = image_processor
-        self.defaults: dict[str, Any] = {**self.options, "batch_size": 1, "timeout": None}
+        self.defaults: dict[str, Any] = {**self.options, "batch_size": 1, "num_workers": None, "timeout": None}
         self.defaults = self._checked(options)
         if self.backend == "torch":
             for each in (model, *replicas):
@@ -79,36 +95,57 @@ class ImagePipeline(ABC, Generic[Result]):
     def __call__(self, inputs: Any = None, *, images: Any = None, **options: Any) -> Any:
         """The result for one image, or a list of results for a list of images or an array (B, C, H, W).
 
-        For a generator, or a dataset with a length and numbered images, an iterator over them.
+        For a generator, or a dataset of numbered images or one to go through, an iterator over them, which has a length
+        where the dataset has one.
         An image is a path, an http(s) address, a data URL or base64, bytes, a binary file object, a PIL image, which is
         turned as its EXIF orientation says, or an array or tensor. `images` is an older name of `inputs`.
-        options: those of the task; batch_size, how many images the model sees at once; timeout, seconds that an address
-        may be silent, 30 if None. Raises OSError or ValueError for an image that can't be read, ValueError for an
-        option that can't be.
+        options: those of the task; batch_size, how many images the model sees at once; num_workers, how many threads
+        prepare images, one a core if None or 0; timeout, seconds that an address may be silent, 30 if None. Raises
+        OSError or ValueError for an image that can't be read, ValueError for an option that can't be.
         """
         if (inputs is None) is (images is None):
             raise TypeError("A call takes one image or several, as its first argument, inputs, or as images.")
         inputs = images if inputs is None else inputs
-        if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # as an open file is, too
-            return self._raised(inputs, **options)
         if _is_dataset(inputs):
-            return self._raised((inputs[i] for i in range(len(inputs))), **options)
+            numbered = not hasattr(inputs, "__iter__")
+            results = self._raised((inputs[i] for i in range(len(inputs))) if numbered else inputs, **options)
+            return Results(results, len(inputs)) if hasattr(inputs, "__len__") else results
         several = isinstance(inputs, list | tuple) or getattr(inputs, "ndim", 0) == 4
-        results = list(self._raised(inputs if several else [inputs], **options))
-        return results if several else results[0]
+        found = list(self._raised(inputs if several else [inputs], **options))
+        return found if several else found[0]
+
+    @property
+    def config(self) -> ViTConfig:
+        """The model's configuration."""
+        config: ViTConfig = bare(self.model).config
+        return config
+
+    @property
+    def framework(self) -> str:
+        """The backend by transformers' name, "pt" for PyTorch."""
+        return "pt" if self.backend == "torch" else self.backend
 
     @property
     def device(self) -> Any:
         """Where the model is: a torch.device; None in other frameworks, whose models don't say."""
-        return getattr(self.model, "device", None)
+        return getattr(bare(self.model), "device", None)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
-        """Write the image processor, and the model with the options of its own `save_pretrained`, into a folder."""
-        self.image_processor.save_pretrained(save_directory)
-        self.model.save_pretrained(save_directory, **options)  # the last, for it may upload the folder
+        """Write the image processor, and the model with the options of its own `save_pretrained`, into a folder.
+
+        With `push_to_hub=True` each is uploaded as a commit of its own.
+        """
+        uploading = {"push_to_hub", "repo_id", "use_auth_token", *hub.UPLOAD_OPTIONS}
+        own = {name: value for name, value in options.items() if name in uploading}
+        self.image_processor.save_pretrained(save_directory, **own)
+        self.model.save_pretrained(save_directory, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload model and image processor to a hub repository, as one commit; returns its address."""
+        return hub.push(self.save_pretrained, repo_id, delete_patterns=weights_patterns(), **options)
 
     def __repr__(self) -> str:
-        models = (self.model, *self.replicas)
+        models = [bare(model) for model in (self.model, *self.replicas)]
         devices = ", ".join(str(model.device) for model in models if hasattr(model, "device"))  # PyTorch's alone say it
         where = f"backend={self.backend!r}, " + f"device={devices!r}, " * bool(devices)
         return (
@@ -131,14 +168,15 @@ class ImagePipeline(ABC, Generic[Result]):
         it to work at, and the next. Closing the iterator ends its threads.
         """
         used = self._checked(options)
-        size, preparing = used.pop("batch_size"), {name: used.pop(name) for name in _PREPARING if name in used}
+        size, workers = used.pop("batch_size"), used.pop("num_workers") or os.cpu_count() or 1
+        preparing = {name: used.pop(name) for name in _PREPARING if name in used}
         preparing = {name: value for name, value in preparing.items() if value is not None}
         rest, models = iter(images), (self.model, *self.replicas)
         free: SimpleQueue[Any] = SimpleQueue()
         for model in models:
             free.put(model)
         waiting: deque[Callable[[], list[Any]]] = deque()
-        with _threads(len(models)) as runners, _threads(os.cpu_count() or 1) as decoders:
+        with _threads(len(models)) as runners, _threads(workers) as decoders:
             while True:
                 while len(waiting) < 2 * len(models) and (taken := list(islice(rest, size))):
                     batch = [decoders.submit(self.prepared, image, **preparing) for image in taken]
@@ -168,7 +206,7 @@ class ImagePipeline(ABC, Generic[Result]):
         """One image as pixels (C, H, W) that fit the model. Raises OSError or ValueError."""
         layout = None
         if isinstance(image, _ENCODED) or hasattr(image, "read"):
-            mode = _MODES.get(self.model.config.num_channels)
+            mode = _MODES.get(self.config.num_channels)
             picture = read_image(image, timeout)
             if mode is None:
                 image = as_rgb(picture, convert=True)
@@ -177,8 +215,7 @@ class ImagePipeline(ABC, Generic[Result]):
                 layout = LAST
         asked = {"input_data_format": layout, **(image_processor_kwargs or {}), "return_tensors": "np"}
         pixels = self.image_processor(image, **asked)["pixel_values"]
-        config = self.model.config
-        calls.check_pixel_values(pixels.shape, config, interpolate=calls.interpolates(config, None))
+        calls.check_pixel_values(pixels.shape, self.config, interpolate=calls.interpolates(self.config, None))
         if len(pixels) != 1:
             raise ValueError(f"Expected one image, got {len(pixels)}: pass several as one list, not as lists in it.")
         only: Array = pixels[0]
@@ -191,8 +228,7 @@ class ImagePipeline(ABC, Generic[Result]):
         except (OSError, ValueError) as error:
             return error
         except (MemoryError, OverflowError) as error:
-            name = image if isinstance(image, str | os.PathLike) else "An image"
-            return ValueError(f"{name} takes more memory than there is ({error}): shrink it.")
+            return ValueError(f"{name_of(image)} takes more memory than there is ({error}): shrink it.")
 
     def seen(self, picture: Image.Image, grid: tuple[int, int]) -> Image.Image:
         """The part of a picture that the patches (rows, columns) cover: all but for a centre crop and cut patches."""
@@ -202,7 +238,7 @@ class ImagePipeline(ABC, Generic[Result]):
             return pixels.shape[3], pixels.shape[2]
 
         whole, cropped = size_after(do_center_crop=False), size_after()
-        (rows, columns), (ph, pw) = grid, pair(self.model.config.patch_size)
+        (rows, columns), (ph, pw) = grid, pair(self.config.patch_size)
         box: list[int] = []
         for corner in ((0, 0), (columns * pw, rows * ph)):
             for full, cut, at, edge in zip(whole, cropped, corner, picture.size, strict=True):
@@ -215,9 +251,12 @@ class ImagePipeline(ABC, Generic[Result]):
         if unknown:
             raise TypeError(f"{unknown} are no options of a call, which are {', '.join(self.defaults)}.")
         used = {**self.defaults, **options}
-        if used["timeout"] is not None and not used["timeout"] > 0:
-            raise ValueError(f"timeout must be a number of seconds above 0, or None, got {used['timeout']!r}.")
+        timeout = used["timeout"]
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+            raise ValueError(f"timeout must be a number of seconds above 0, or None, got {timeout!r}.")
         check_count("batch_size", used["batch_size"])
+        if used["num_workers"]:
+            check_count("num_workers", used["num_workers"])
         self.check(**{name: used[name] for name in self.options})
         return used
 
@@ -229,7 +268,7 @@ def stacks(pixels: Iterable[Array]) -> Iterator[Array]:
 
 def check_count(name: str, value: Any) -> None:
     """Raise ValueError unless an option is a whole number from 1."""
-    if not (isinstance(value, int) and value >= 1):
+    if not (isinstance(value, Integral) and int(value) >= 1):
         raise ValueError(f"{name} must be a whole number from 1, got {value!r}.")
 
 
@@ -253,7 +292,7 @@ def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _is_dataset(inputs: Any) -> bool:
-    """Whether something with a length and numbered items is neither one image nor an array nor a list of images."""
-    if isinstance(inputs, (*_ENCODED, list, tuple)) or hasattr(inputs, "__array__") or hasattr(inputs, "read"):
+    """Whether something holds images, by numbers or to go through, and is no image, array, list or mapping itself."""
+    if isinstance(inputs, (*_ENCODED, list, tuple, Mapping)) or hasattr(inputs, "__array__") or hasattr(inputs, "read"):
         return False
-    return hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__") and not isinstance(inputs, Mapping)
+    return hasattr(inputs, "__iter__") or (hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"))

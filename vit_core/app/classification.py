@@ -37,18 +37,22 @@ class ImageClassificationPipeline(ImagePipeline[Predictions]):
 
     def __init__(self, model: Any, image_processor: ViTImageProcessor, **options: Any) -> None:
         super().__init__(model, image_processor, **options)
-        if not model.config.num_labels:
+        if not self.config.num_labels:
             raise ValueError("The model has num_labels=0 and so no classes: pass one that was saved with its labels.")
 
     def answers(self, model: Any, pixels: Array, **options: Any) -> list[Predictions]:
-        return [self.postprocess(each, **options) for each in run(model, pixels)["logits"]]
+        output = run(model, pixels)
+        if "logits" not in output:
+            given = ", ".join(output)
+            raise ValueError(f"{type(model).__name__} is no classifier: it gives {given}, and no logits. Pass one.")
+        return [self.postprocess(each, **options) for each in output["logits"]]
 
     def postprocess(self, logits: Array, top_k: int | None, function_to_apply: str | None) -> Predictions:
         """The best `top_k` labels of logits (K,), with their scores."""
         check_finite("logits", logits)
-        scores = scores_of(logits, function_to_apply or score_function(self.model.config))
+        scores = scores_of(logits, function_to_apply or score_function(self.config))
         best = np.argsort(-scores, kind="stable")[:top_k]
-        return [{"label": self.model.config.id2label[int(i)], "score": float(scores[i])} for i in best]
+        return [{"label": self.config.id2label[int(i)], "score": float(scores[i])} for i in best]
 
     def check(self, top_k: int | None, function_to_apply: str | None) -> None:  # type: ignore[override]
         if top_k is not None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from vit_core import calls
-from vit_core.app.backends import array, call
+from vit_core.app.backends import array, bare, call
 from vit_core.app.base import Array, ImagePipeline, check_finite
 
 
@@ -44,7 +44,7 @@ class ImageFeatureExtractionPipeline(ImagePipeline[Any]):
         if features is None and layers is None:
             found = _field(model, pixels, "pooler_output" if pool else "last_hidden_state")
         else:
-            found = call(model, model.features, pixels, layers=-1 if layers is None else layers, pool=features)
+            found = call(model, bare(model).features, pixels, layers=-1 if layers is None else layers, pool=features)
         several = isinstance(found, tuple)
         tensors = [_converted(each, return_tensors) for each in (found if several else (found,))]
         images = [[each[i : i + 1] for each in tensors] for i in range(len(pixels))]
@@ -60,10 +60,9 @@ class ImageFeatureExtractionPipeline(ImagePipeline[Any]):
         return_tensors: bool | str | None,
         image_processor_kwargs: Mapping[str, Any] | None,
     ) -> None:
-        config = self.model.config
-        calls.pooling(config, features)
+        calls.pooling(self.config, features)
         if layers is not None:
-            calls.depths(config, layers)
+            calls.depths(self.config, layers)
         if pool not in (None, True, False):
             raise ValueError(f"pool must be True or False, got {pool!r}: features={pool!r} is what takes a word.")
         if pool and not (features is None and layers is None):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from vit_core.app.auto import architecture_for
 from vit_core.app.backends import accelerator, first_installed, import_backend, place
 from vit_core.config import ViTConfig, pair
-from vit_core.files.hub import DOWNLOAD_OPTIONS
+from vit_core.files.hub import DOWNLOAD_OPTIONS, NotCachedError
 from vit_core.formats.reading import read
 from vit_core.loading import LoadReport
 from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor, for_size
@@ -29,7 +30,7 @@ def load(
     """
     backend = backend or first_installed()
     cls = getattr(import_backend(backend), architecture_for(name, task, **options))
-    model, report = cls.from_pretrained(name, output_loading_info=True, **options)
+    model, report = cls.from_pretrained(name, **{**options, "output_loading_info": True})
     if device is None and options.get("device_map") is None:
         device = accelerator(backend)
     if device is not None:
@@ -40,29 +41,42 @@ def load(
 def find_processor(
     name: str | os.PathLike[str] | None,
     config: ViTConfig,
-    given: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    given: ViTImageProcessor | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     use_fast: bool | None = None,
+    /,
     **options: Any,
 ) -> ViTImageProcessor:
-    """The processor given, itself or by name, or that of the model, of whatever format it is.
+    """The processor given, itself, its values or its name, or that of the model, of whatever format it is.
 
-    Where that does not say how its pictures are prepared, the default and a warning. use_fast: as
-    `AutoImageProcessor.from_pretrained` takes it.
+    Where that does not say how its pictures are prepared, the default and a warning; an error where, offline, nobody
+    knows whether it does. use_fast: as `AutoImageProcessor.from_pretrained` takes it. Raises TypeError for a processor
+    of another library.
     """
     if isinstance(given, ViTImageProcessor):
         return given
     options = {key: options[key] for key in DOWNLOAD_OPTIONS if key in options}
+    fast: dict[str, Any] = {} if use_fast is None else {"backend": "torchvision" if use_fast else "pil"}
+    if isinstance(given, Mapping):
+        return AutoImageProcessor.from_dict(given, **fast)
+    if isinstance(given, str | os.PathLike):
+        return AutoImageProcessor.from_pretrained(given, **fast, **options)
     if given is not None:
-        return AutoImageProcessor.from_pretrained(given, use_fast=use_fast, **options)
+        raise TypeError(
+            f"image_processor must be one of this package, its values or its name, got a {type(given).__module__}."
+            f"{type(given).__name__}: pass its to_dict()."
+        )
+    missing = None
     if name is not None:
         if not os.path.isfile(name):
             try:
-                return AutoImageProcessor.from_pretrained(name, use_fast=use_fast, **options)
-            except FileNotFoundError:
-                pass
+                return AutoImageProcessor.from_pretrained(name, **fast, **options)
+            except FileNotFoundError as error:
+                missing = error
         heads = config.num_attention_heads  # which the files of some families do not state
         if stored := read(name, num_attention_heads=heads, head="drop", config=config, **options).processor:
-            return AutoImageProcessor.from_dict(for_size(stored, *pair(config.image_size)))
+            return AutoImageProcessor.from_dict(for_size(stored, *pair(config.image_size)), **fast)
+    if isinstance(missing, NotCachedError):
+        raise missing
     return _default_processor("The model" if name is None else str(name), config)
 
 

@@ -5,12 +5,13 @@ Arguments and results are those of Hugging Face's `pipeline`.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
 from typing import Any, Literal, TypeVar, cast, overload
 
-from vit_core.app.backends import backend_of, place, replica
+from vit_core.app.backends import backend_of, bare, place, replica
 from vit_core.app.base import ImagePipeline
 from vit_core.app.classification import ImageClassificationPipeline
 from vit_core.app.features import ImageFeatureExtractionPipeline
@@ -47,24 +48,26 @@ def pipeline(
     model: Any = None,
     *,
     backend: str | None = None,
-    image_processor: ViTImageProcessor | str | os.PathLike[str] | None = None,
+    image_processor: ViTImageProcessor | Mapping[str, Any] | str | os.PathLike[str] | None = None,
     device: Any = None,
     batch_size: int = 1,
+    num_workers: int | None = None,
     timeout: float | None = None,
     **options: Any,
 ) -> Any:
     """What does a task: "image-classification" or "image-feature-extraction".
 
-    model: a folder, a hub id or a model of any backend; the digits model of the package if None.
+    model: a folder, a hub id or a model of any backend, also in what torch.compile, DataParallel or PEFT makes of it;
+    the digits model of the package if None.
     backend: torch, tf or flax; the first of them that is installed if None.
-    image_processor: the model's own if None; without a preprocessor_config.json, one for the model's size, and a
-    warning.
+    image_processor: itself, its values or its name; the model's own if None; without a preprocessor_config.json, one
+    for the model's size, and a warning.
     device, for torch: a torch device, its name, n for "cuda:n" or -1 for the CPU; if None, a model given by name goes
     to CUDA where there is any. With a list of them the model is copied to each, and a batch goes to one that is free.
     options: those of the task, which calls have then that give none of their own (`ImageClassificationPipeline`,
-    `ImageFeatureExtractionPipeline`), as batch_size and timeout are; and those of `from_pretrained`, such as dtype and
-    revision, for a model given by name, also as model_kwargs; framework (pt, tf, flax) and feature_extractor are older
-    names of backend and image_processor.
+    `ImageFeatureExtractionPipeline`), as batch_size, num_workers and timeout are; and those of `from_pretrained`, such
+    as dtype and revision, for a model given by name, also as model_kwargs; framework (pt, tf, flax) and
+    feature_extractor are older names of backend and image_processor.
 
     Raises ImportError that says what to install, OSError for what can't be found or fetched, and ValueError for
     anything else, for classification a checkpoint without a classifier included.
@@ -77,7 +80,6 @@ def pipeline(
     options = {**options, **more}
     use_fast = options.pop("use_fast", None)
     options = understood(options, "pipeline")
-    options.pop("num_workers", None)  # threads prepare pictures, as many as there are cores
     if options.get("tokenizer", 0) is None:
         del options["tokenizer"]
     framework, extractor = options.pop("framework", None), options.pop("feature_extractor", None)
@@ -89,16 +91,21 @@ def pipeline(
         loaded, report = load(name, backend, device, task=cls.architecture, **options)
         if report.missing_keys or report.mismatched_keys:
             raise ValueError(report.warning(type(loaded).__name__))
+        if image_processor is None:
+            image_processor = json.loads(json.dumps(loaded.preprocessor))  # which Keras has wrapped in its own classes
         processor = find_processor(name, loaded.config, image_processor, use_fast, **options)
     else:
-        wrong = [*options, *(["backend"] if backend not in (None, backend_of(model)) else [])]
+        wrong = [name for name, value in options.items() if value is not None]
+        wrong = [*wrong, *(["backend"] if backend not in (None, backend_of(model)) else [])]
         if wrong:
             raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass its name instead.")
         if device is not None:
             place(model, device)
-        loaded, processor = model, find_processor(None, model.config, image_processor, use_fast)
+        loaded, processor = model, find_processor(None, bare(model).config, image_processor, use_fast)
     replicas = [replica(loaded, each) for each in others]
-    return cls(loaded, processor, replicas=replicas, batch_size=batch_size, timeout=timeout, **own)
+    return cls(
+        loaded, processor, replicas=replicas, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **own
+    )
 
 
 def of_backend(backend: str, function: Function) -> Function:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
@@ -12,21 +12,24 @@ from os.path import exists
 from time import monotonic
 from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from PIL import Image, ImageOps
 
-from vit_core.pictures.processing import load_image
+from vit_core.pictures.images import load_image, name_of
 
 _MOST_BYTES, _MOST_SECONDS = 1 << 28, 600  # of a picture from an address
-_BASE64 = re.compile(r"[A-Za-z0-9+/\n]+={0,2}\n?")
-_UNWRAPPED = str.maketrans("", "", "\n")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
+_UNWRAPPED = str.maketrans("", "", "\r\n")
+_SAFE = "/%:=&?~+!$,;'@()*[]"  # what stays as it is in an address
 
 
 def read_image(source: Any, timeout: float | None = None) -> Image.Image:
     """The picture in anything `load_image` takes, upright, at an http(s) address, or in a data URL or base64.
 
-    Raises OSError or ValueError; an address may be silent for `timeout` seconds, 30 if None.
+    An address may hold user:password@, which that host alone is told, and no error. It may be silent for `timeout`
+    seconds, 30 if None. Raises OSError or ValueError.
     """
     if isinstance(source, Image.Image):
         return ImageOps.exif_transpose(load_image(source))
@@ -39,28 +42,35 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
             raise ValueError(f"The image {source[:40]!r}... is no base64 ({error}): pass a path or bytes.") from error
     if not source.startswith(("http://", "https://")):
         return load_image(source)
+    parts = urlsplit(source)
+    login, _, host = parts.netloc.rpartition("@")
+    path, query = (quote(each, _SAFE) for each in (parts.path, parts.query))
+    address = urlunsplit((parts.scheme, host.encode("idna").decode(), path, query, ""))
+    name, request = name_of(address), Request(address, headers={"User-Agent": "vit-trio"})
+    if login:
+        request.add_unredirected_header("Authorization", f"Basic {b64encode(unquote(login).encode()).decode()}")
     try:
-        with urlopen(Request(source, headers={"User-Agent": "vit-trio"}), timeout=timeout or 30) as response:
-            content = b"".join(_chunks(response, source))
+        with urlopen(request, timeout=timeout or 30) as response:
+            content = b"".join(_chunks(response, name))
     except (OSError, HTTPException) as error:
         if isinstance(error, HTTPError):
             error.close()
         raise OSError(
-            f"{source} can't be fetched ({getattr(error, 'reason', error)}): check the address and the network."
+            f"{name} can't be fetched ({getattr(error, 'reason', error)}): check the address and the network."
         ) from error
     file = BytesIO(content)
-    file.name = source  # for errors to name
+    file.name = name  # for errors to name
     return load_image(file)
 
 
-def _chunks(response: Any, source: str) -> Iterator[bytes]:
+def _chunks(response: Any, name: str) -> Iterator[bytes]:
     """What an address answers, piece by piece. Raises ValueError for more than a picture has, and for too long."""
     size, stated, end = 0, response.length, monotonic() + _MOST_SECONDS
     while (stated is None or size < stated) and (chunk := response.read1(1 << 16)):
         if (size := size + len(chunk)) > _MOST_BYTES:
-            raise ValueError(f"{source} answers with more than {_MOST_BYTES} bytes: save it and pass the file.")
+            raise ValueError(f"{name} answers with more than {_MOST_BYTES} bytes: save it and pass the file.")
         if monotonic() > end:
-            raise ValueError(f"{source} takes more than {_MOST_SECONDS} seconds to answer: save it and pass the file.")
+            raise ValueError(f"{name} takes more than {_MOST_SECONDS} seconds to answer: save it and pass the file.")
         yield chunk
     if stated is not None and size < stated:
         raise IncompleteRead(b"", stated - size)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -30,6 +30,10 @@ _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".pyth", ".tar", ".n
 _INDEX = re.compile(r"\.index(\.[^.]+)?\.json$")  # model.safetensors.index.json, with a variant ...index.fp16.json
 
 
+class NotCachedError(FileNotFoundError):
+    """A file that the cache has not, so that, without the network, nobody knows whether it is there."""
+
+
 def cached_file(
     name_or_path: StrPath,
     filename: str,
@@ -43,8 +47,9 @@ def cached_file(
 ) -> Path:
     """The local path of one file of a local folder or of a hub repository, downloaded if need be.
 
-    Raises FileNotFoundError when the file is not there or not to be had offline, PermissionError for a gated
-    repository, ValueError for a name that can't be one, and OSError for every other failure.
+    Raises FileNotFoundError when the file is not there, NotCachedError, which is one, when it is not to be had
+    offline, PermissionError for a gated repository, ValueError for a name that can't be one, and OSError for every
+    other failure.
     """
     options = _Options(cache_dir, force_download, local_files_only, token, revision, subfolder.strip("/"))
     source = _source(name_or_path, options)
@@ -83,37 +88,49 @@ def resolve(
 
 
 DOWNLOAD_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-UPLOAD_OPTIONS = frozenset({"token", "private", "revision", "create_pr", "commit_message"})
+UPLOAD_OPTIONS = frozenset({"token", "private", "revision", "create_pr", "commit_message", "commit_description"})
 
 
-def check_options(given: Mapping[str, Any], push_to_hub: bool) -> None:
-    """Raise TypeError for keywords that no `save_pretrained` knows, and for those that only an upload takes."""
-    if unknown := given.keys() - UPLOAD_OPTIONS:
-        raise TypeError(f"save_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}.")
-    if not push_to_hub and (asked := [name for name, value in given.items() if value]):
+def upload_options(given: Mapping[str, Any], caller: str, uploading: bool = True) -> dict[str, Any]:
+    """The options of `upload` that a caller is given, `use_auth_token` by its newer name.
+
+    Without `use_temp_dir`, which changes nothing. Raises TypeError for keywords that the caller does not know, and for
+    any unless it is `uploading`.
+    """
+    options = {name: value for name, value in given.items() if name not in ("use_auth_token", "use_temp_dir")}
+    if (token := given.get("use_auth_token")) is not None:
+        options["token"] = token
+    if unknown := options.keys() - UPLOAD_OPTIONS:
+        raise TypeError(f"{caller}() got unexpected keywords: {', '.join(sorted(unknown))}.")
+    if not uploading and (asked := [name for name, value in options.items() if value]):
         raise TypeError(f"{', '.join(asked)}: only an upload takes that: pass push_to_hub=True with it.")
+    return options
 
 
-def push(save: Callable[[str], Any], repo_id: str, **options: Any) -> str:
-    """Upload what is saved to an empty folder, with the options of `upload`."""
+def push(save: Callable[[str], Any], repo_id: str, *, delete_patterns: Sequence[str] = (), **given: Any) -> str:
+    """Upload what is saved to an empty folder, as `push_to_hub` with these options is to do."""
+    options = upload_options(given, "push_to_hub")
     with TemporaryDirectory() as folder:
         save(folder)
-        return upload(folder, repo_id, **options)
+        return upload(folder, repo_id, delete_patterns=delete_patterns, **options)
 
 
 def upload(
     folder: StrPath,
     repo_id: str,
     *,
+    names: Collection[str] | None = None,
     token: str | bool | None = None,
     private: bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
-    commit_message: str = "Upload model",
+    commit_message: str | None = None,
+    commit_description: str | None = None,
     delete_patterns: Sequence[str] = (),
 ) -> str:
-    """Push a folder's files, hidden ones aside, as one commit; return the URL of the commit or of the pull request.
+    """Push these files of a folder as one commit; return the URL of the commit or of the pull request.
 
+    Without `names` all of its files are pushed, hidden ones aside.
     The repository and the branch `revision` are created when missing. Top-level files there that match one of
     `delete_patterns` and are not in the folder are deleted in the same commit, so that no stale weights outlive the
     new ones. (Hence not by the client's `upload_folder`, whose newer versions may split a folder over several commits.)
@@ -125,23 +142,25 @@ def upload(
         raise FileNotFoundError(f"The folder {root} to upload does not exist. Save the model there first.")
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    paths = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
-    files = {name: path for name, path in paths.items() if not name.startswith(".") and "/." not in name}
+    if names is None:
+        paths = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+        names = [name for name in paths if not name.startswith(".") and "/." not in name]
     try:
         api = HfApi(token=token)
         target = api.create_repo(repo_id, private=private, exist_ok=True).repo_id  # 'name' became 'user/name'
         if revision is not None and not create_pr:
             api.create_branch(target, branch=revision, exist_ok=True)
         present = api.list_repo_files(target, revision=revision) if delete_patterns else []
-        gone = [name for name in present if "/" not in name and name not in files]
+        gone = [name for name in present if "/" not in name and name not in names]
         stale = [name for name in gone if any(fnmatch(name, pattern) for pattern in delete_patterns)]
         commit = api.create_commit(
             target,
             [
                 *(CommitOperationDelete(name) for name in stale),
-                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationAdd(name, root / name) for name in sorted(names)),
             ],
-            commit_message=commit_message,
+            commit_message=commit_message or "Upload model",
+            commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
         )
@@ -212,7 +231,9 @@ class _Repo:
                 token=options.token,
             )
         except LocalEntryNotFoundError as error:
-            self.absent = self.absent if self.unreachable else error
+            known = try_to_load_from_cache(self.name, path, _plain(cache), self.commit or options.revision)
+            if known is not _CACHED_NO_EXIST and not self.unreachable:
+                self.absent = error
             self.unreachable = True
             return None
         except EntryNotFoundError as error:
@@ -314,7 +335,7 @@ def _explain(
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
             todo = "Load it once with the network on, or pass cache_dir= of a cache that has it."
             off = "the network is switched off (local_files_only=True or HF_HUB_OFFLINE)"
-            return FileNotFoundError(f"{what} at revision {revision!r} is not in the cache {cache} and {off}. {todo}")
+            return NotCachedError(f"{what} at revision {revision!r} is not in the cache {cache} and {off}. {todo}")
         case None | errors.EntryNotFoundError():
             todo = f"Pass the revision= or subfolder= that has it: see {hub}/{name}/tree/{revision}."
             return FileNotFoundError(f"There is no {what} at revision {revision!r}. {todo}")

@@ -25,6 +25,7 @@ from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import (
     FLAX_MSGPACK,
     PYTORCH_BIN,
+    SAFETENSORS,
     Checkpoint,
     Named,
     as_checkpoint,
@@ -95,6 +96,7 @@ def read(
     prefix: str | None = None,
     variant: str | None = None,
     formats: Collection[str] = (),
+    use_safetensors: bool | None = None,
     config: ViTConfig | None = None,
     num_attention_heads: int | None = None,
     stored_image_size: int | tuple[int, int] | None = None,
@@ -108,7 +110,8 @@ def read(
 
     `filename` is the weights file within a folder or repository, `key` the state dict within a file that holds
     several, `prefix` what the names of the model's tensors begin with: by default that under which most of a model is
-    found. Tensors outside of it are `unknown`. `formats` demands some of "pt", "tf", "flax" or a format's name.
+    found. Tensors outside of it are `unknown`. `formats` demands some of "pt", "tf", "flax" or a format's name;
+    `use_safetensors` prefers files of that container, or with False those of others.
     `config`, `num_attention_heads` and `stored_image_size` (pixels) say what a source without a config.json does not.
     `head="drop"` leaves the head out, and with it what only the head is odd in; `head="fresh"` does so where there is
     such an oddity, and lists what it left out as `unknown`. `fold_layer_scale` multiplies layer scales, which most
@@ -123,7 +126,7 @@ def read(
     local = Path(source).expanduser() / hub_options.get("subfolder", "") / (filename or "")
 
     def read_once() -> Checkpoint:
-        path = _locate(source, filename, variant, formats, hub_options)
+        path = _locate(source, filename, variant, formats, use_safetensors, hub_options)
         return _read(path, key, prefix, formats, config, given, head, fold_layer_scale, ignore_unknown, family)
 
     return settled(local, read_once)
@@ -220,7 +223,12 @@ def _refuse_other_models(path: Path) -> None:
 
 
 def _locate(
-    source: StrPath, filename: str | None, variant: str | None, formats: Collection[str], options: dict[str, Any]
+    source: StrPath,
+    filename: str | None,
+    variant: str | None,
+    formats: Collection[str],
+    use_safetensors: bool | None,
+    options: dict[str, Any],
 ) -> Path:
     """The weights file, or index, of a file, a folder or a hub id; what belongs to it lies beside it."""
     path = Path(source).expanduser()
@@ -229,6 +237,8 @@ def _locate(
     if path.name.endswith((*SUFFIXES, ".json")) and not path.is_dir():
         raise FileNotFoundError(f"There is no weights file {source}: check the path.")
     wanted = [filename] if filename else [*readable_names(variant, formats)]
+    if use_safetensors is not None:
+        wanted.sort(key=lambda name: (SAFETENSORS.suffix in name) != use_safetensors)
     if not filename and not variant:
         wanted.append(KERAS_H5.names()[0])
     if path.is_dir() and not filename and not variant:

@@ -142,8 +142,7 @@ class Preparation:
         scale = end / (last + 0.0 * end)  # no constant, by whose reciprocal XLA would multiply, which rounds otherwise
         if function is None:
             if self.steps.fused:
-                low = o.floor(o.wide(o.single(rows) * o.single(scale)))
-                support += 2  # half a step below the centre, and what float32 rounds
+                low = o.floor(o.wide(o.single(rows + 0.5) * o.single(scale)))
             else:
                 steps = o.where(o.count(resized) > 0, scale, scale / 2)
                 low = o.floor(o.take(o.running(steps), _within(o, rows, last)))

@@ -15,7 +15,6 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ Array = NDArray[Any]
 FIRST, LAST, NONE = "channels_first", "channels_last", "none"
 _MOST_KEPT = 1 << 23  # bytes of an array that a thread keeps
 _memory = threading.local()
+_LONGEST_NAME = 1000  # characters
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
 
 # The formats that are opened, and their names' endings: whatever a file is called, none of Pillow's other decoders sees
@@ -55,7 +55,7 @@ def load_image(source: Any) -> Image.Image:
     The mode stays as stored. A PIL image is decoded and handed back as it is. Raises FileNotFoundError or
     IsADirectoryError for a path, ValueError that names the source for whatever Pillow cannot read.
     """
-    name = _name(source)
+    name = name_of(source)
     if isinstance(source, str | os.PathLike):
         _check_is_file(os.fspath(source))
     try:
@@ -91,20 +91,22 @@ def heif_hint(*names: str) -> str:
     return "; pip install pillow-heif reads HEIF" if missing else ""
 
 
-def _name(source: Any) -> str:
+def name_of(source: Any) -> str:
+    """What an error calls an image, whatever it comes in; of a long text, which may hold it itself, the beginning."""
     if isinstance(source, str | os.PathLike):
-        return str(source)
+        text = str(source)
+        return text if len(text) <= _LONGEST_NAME else f"{text[:40]}... ({len(text)} characters)"
     if isinstance(source, bytes | bytearray | memoryview):
         return f"the image in {len(source)} bytes"
     return str(getattr(source, "filename", "") or getattr(source, "name", "") or "the image")
 
 
 def _check_is_file(path: str) -> None:
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a directory: pass the path of a picture, or a list of such paths.")
-    if not Path(path).exists():
+    if not os.path.exists(path):
         advice = "download it and pass the file or its bytes" if "://" in path else "check the path"
-        raise FileNotFoundError(f"There is no image file {path}: {advice}.")
+        raise FileNotFoundError(f"There is no image file {name_of(path)}: {advice}.")
 
 
 def load_rgb(source: Any, convert: bool | None = None) -> Image.Image:
@@ -118,7 +120,7 @@ def as_rgb(image: Image.Image, convert: bool | None) -> Image.Image:
         return image
     if not convert:
         raise ValueError(
-            f"{_name(image)} has mode {image.mode!r}, expected 'RGB': set do_convert_rgb=True to convert it, "
+            f"{name_of(image)} has mode {image.mode!r}, expected 'RGB': set do_convert_rgb=True to convert it, "
             "or pass numpy.asarray(image) to use its channels as they are."
         )
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
@@ -133,7 +135,7 @@ def as_bytes(image: Image.Image, mode: str) -> Image.Image:
         low, high = extrema
         if low < 0 or high > 255:
             warnings.warn(
-                f"{_name(image)} has mode {image.mode!r} and values from {low:g} to {high:g}: what lies outside 0 to "
+                f"{name_of(image)} has mode {image.mode!r} and values from {low:g} to {high:g}: what lies outside 0 to "
                 "255 is cut off. Scale it to 0 to 255 before, for 16 bits by dividing by 257.",
                 stacklevel=3,
             )

@@ -66,10 +66,14 @@ class BatchFeature(dict[str, Any]):
             raise AttributeError(f"There is no {name!r} here, only {sorted(self)}.") from None
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move torch tensors to a device and cast the floating ones to a dtype, in place. Returns self."""
-        for name, value in self.items():
-            if not hasattr(value, "is_floating_point"):
-                raise TypeError(f'{name} is a {type(value).__name__}: `.to` needs return_tensors="pt".')
+        """Move torch tensors to a device and cast the floating ones to a dtype, in place. Returns self.
+
+        Raises TypeError where there is none.
+        """
+        tensors = {name: value for name, value in self.items() if hasattr(value, "is_floating_point")}
+        if not tensors:
+            raise TypeError(f'{", ".join(self)}: none is a tensor of PyTorch, which `.to` needs: return_tensors="pt".')
+        for name, value in tensors.items():
             if value.is_floating_point():
                 self[name] = value.to(*args, **kwargs)
             else:
@@ -176,7 +180,8 @@ class ViTImageProcessor:
 
         return_tensors: "np", "pt", "tf" or "jax". device: where torch tensors go.
         data_format: "channels_first", "channels_last", or None for the input's own.
-        input_data_format: the same for arrays, or "none" for (H, W); None infers it from the first image.
+        input_data_format: the same for arrays, or "none" for (H, W); None infers it from the first image, with the
+        backend "torchvision" from each.
         num_workers: threads for a batch, one a core if None; the result does not depend on it.
         segmentation_maps: none are taken, as no model here has a head for them.
 
@@ -202,7 +207,7 @@ class ViTImageProcessor:
         if not flat:
             raise ValueError("There are no images: pass at least one.")
         first = flat[0]
-        if layout is None:
+        if layout is None and not steps.fused:
             layout = infer_layout(first.shape) if isinstance(first, np.ndarray) else LAST
         if steps.scale is not None and isinstance(first, np.ndarray) and is_scaled(first):
             warnings.warn(
@@ -328,16 +333,16 @@ class ViTImageProcessor:
     ) -> list[str]:
         """Write preprocessor_config.json into a folder, made if need be. Returns the paths written.
 
-        With `push_to_hub=True` the folder is then uploaded, with the options of `push_to_hub`. Raises TypeError for
-        others, and for any without an upload; `safe_serialization` is accepted from transformers' pipelines.
+        With `push_to_hub=True` it is then uploaded, with the options of `push_to_hub`. Raises TypeError for others, and
+        for any without an upload; `safe_serialization` is accepted from transformers' pipelines.
         """
         from vit_core.files import hub
 
-        hub.check_options(hub_options, push_to_hub)
+        options = hub.upload_options(hub_options, "save_pretrained", push_to_hub)
         path = Path(save_directory) / PREPROCESSOR_NAME
         save_document(path, self.to_json_string().encode())
         if push_to_hub:
-            hub.upload(path.parent, repo_id or path.parent.resolve().name, **hub_options)
+            hub.upload(path.parent, repo_id or path.parent.resolve().name, names=[path.name], **options)
         return [str(path)]
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
@@ -471,7 +476,7 @@ def for_size(document: Mapping[str, Any], height: int, width: int) -> dict[str, 
 
 
 def _run(
-    steps: Steps, images: list[Any], layout: str, data_format: str | None, num_workers: int | None
+    steps: Steps, images: list[Any], layout: str | None, data_format: str | None, num_workers: int | None
 ) -> Array | list[Array]:
     """The images preprocessed, in order: in one buffer (B, ...) where their size allows it, else a list."""
     room = steps.room(len(images), data_format)
@@ -480,7 +485,8 @@ def _run(
         image = images[index]
         try:
             image = image if isinstance(image, np.ndarray | Image.Image) else load_rgb(image, steps.convert_rgb)
-            return steps.apply(image, layout, data_format, None if room is None else room[index])
+            own = layout or (infer_layout(image.shape) if isinstance(image, np.ndarray) else LAST)
+            return steps.apply(image, own, data_format, None if room is None else room[index])
         except ValueError as error:
             if len(images) == 1:
                 raise

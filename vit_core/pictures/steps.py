@@ -89,6 +89,8 @@ class Steps:
         pixels, was_unit = self._resized(image, layout)  # (H, W, C), 8 bits if from Pillow
         if self.crop:
             pixels = _center_crop(pixels, *self.crop, outwards=not self.fused)
+        if self.fused and pixels.shape[2] == 1 and isinstance(self.mean, tuple):  # a mean for each of what it becomes
+            pixels = np.broadcast_to(pixels, (*pixels.shape[:2], len(self.mean)))
         height, width, channels = pixels.shape
         layout = data_format or (LAST if isinstance(image, Image.Image) else layout)
         shape = pixels.shape if layout == LAST else (channels, height, width)
