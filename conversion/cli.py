@@ -70,7 +70,14 @@ def _flag(panel: str, text: str, *names: str) -> Any:
 def vit_convert(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Folder, weights file or hub id.")] = "",
     target: Annotated[str, typer.Argument(metavar="DST", help="Folder, or file with the format's suffix.")] = "",
-    to: Annotated[str, typer.Option(metavar="FORMAT", help="Format to write: " + ", ".join(TARGETS) + ".")] = "",
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="FORMAT",
+            help="Format to write: " + ", ".join(TARGETS) + ".",
+            autocompletion=lambda: [*TARGETS],
+        ),
+    ] = "",
     revision: Annotated[str | None, _text(_READING, "NAME", "Branch, tag or commit of a hub id.")] = None,
     subfolder: Annotated[str, _text(_READING, "NAME", "Folder within SRC.")] = "",
     filename: Annotated[str | None, _text(_READING, "NAME", "Weights file within SRC.")] = None,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from members import MODELS, config_for
 from PIL import Image, ImageChops
 
+from vit_core.app import canvas
 from vit_core.app.attention_drawing import Map, View, colours, cut_out, draw, ends, overlay, sheet
 from vit_core.app.attention_maps import (
     foreground,
@@ -20,7 +21,7 @@ from vit_core.app.attention_maps import (
     rows_of,
     to_patches,
 )
-from vit_core.app.canvas import printable, scaled
+from vit_core.app.canvas import Canvas, lettered, scaled
 
 
 def attentions(seed: int, layers: int, heads: int, tokens: int) -> list[np.ndarray]:
@@ -242,5 +243,14 @@ def test_a_sheet_has_a_row_for_each_picture() -> None:
     assert ImageChops.difference(row, second[0]).getbbox() is None
 
 
-def test_text_that_the_font_lacks() -> None:
-    assert printable("Éclair 猫 a\nb") == "Eclair ? a?b"
+def test_letters_that_pillows_font_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")  # whose font is taken where the system has none
+    assert lettered("plain", 20)[1].getname()[0] == "Aileron"
+    text, font = lettered("Su\u0308d\u00a0Жизнь", 20)
+    assert (text, font.getname()[0]) == ("Süd Жизнь", "DejaVu Sans")
+    with pytest.warns(UserWarning, match="in the place of letters that no font here has"):
+        assert lettered("Éclair 猫 a\nb", 20)[0] == "Éclair ? a?b"
+    monkeypatch.setattr(canvas, "_dejavu", lambda size: iter(()))
+    assert lettered("Süd", 20)[0] == "Sud"
+    with pytest.warns(UserWarning, match="DejaVu Sans, which comes with matplotlib"):
+        Canvas((99, 40)).text((0, 0), "Жизнь", 20, (0, 0, 0), 99)

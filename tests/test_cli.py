@@ -78,9 +78,12 @@ def test_help(vit: Command, arguments: list[str]) -> None:
     assert "Usage: vit " in vit.out
 
 
-def test_names_are_completed() -> None:
-    typed = {"_VIT_COMPLETE": "complete_bash", "COMP_WORDS": "vit cl", "COMP_CWORD": "1"}
-    assert process(VIT, env={**os.environ, **typed}).stdout.split() == ["classify"]
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("vit cl", ["classify"]), ("vit classify --backend t", ["torch", "tf"])]
+)
+def test_names_are_completed(typed: str, completed: list[str]) -> None:
+    asked = {"_VIT_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    assert process(VIT, env={**os.environ, **asked}).stdout.split() == completed
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,11 @@ def test_labels() -> None:
     assert old.label2id == {f"LABEL_{i}": i for i in range(4)}
     renamed = ViTConfig.from_dict({"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}, id2label={0: "x"})
     assert (renamed.num_labels, renamed.label2id) == (1, {"x": 0})
+    named = ViTConfig.from_dict({"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}, label2id={"x": 0})
+    assert (named.num_labels, named.id2label, named.label2id) == (1, {0: "x"}, {"x": 0})
+    assert named.copy(label2id=None) == named
+    named.id2label = ["y", "z"]
+    assert (named.num_labels, named.label2id) == (2, {"y": 0, "z": 1})
 
 
 def test_unknown_keys_are_kept() -> None:

@@ -595,7 +595,7 @@ def test_bad_pictures_are_named_before_the_first_step(
         ("file,label\na.png,-1\nb.png,1\n", "cat,dog", "a.png has the label -1"),
         ("file,label\na.png,0\nb.png,0\n", "cat,dog", "class dog has no picture"),
         ("file,label\na.png,\nb.png,1\n", None, "a.png has no label"),
-        ("file,label\na.png,1\nb.png,1\n", None, "has 1 classes, expected two or more"),
+        ("file,label\na.png,1\nb.png,1\n", None, "has the class 1 alone, expected two or more"),
         ("file,label\na.png,1\nmissing.png,2\n", None, "missing.png"),
         ("file,class\na.png,1\n", None, "has the columns file, class, but no label"),
     ],
@@ -703,6 +703,8 @@ def test_a_training_file_to_start_from(framework: str, pictures: Path, capsys: p
     for pooler in ("keep", "drop"):
         assert prepared(base, pooler=pooler).config.num_labels == 10
         assert "Drawn anew: classifier.weight, classifier.bias." in capsys.readouterr().out
+    prepared(DIGITS, image_size=30)
+    assert "Of pictures of 30x30 pixels only 28x28 are seen" in capsys.readouterr().out
     with pytest.raises(ValueError, match='pooler must be "keep" or "drop", got \'none\''):
         prepared(base, pooler="none")
 
@@ -807,8 +809,8 @@ def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> Non
     whole = list(loader().mixed(found, 1, mixup=0.5, label_smoothing=0.1))
     assert len(whole) == 5 and whole[0][0].shape == (16, 3, 24, 24)
     assert_close(whole[0][1].sum(1).tolist(), [1.0] * 16, 10 * UNIT_ROUNDOFF["float32"])
-    for prefetch in (0, 9):
-        again = loader(prefetch=prefetch).mixed(found, 1, mixup=0.5, label_smoothing=0.1)
+    for options in ({"prefetch": 0}, {"prefetch": 9}, {"workers": 0}):
+        again = loader(**options).mixed(found, 1, mixup=0.5, label_smoothing=0.1)
         assert all(np.array_equal(*pair) for pair in zip(chain(*again), chain(*whole), strict=True))
     parts = [
         list(loader(accumulate=2, shards=2, shard=s).mixed(found, 1, mixup=0.5, label_smoothing=0.1)) for s in (0, 1)

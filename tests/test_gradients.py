@@ -76,8 +76,10 @@ def test_they_are_the_derivative(backend: Any) -> None:
 def test_what_has_none(backend: Any) -> None:
     with pytest.raises(ValueError, match=re.escape("but this model gives last_hidden_state, pooler_output")):
         class_gradients(build(backend, "ViTModel"), PIXELS, 0)
-    with pytest.raises(ValueError, match=re.escape("label must be from 0 to 2, got 3.")):
-        class_gradients(build(backend, "ViTForImageClassification"), PIXELS, 3)
+    for label in (3, -1, "3", 1.0):
+        words = f"label must be from 0 to 2, or a name of config.label2id, got {label!r}."
+        with pytest.raises(ValueError, match=re.escape(words)):
+            class_gradients(build(backend, "ViTForImageClassification"), PIXELS, label)
     if backend.name == "flax":
         with pytest.raises(ValueError, match="scan_layers=True makes one layer of all"):
             class_gradients(build(backend, "ViTForImageClassification", scan_layers=True), PIXELS, 0)
@@ -90,4 +92,4 @@ def test_a_frozen_model_has_them(backend: Any) -> None:
         model.requires_grad_(False)
     elif backend.name == "tf":
         model.trainable = False
-    assert_close(class_gradients(model, PIXELS, 0), free, SAME)
+    assert_close(class_gradients(model, PIXELS, "LABEL_0"), free, SAME)

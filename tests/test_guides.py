@@ -21,6 +21,7 @@ from trainings import EXAMPLES, FRAMEWORKS, ROOT, need
 from vit_core import keywords
 from vit_core.app.backends import is_installed
 from vit_core.app.cli import main
+from vit_core.assets import DIGITS
 from vit_core.pretrained import READING
 
 
@@ -196,6 +197,26 @@ def test_the_page_for_users_of_transformers_has_every_keyword() -> None:
     page = (ROOT / "docs" / "from-transformers.md").read_text()
     names = {name for name in (*keywords._ANYWAY, *keywords._INSTEAD) if not name.startswith("_")}
     assert not [name for name in sorted({*names, *READING}) if f"`{name}`" not in page]
+
+
+@pytest.mark.filterwarnings("ignore")  # of fresh heads, of those that are left out, and of Keras
+@pytest.mark.parametrize(("framework", "package"), [("torch", "vit_torch"), ("keras", "vit_tf")])
+def test_what_does_here_what_timm_and_keras_hub_do(framework: str, package: str) -> None:
+    """The first code of each line runs, on the digits."""
+    need(framework)
+    here = import_module(package)
+    processor = here.AutoImageProcessor.from_pretrained(DIGITS)
+    kind = "pt" if framework == "torch" else "tf"
+    x = processor(DIGITS / "pictures" / "2-1466.png", return_tensors=kind).pixel_values
+    model = here.AutoModelForImageClassification.from_pretrained(DIGITS)
+    names = {**vars(here), "path": DIGITS, "processor": processor, "model": model, "x": x}
+    names["features"] = model.base_model(x).last_hidden_state
+    page = (ROOT / "docs" / "from-transformers.md").read_text()
+    (table,) = re.findall(rf"\| in `{package}` \|\n\|---\|---\|\n((?:\|.*\n)+)", page)
+    for line in table.splitlines():
+        code = re.findall("`([^`]+)`", line.split(" | ")[1])[0]
+        if not code.startswith(("vit-convert", "model.quantize")):  # which have tests of their own
+            eval(code, names)
 
 
 def test_every_error_of_the_page_about_them_is_one(monkeypatch: Any) -> None:

@@ -253,6 +253,7 @@ def test_offline_and_not_cached(server, client):
     for answer in (*client(*calls, HF_HUB_OFFLINE="1"), local):
         refused(answer, "NotCachedError", "is not in the cache", "HF_HUB_OFFLINE", "Load it once with the network on")
         assert {"FileNotFoundError"} < set(answer.kinds) and answer.chained
+        assert answer.error.startswith("'org/") and "' is no folder here; " in answer.error
     assert "model.safetensors, model.safetensors.index.json or pytorch_model.bin of 'org/whole'" in local.error
     assert server.requests == []
 
@@ -317,6 +318,7 @@ def test_a_broken_transfer_resumes(server, client):
     first, again = client(resolve("org/whole"), resolve("org/whole"))
     # From 1.x on the client resumes by itself, before that the next call takes up what the first one left.
     if first.error:
+        assert first.error.startswith("'org/whole' is no folder here, and http")
         refused(first, "OSError", "did not answer, or broke off, for model.safetensors of 'org/whole'", "try again")
     assert again.path.read_bytes() == data
     ranges = [request.headers.get("range") for request in server.requests if request.cdn]

@@ -75,6 +75,14 @@ def test_another_members_class_refuses_a_checkpoint(backend: Any) -> None:
             backend.build(cls, config_for(named))
 
 
+@pytest.mark.parametrize("given", [str(CLS), {"hidden_size": 32}, None])
+def test_a_model_is_made_of_a_configuration(backend: Any, given: Any) -> None:
+    for cls in ("ViTModel", "ViTForImageClassification"):
+        words = rf"{cls} takes a ViTConfig of this package, got .*: .* is loaded by \w*{cls}.from_pretrained"
+        with pytest.raises(TypeError, match=words):
+            backend.build(cls, given)
+
+
 def test_the_first_argument_by_its_name(backend: Any) -> None:
     package = backend.package
     model = classifier(backend)

@@ -22,6 +22,7 @@ from test_config import configs
 from test_models import TINY, pixels
 from tolerances import UNIT_ROUNDOFF
 
+from vit_core.assets import DIGITS
 from vit_core.config import ViTConfig
 from vit_core.files.safetensors import read_safetensors
 from vit_core.params import count
@@ -145,9 +146,11 @@ def test_all_wrong_shapes_are_listed_at_once(backend: Any) -> None:
 
 def test_fresh_heads(backend: Any) -> None:
     labels = {i: f"sort {i}" for i in range(7)}
-    for options in ({"id2label": labels}, {"num_labels": 7, "ignore_mismatched_sizes": True}):
+    numbers = {label: i for i, label in labels.items()}
+    for options in ({"id2label": labels}, {"label2id": numbers}, {"num_labels": 7, "ignore_mismatched_sizes": True}):
         model, report = load(backend, "ViTForImageClassification", CLS, **options)
         assert model.config.num_labels == 7
+        assert (model.config.id2label == labels) == ("num_labels" not in options)
         assert report.mismatched_keys == [
             ("classifier.weight", (5, 32), (7, 32)),
             ("classifier.bias", (5,), (7,)),
@@ -160,6 +163,14 @@ def test_no_labels(backend: Any) -> None:
     model, report = load(backend, "ViTForImageClassification", CLS, num_labels=0)
     assert report.unexpected_keys == ["classifier.bias", "classifier.weight"]
     assert backend.call(model, pixel_values=pixels(model.config)).logits.shape == (2, 32)
+
+
+def test_an_image_size_of_no_whole_number_of_patches(backend: Any) -> None:
+    seen = "Of pictures of 30x30 pixels only 28x28 are seen, the whole patches of 4x4 from the top left."
+    with pytest.warns(UserWarning, match=seen) as told:
+        backend.package.ViTForImageClassification.from_pretrained(DIGITS, image_size=30)
+    assert len(told) == 1
+    assert not load(backend, "ViTForImageClassification", DIGITS, image_size=28)[1].notes
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -1335,6 +1335,19 @@ def test_a_functional_model(cls: str, tmp_path: Path) -> None:
     assert tape.gradient(output, states).shape == (3, 17, 16)
 
 
+def test_metrics_of_a_functional_model_of_a_compiled_one() -> None:
+    """Are its own; those of the model within, of the same names, are left as they are."""
+    model, x, y = build(), pixels(3), np.array([0, 1, 2])
+    model.compile("sgd", metrics=["accuracy"])
+    outer = keras.Sequential([model.functional("logits")])
+    outer.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    loss, accuracy = outer.evaluate(x, y, verbose=0)
+    logits = model(x).logits.numpy()
+    assert_close(loss, np.log(np.exp(logits).sum(1) / np.exp(logits[[0, 1, 2], y])).mean(), SAME)
+    assert accuracy == (logits.argmax(1) == y).mean()
+    assert len(outer.metrics) == 2
+
+
 NO_OUTPUTS = [("ViTForImageClassification", "features"), ("ViTModel", "probabilities"), ("ViTModel", [])]
 
 

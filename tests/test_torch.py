@@ -419,6 +419,20 @@ def test_autocast() -> None:
     assert_close(output.logits.double(), exact(**call).logits, tolerances.rounding(model.config, "bfloat16"))
 
 
+@pytest.mark.parametrize(
+    ("cls", "targets"),
+    [
+        ("ViTForImageClassification", {"labels": [1, 2]}),
+        ("BeitForMaskedImageModeling", {"labels": [1, 2], "bool_masked_pos": torch.ones(2, 16)}),
+        ("DeiTForImageClassificationWithTeacher", {"teacher_logits": [1, 2], "labels": torch.tensor([1, 2])}),
+    ],
+)
+def test_targets_that_are_no_tensors(cls: str, targets: dict[str, Any]) -> None:
+    model, name = getattr(vit_torch, cls)(config_for(cls, **TINY)).double(), next(iter(targets))
+    with pytest.raises(TypeError, match=f"{name} must be a tensor of the model's framework: got a list"):
+        model(pixels(), **targets)
+
+
 def test_it_learns() -> None:
     """A few steps of plain PyTorch bring the loss of a fixed batch near zero."""
     torch.manual_seed(0)

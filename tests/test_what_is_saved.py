@@ -313,6 +313,67 @@ def test_adapters_and_quantised_layers_are_refused_by_name(tmp_path: Path) -> No
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "what", "lost"),
+    [
+        ("classifier", lambda nn: nn.Sequential(nn.Dropout(0.1), nn.Linear(32, 5)), "2 .*: classifier.weight, cl"),
+        ("classifier", lambda nn: nn.Linear(32, 5, bias=False), "1 .*: classifier.bias"),
+        ("classifier", lambda nn: nn.Identity(), r"2 .*classifier.weight.*num_labels=0"),
+        ("vit.layernorm", lambda nn: nn.Identity(), "2 .*: vit.layernorm.weight"),
+        ("vit.encoder.layer.1", lambda nn: nn.Identity(), "16 .*: vit.encoder.layer.1.attention"),
+    ],
+)
+def test_what_was_replaced_is_refused_by_name(tmp_path: Path, where: str, what: Any, lost: str) -> None:
+    """What a file of the configuration can't give back."""
+    torch = pytest.importorskip("torch")
+    import vit_torch
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
+    model.set_submodule(where, what(torch.nn))
+    with pytest.raises(ValueError, match=f"The model lacks {lost}"):
+        model.save_pretrained(tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_modules_that_compute_in_a_way_of_their_own_are_warned_of(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import vit_torch
+    from vit_torch.activations import ViTActivation
+
+    class Cosine(torch.nn.Linear):
+        pass
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(CLS, hidden_act="relu")
+    model.vit.adapter = torch.nn.Module()
+    model.vit.adapter.activation = torch.nn.ReLU()
+    model.save_pretrained(tmp_path)
+    model.classifier = Cosine(32, 5)
+    model.vit.layernorm = torch.nn.GroupNorm(1, 32)
+    model.vit.encoder.layer[0].intermediate.intermediate_act_fn = torch.nn.Tanh()
+    model.vit.encoder.layer[1].intermediate.intermediate_act_fn = ViTActivation("tanh")
+    words = r"^4 modules .*act_fn \(Tanh\), .*act_fn \(ViTActivation\), .*norm \(GroupNorm\), classifier \(Cosine\)"
+    with pytest.warns(UserWarning, match=words) as told:
+        model.save_pretrained(tmp_path)
+    assert told[0].filename == __file__
+
+
+def test_a_model_without_its_classifier_or_pooler_is_saved(tmp_path: Path) -> None:
+    """What comes back as it was."""
+    torch = pytest.importorskip("torch")
+    import vit_torch
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
+    model.classifier, model.config.num_labels = torch.nn.Identity(), 0
+    model.save_pretrained(tmp_path)
+    again = vit_torch.ViTForImageClassification.from_pretrained(tmp_path)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    trunk = vit_torch.ViTModel(model.config)
+    trunk.pooler = None
+    trunk.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="holds no pooler"):
+        assert vit_torch.ViTModel.from_pretrained(tmp_path).pooler is None
+
+
 # ---- Keras: adapters, additions ----------------------------------------------------------------------------------
 
 

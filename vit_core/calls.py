@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy.typing as npt
@@ -144,6 +145,16 @@ def grid(size: Sequence[Any], config: ViTConfig) -> tuple[Any, Any]:
     """Patches along (height, width) of an image of `size`, (height, width) in pixels."""
     ph, pw = pair(config.patch_size)
     return size[0] // ph, size[1] // pw
+
+
+def unseen(config: ViTConfig) -> str | None:
+    """That a model leaves out the edge of its pictures, where they are no whole number of patches; else None."""
+    size, patch = pair(config.image_size), pair(config.patch_size)
+    seen = tuple(number * edge for number, edge in zip(config.grid, patch, strict=True))
+    if seen == size:
+        return None
+    whole, part, edge = ("{}x{}".format(*each) for each in (size, seen, patch))
+    return f"Of pictures of {whole} pixels only {part} are seen, the whole patches of {edge} from the top left."
 
 
 def num_patches(size: Sequence[Any], config: ViTConfig) -> Any:
@@ -395,12 +406,16 @@ def _same(shape: Shape, wanted: Shape) -> bool:
     )
 
 
-def check_explained(config: ViTConfig, output: Mapping[str, Any], label: int) -> None:
-    """Raises ValueError unless an output has the logit of this label."""
+def explained(config: ViTConfig, output: Mapping[str, Any], label: int | str) -> int:
+    """The number of a label, given as that or by name. Raises ValueError unless an output has the label's logit."""
     if "logits" not in output:
         raise ValueError(f"A classifier's logit has gradients, but this model gives {', '.join(output)}: load one.")
-    if not 0 <= label < config.num_labels:
-        raise ValueError(f"label must be from 0 to {config.num_labels - 1}, got {label}.")
+    number = config.label2id.get(label) if isinstance(label, str) else label
+    if not isinstance(number, Integral) or not 0 <= number < config.num_labels:
+        raise ValueError(
+            f"label must be from 0 to {config.num_labels - 1}, or a name of config.label2id, got {label!r}."
+        )
+    return int(number)
 
 
 def check_label_values(values: npt.NDArray[Any], config: ViTConfig) -> None:

@@ -209,6 +209,8 @@ class ViTConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         check = CHECKS.get(name)
         object.__setattr__(self, name, check(name, value) if check else value)
+        if name == "id2label":
+            self.label2id = {label: i for i, label in self.id2label.items()}
         if name in STAGES and "id2label" in vars(self):  # all is set
             self._align_stages(name)
 
@@ -239,7 +241,6 @@ class ViTConfig:
                     f"num_labels={num_labels!r} does not match id2label, which has {len(self.id2label)} labels: "
                     "pass one of the two, or both of the same size."
                 )
-            self.label2id = {label: i for i, label in self.id2label.items()}
         if label2id is not None:
             self.label2id = label2id
 
@@ -258,7 +259,6 @@ class ViTConfig:
             )
         if count != len(getattr(self, "id2label", ())) or not hasattr(self, "id2label"):
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
-            self.label2id = {f"LABEL_{i}": i for i in range(count)}
 
     @property
     def torch_dtype(self) -> str | None:
@@ -465,7 +465,8 @@ class ViTConfig:
         used = {k: v for k, v in overrides.items() if k not in unused}
         stored = merged.get("id2label")
         stored_labels = len(stored) if stored and isinstance(stored, Mapping) else 2
-        if "id2label" in used or used.get("num_labels", stored_labels) != stored_labels:
+        named = any(used.get(name) is not None for name in ("id2label", "label2id"))
+        if named or used.get("num_labels", stored_labels) != stored_labels:
             merged = {k: v for k, v in merged.items() if k not in LABELS}
         if used.keys() & STAGES:
             merged = {k: v for k, v in merged.items() if k not in STAGES}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -17,6 +18,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, overload
 
+from vit_core import calls
 from vit_core.channels import with_statistics
 from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS, PARTS, VIT, Family, family_of, has_head
@@ -88,7 +90,12 @@ class PretrainedModel(ABC):
         return family_of(cls.config_class)
 
     @classmethod
-    def _check_member(cls, config: ViTConfig) -> None:
+    def _check_member(cls, config: Any) -> None:
+        if not isinstance(config, ViTConfig):
+            raise TypeError(
+                f"{cls.__name__} takes a {cls.config_class.__name__} of this package, got {reprlib.repr(config)}: what "
+                f"is in a folder, a file or a repository is loaded by {cls.__name__}.from_pretrained(...)."
+            )
         if family_of(config) is not cls.family():
             raise ValueError(
                 f"{cls.__name__} takes a {cls.config_class.__name__}, got a {type(config).__name__}, of model_type "
@@ -233,9 +240,9 @@ class PretrainedModel(ABC):
         """A model from a folder or a hub repository ("org/name"), in evaluation mode.
 
         `overrides` are fields of the configuration, such as `num_labels` or `image_size`, and arguments of the class.
-        A head of another size is an error, unless `id2label` or `ignore_mismatched_sizes=True` asks for a fresh one,
-        which also takes the place of a head that no ViT has: on top of a pooler, on the mean of the patches, or of
-        several layers.
+        A head of another size is an error, unless `id2label`, `label2id` or `ignore_mismatched_sizes=True` asks for a
+        fresh one, which also takes the place of a head that no ViT has: on top of a pooler, on the mean of the patches,
+        or of several layers.
         `head="drop"` and `pooler="drop"` leave out those of the checkpoint, whatever their size. Another `image_size`
         resizes the position embeddings with `position_kernel`, by default the configuration's, which it becomes where
         the model can compute with it; another `num_channels` sums or repeats the patch projection, as timm does, and
@@ -268,7 +275,8 @@ class PretrainedModel(ABC):
             "num_attention_heads", getattr(config, "num_attention_heads", None)
         )
         drops = {"head": not keeps("head", head), "pooler": not keeps("pooler", pooler)}
-        fresh_head = "id2label" in overrides or ignore_mismatched_sizes or drops["head"]
+        named = any(overrides.get(name) is not None for name in ("id2label", "label2id"))
+        fresh_head = named or ignore_mismatched_sizes or drops["head"]
         headless = cls.architecture in PARTS and not has_head(PARTS[cls.architecture])
         reading["head"] = "drop" if headless else "fresh" if fresh_head else "keep"
         reading["family"] = cls.family()
@@ -321,7 +329,7 @@ class PretrainedModel(ABC):
             stored_grid=stored.grid if stored else None,
             stored_channels=stored.num_channels if stored else None,
             ignore_mismatched_sizes=ignore_mismatched_sizes,
-            fresh_head="id2label" in overrides,
+            fresh_head=named,
             kernel=position_kernel or used.position_kernel,
         )
         if unpooled:
@@ -329,6 +337,8 @@ class PretrainedModel(ABC):
                 f"{checkpoint.path} holds no pooler, so that pooler_output is None: take model.features(pixel_values), "
                 "or pass add_pooling_layer=True for a fresh pooler to be trained."
             )
+        if "image_size" in overrides and (note := calls.unseen(used)):
+            report.notes.append(note)
         with cls._placed(one_device(device_map)):
             model = cls.from_tensors(used, tensors, seed, **model_kwargs)
         made = model[0] if isinstance(model, tuple) else model  # Flax's, with the parameters beside it

@@ -53,7 +53,9 @@ class Settings:
     flip: Annotated[bool, typer.Option(help="Mirror half of the pictures.")] = False
     keep: Annotated[str, typer.Option(help="last or best: the epoch whose model is kept.")] = "last"
     parallel: Annotated[str, typer.Option(help="How devices share the work; see docs/scale.md.")] = "none"
-    workers: Annotated[int | None, typer.Option(help="Threads that read pictures.", show_default="by cores")] = None
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Threads that read pictures; 0: the main one.", show_default="by cores")
+    ] = None
     prefetch: Annotated[int, typer.Option(min=0, help="Batches that are read ahead of the model.")] = 2
     seed: int = 0
 

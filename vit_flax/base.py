@@ -80,6 +80,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         scan_layers: bool = False,
         **model_kwargs: Any,
     ) -> None:
+        self._check_member(config)
         config.validate()
         choose(config.attn_implementation, output_attentions=False)
         if data_format not in CHANNELS_AXIS:

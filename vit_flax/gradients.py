@@ -15,15 +15,15 @@ from vit_core.outputs import ClassGradients
 from vit_flax.encoder import ViTSelfAttention
 
 
-def class_gradients(model: Any, pixel_values: Array, label: int) -> ClassGradients:
-    """The gradients of a label's logit for pixels (B, C, H, W), each picture's of its own.
+def class_gradients(model: Any, pixel_values: Array, label: int | str) -> ClassGradients:
+    """The gradients of the logit of a label, its number or name, for pixels (B, C, H, W), each picture's of its own.
 
     Raises ValueError for a model without logits, for a label that it has not, and with `scan_layers`.
     """
     if model.module.scan_layers:
         raise ValueError("scan_layers=True makes one layer of all, whose gradients can't be told apart: load without.")
     output = model(pixel_values, output_attentions=True, output_hidden_states=True, return_dict=True)
-    calls.check_explained(model.config, output, label)
+    number = calls.explained(model.config, output, label)
     states, attentions = output.hidden_states[:-1], output.attentions
 
     def logit(params: Any, added: tuple[Sequence[Array], Sequence[Array]]) -> Array:
@@ -31,7 +31,7 @@ def class_gradients(model: Any, pixel_values: Array, label: int) -> ClassGradien
         with nn.intercept_methods(adding):
             asked = {"output_attentions": True, "return_dict": True}
             found = model.module.apply({"params": params}, pixel_values, **asked)
-        return found.logits[:, label].sum()
+        return found.logits[:, number].sum()
 
     zeros = jax.tree.map(jnp.zeros_like, (states, attentions))
     return ClassGradients(states, attentions, *jax.jit(jax.grad(logit, 1))(model.params, zeros))

@@ -78,9 +78,9 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         dtype: Any = None,
         trainable: bool = True,
     ) -> None:
+        self._check_member(config)
         config.validate()
         choose(config.attn_implementation, output_attentions=False)
-        self._check_member(config)
         if data_format not in CHANNELS_AXIS:
             raise ValueError(f"data_format must be one of {', '.join(CHANNELS_AXIS)}, got {data_format!r}.")
         super().__init__(name=name, dtype=dtype, trainable=trainable, autocast=False)

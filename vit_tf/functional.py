@@ -56,6 +56,11 @@ class NamedOutputs(layers.Layer):
             found["probabilities"] = keras.activations.get(calls.score_function(model.config))(found["logits"])
         return {name: found[name] for name in self.names}
 
+    @property
+    def metrics(self) -> list[Any]:
+        """None: a compiled model's are its own, as in every model that Keras finds in another."""
+        return []
+
     def get_config(self) -> dict[str, Any]:
         """For Keras: the arguments."""
         return {

@@ -11,8 +11,8 @@ from vit_core import calls
 from vit_core.outputs import ClassGradients
 
 
-def class_gradients(model: Any, pixel_values: Tensor, label: int) -> ClassGradients:
-    """The gradients of a label's logit for pixels (B, C, H, W), each picture's of its own.
+def class_gradients(model: Any, pixel_values: Tensor, label: int | str) -> ClassGradients:
+    """The gradients of the logit of a label, its number or name, for pixels (B, C, H, W), each picture's of its own.
 
     Raises ValueError for a model without logits, and for a label that it has not.
     """
@@ -20,8 +20,8 @@ def class_gradients(model: Any, pixel_values: Tensor, label: int) -> ClassGradie
     with tf.GradientTape() as tape:
         tape.watch(pixels)  # so that a frozen model has gradients too
         output = model(pixels, output_attentions=True, output_hidden_states=True, return_dict=True)
-        calls.check_explained(model.config, output, label)
-        logit = tf.reduce_sum(output.logits[:, label])
+        number = calls.explained(model.config, output, label)
+        logit = tf.reduce_sum(output.logits[:, number])
     states, attentions = output.hidden_states[:-1], output.attentions
     found = tuple(tape.gradient(logit, [*states, *attentions]))
     return ClassGradients(states, attentions, found[: len(states)], found[len(states) :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -22,11 +23,13 @@ from vit_core.outputs import Output, Returns
 from vit_core.parameter_groups import ParameterGroup
 from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
+from vit_torch.activations import ACTIVATIONS, ViTActivation
 from vit_torch.attention import choose
 from vit_torch.devices import accelerator, torch_device
 from vit_torch.layers import hooks_of
 
 _BY_TOKEN = {nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList}
+_KINDS = {"linear": nn.Linear, "conv": nn.Conv2d, "norm": nn.LayerNorm}
 
 
 def to_torch(stored: StoredTensor, dtype: torch.dtype) -> Tensor:
@@ -66,9 +69,9 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     def __init__(self, config: ViTConfig, parts: frozenset[str] | None = None) -> None:
         """`parts` are those of the table beside the trunk; by default, of a user's own class, those of its trunk."""
         super().__init__()
+        self._check_member(config)
         config.validate()
         choose(config.attn_implementation, output_attentions=False)
-        self._check_member(config)
         self.config = config
         self.num_labels = config.num_labels
         self._parts = parts
@@ -234,7 +237,45 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
             raise ValueError(f"state_dict lacks {len(lost)} of the model's {len(own)} tensors: {', '.join(lost[:8])}.")
         _refuse_wrapped(state)
         stored = {name: stored_tensor(name, value) for name, value in state.items()}
+        if type(self).__module__.startswith("vit_torch."):  # a class of one's own may make other modules again
+            self._check_replaced(state)
         return {spec.name: stored.pop(name) for name, spec in table.items()}, stored
+
+    def _check_replaced(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError for parameters of the configuration that the model lacks; warn of modules of other kinds."""
+        prefixed = self.base_model is not self
+        parts = self.parts if getattr(self.base_model, "pooler", None) else self.parts - {"pooler"}  # which may be None
+        table = {native_name(s, TORCH, prefixed): s for s in specs(self.config, parts).values()}
+        if lost := [name for name in table if name not in state]:
+            raise ValueError(
+                f"The model lacks {len(lost)} parameters of its configuration, which would come back drawn anew: "
+                f"{', '.join(lost[:8])}. Where you put another module in their place, make it in the __init__ of a "
+                "class of your own; where you left it out, change model.config to what was built (num_labels=0 for no "
+                "classifier). Then save again."
+            )
+        others = [
+            f"{name} ({type(module).__name__})"
+            for name, module in self.named_modules()
+            if not self._comes_back(unwrapped(f"{name}."), module, table)
+        ]
+        if others:
+            warnings.warn(
+                f"{len(others)} modules are of another kind than the configuration's: {', '.join(others[:8])}. Files "
+                "hold parameters, not what modules compute: a model that is loaded has those of the configuration in "
+                "their places. Make yours in the __init__ of a class of your own.",
+                stacklevel=4,
+            )
+
+    def _comes_back(self, path: str, module: nn.Module, table: Mapping[str, Spec]) -> bool:
+        """Whether a loaded model has such a module there; True of what a user has added."""
+        above, _, last = path.removesuffix(".").rpartition(".")
+        if last in ("intermediate_act_fn", "activation") and any(name.startswith(f"{above}.") for name in table):
+            name = self.config.pooler_act if "pooler." in path else self.config.hidden_act
+            return isinstance(module, ViTActivation) and module.function is ACTIVATIONS.get(str(name), name)
+        if type(module).__module__.partition(".")[0] not in ("torch", "vit_torch"):
+            return not any(name.startswith(path) for name in table)
+        spec = table.get(f"{path}weight") if "weight" in dict(module.named_parameters(recurse=False)) else None
+        return spec is None or isinstance(module, _KINDS[spec.kind])
 
     @property
     def dtype(self) -> torch.dtype:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vit_core.calls import (
     check_distillation,
+    check_kind,
     check_labels,
     check_reconstruction,
     check_visual_tokens,
@@ -25,7 +26,7 @@ def classification_loss(logits: Tensor, labels: Tensor, config: ViTConfig) -> Te
     Raises ValueError for labels that do not fit. Class labels out of range are found on the CPU; on an accelerator, and
     in compiled code, PyTorch's own assertion fires.
     """
-    integers = not labels.is_floating_point()
+    integers = _integers(labels)
     problem = problem_type(config, integers)
     check_labels(tuple(labels.shape), tuple(logits.shape), problem, integers)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -34,6 +35,12 @@ def classification_loss(logits: Tensor, labels: Tensor, config: ViTConfig) -> Te
     if problem == "multi_label_classification":
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
     return F.mse_loss(logits, labels.to(logits.dtype).reshape(logits.shape))
+
+
+def _integers(labels: Tensor) -> bool:
+    """Whether labels are whole numbers. Raises TypeError for what is no tensor."""
+    check_kind("labels", labels, Tensor, "pt")
+    return not labels.is_floating_point()
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, field: str = "num_labels") -> Tensor:
@@ -50,10 +57,11 @@ def visual_token_loss(logits: Tensor, mask: Tensor | None, labels: Tensor, confi
     Logits (B, N, V); mask (B, N), 1 where masked; labels (n_masked,). Raises ValueError for labels that do not fit: for
     their number where it is known, not in compiled code.
     """
+    integers = _integers(labels)
     masked = mask.flatten() != 0 if mask is not None else None
     count: Any = None if masked is None else masked.sum()
     count = count if count is None or torch.compiler.is_compiling() else int(count)
-    check_visual_tokens(tuple(labels.shape), not labels.is_floating_point(), count, config)
+    check_visual_tokens(tuple(labels.shape), integers, count, config)
     assert masked is not None
     nth = masked.long().cumsum(0) - 1  # of the masked patches
     targets = F.pad(labels.long(), (0, 1), value=-100)[torch.where(masked, nth, -1)]  # the last is that of the others
@@ -82,7 +90,8 @@ def distillation_loss(
 
     Raises ValueError for what does not fit.
     """
-    problem = None if labels is None else problem_type(config, not labels.is_floating_point())
+    check_kind("teacher_logits", teacher_logits, Tensor, "pt")
+    problem = None if labels is None else problem_type(config, _integers(labels))
     check_distillation(problem, tuple(teacher_logits.shape), tuple(logits.shape), config)
     assert labels is not None
     weight, theirs = config.distillation_weight, teacher_loss(distilled, teacher_logits, config)

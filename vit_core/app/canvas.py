@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 import unicodedata
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,10 +33,46 @@ def fit(size: Size, edge: int) -> Size:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def printable(text: str) -> str:
-    """The text in characters that Pillow's own font has: accents are dropped, what is left over becomes `?`."""
-    plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
-    return "".join(c if " " <= c <= "~" else "?" for c in plain)
+def lettered(text: str, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+    """The text, and a font of its letters: Pillow's own for ASCII, else DejaVu Sans, the system's or matplotlib's.
+
+    A letter that the font lacks loses its accent; without one it becomes `?`, and is warned of.
+    """
+    font: Any = ImageFont.load_default(size)
+    if text.isascii() and text.isprintable():
+        return text, font
+    font = next(_dejavu(size), font)
+    lacking = _glyph(font, "\U0010ffff")  # which is no letter
+
+    def has(letter: str) -> bool:
+        return letter.isprintable() and _glyph(font, letter) != lacking
+
+    def shown(letter: str) -> str:
+        plain = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
+        return letter if has(letter) else plain if plain and all(map(has, plain)) else "?"
+
+    drawn = "".join(map(shown, unicodedata.normalize("NFC", text)))
+    if drawn.count("?") > text.count("?"):
+        warnings.warn(
+            "the picture has ? in the place of letters that no font here has: DejaVu Sans, which comes with matplotlib "
+            "as well, has those of most alphabets.",
+            stacklevel=2,
+        )
+    return drawn, font
+
+
+def _dejavu(size: int) -> Iterator[ImageFont.FreeTypeFont]:
+    """DejaVu Sans, where it is found."""
+    matplotlib = find_spec("matplotlib")
+    folders = (matplotlib and matplotlib.submodule_search_locations) or []
+    for path in (Path("DejaVuSans.ttf"), *(Path(each, "mpl-data/fonts/ttf/DejaVuSans.ttf") for each in folders)):
+        with suppress(OSError):
+            yield ImageFont.truetype(path, size)
+
+
+def _glyph(font: ImageFont.FreeTypeFont, letter: str) -> tuple[Size, bytes]:
+    mask = font.getmask(letter)
+    return mask.size, bytes(mask)
 
 
 class Canvas:
@@ -42,8 +84,7 @@ class Canvas:
 
     def text(self, at: Size, text: str, size: int, colour: Colour, width: int) -> None:
         """One line, cut with an ellipsis where it is wider than `width`."""
-        font = ImageFont.load_default(size)
-        text = printable(text)[: width + 1]  # no letter is narrower than a pixel
+        text, font = lettered(text[: width + 1], size)  # no letter is narrower than a pixel
         if font.getlength(text) > width:
             while text and font.getlength(f"{text}...") > width:
                 text = text[:-1]

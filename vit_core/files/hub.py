@@ -335,7 +335,8 @@ def _explain(
         case errors.LocalEntryNotFoundError() | errors.OfflineModeIsEnabled():
             todo = "Load it once with the network on, or pass cache_dir= of a cache that has it."
             off = "the network is switched off (local_files_only=True or HF_HUB_OFFLINE)"
-            return NotCachedError(f"{what} at revision {revision!r} is not in the cache {cache} and {off}. {todo}")
+            missed = f"{what} at revision {revision!r} is not in the cache {cache} and {off}. {todo}"
+            return NotCachedError(f"{name!r} is no folder here; {missed}")
         case None | errors.EntryNotFoundError():
             todo = f"Pass the revision= or subfolder= that has it: see {hub}/{name}/tree/{revision}."
             return FileNotFoundError(f"There is no {what} at revision {revision!r}. {todo}")
@@ -347,7 +348,7 @@ def _explain(
         case OSError() if "Consistency check failed" in str(error):
             todo = "Try again with force_download=True."
             return OSError(f"{what} did not arrive with the size that {hub} announced ({_why(error)}). {todo}")
-    return _explain_transfer(error, what)
+    return OSError(f"{name!r} is no folder here, and {_explain_transfer(error, what)}")
 
 
 def _explain_upload(error: Exception, folder: Path, repo_id: str) -> OSError | ValueError:

@@ -43,7 +43,13 @@ Model = Annotated[
 ]
 Backend = Annotated[
     str | None,
-    typer.Option("--backend", metavar="|".join(BACKENDS), help="Framework.", show_default="the first installed"),
+    typer.Option(
+        "--backend",
+        metavar="|".join(BACKENDS),
+        help="Framework.",
+        show_default="the first installed",
+        autocompletion=lambda: [*BACKENDS],
+    ),
 ]
 Revision = Annotated[
     str | None, typer.Option(help="Branch, tag or commit of a hub id.", show_default="main", metavar="NAME")

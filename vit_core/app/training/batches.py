@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ Batch = tuple[np.ndarray, np.ndarray]  # pixels (B, C, H, W) and what belongs to
 
 @dataclass(frozen=True)
 class Loader:
-    """Pictures as pixels, decoded and augmented by threads, `prefetch` parts of batches ahead of the model.
+    """Pictures as pixels, decoded and augmented by `workers` threads, `prefetch` parts of batches ahead of the model.
+
+    By default as many threads as suit the cores; with none in the one that asks.
 
     A batch of `batch_size` pictures is cut into `accumulate` parts that follow each other, and each of those into
     `shards`, of which this process reads the one with the number `shard`.
@@ -116,7 +118,7 @@ class Loader:
         self, pictures: Pictures, parts: Iterable[tuple[np.ndarray, Any]], epoch: int | None
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """The pixels of numbered pictures, each part with what came with it, read `prefetch` parts in advance."""
-        with ThreadPoolExecutor(self.workers) as pool:
+        with _AtOnce() if self.workers == 0 else ThreadPoolExecutor(self.workers) as pool:
 
             def begun(part: tuple[np.ndarray, Any]) -> tuple[list[Future[np.ndarray]], Any]:
                 numbers, rest = part
@@ -134,6 +136,15 @@ class Loader:
             image = augmented(image, np.random.default_rng((self.seed, epoch, number)), self.flip)
         pixels: np.ndarray = self.processor(image, return_tensors="np")["pixel_values"][0]
         return pixels
+
+
+class _AtOnce(Executor):
+    """Without threads: what is submitted is done there and then."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **kwargs))
+        return done
 
 
 def colours(pixels: np.ndarray, processor: ViTImageProcessor) -> np.ndarray:

@@ -120,7 +120,8 @@ def read_pictures(
     labels = np.array([numbers.get(label, PADDING) for _, label in found], np.int64)
     problems += [f"class {name} has no picture" for i, name in enumerate(names) if not (labels == i).any()]
     if len(names) < 2:
-        problems.append(f"{source} has {len(names)} classes, expected two or more")
+        found_one = f"the class {names[0]} alone" if names else "no class"
+        problems.append(f"{source} has {found_one}, expected two or more")
     if not skip_bad:
         problems += bad.values()
     if problems:

@@ -34,6 +34,7 @@ def draw_curves(path: Path, steps: list[dict[str, Any]], epochs: list[dict[str, 
     axes[-1].set_title("learning rate")
     for axis in axes:
         axis.set_xlabel("step")
+        axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=100)
 

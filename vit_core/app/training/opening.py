@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vit_core import calls
 from vit_core.app.auto import architecture_for
 from vit_core.app.opening import find_processor
 from vit_core.app.training.batches import Loader
@@ -74,6 +75,8 @@ def open_model(
         parameters, size = count(model.config, model.parts), _size(pair(model.config.image_size))
         print(f"Model: {name}, {model.architecture}, {parameters:,} parameters, {size} pixels")
         print(f"Drawn anew: {', '.join(drawn) or 'nothing'}. Resized: {', '.join(resized) or 'nothing'}.", flush=True)
+        if note := calls.unseen(model.config):
+            print(note, flush=True)
     return model
 
 
