@@ -124,8 +124,10 @@ def test_a_model_object_and_its_processor() -> None:
     assert classifier(PICTURES[0]) == pipeline()(PICTURES[0])
     assert pipeline(model=model, image_processor=DIGITS).image_processor == processor
     assert not model.training
+    assert pipeline(model=model).image_processor == processor  # which it was loaded beside
     with pytest.warns(UserWarning, match="The model has no preprocessor_config.json"):
-        assert pipeline(model=model).image_processor.size == {"height": 24, "width": 24}
+        fresh = pipeline(model=vit_torch.ViTForImageClassification(model.config, seed=0))
+    assert fresh.image_processor.size == {"height": 24, "width": 24}
     for options in ({"dtype": "float16"}, {"backend": "tf"}, {"revision": "main"}):
         with pytest.raises(ValueError, match=f"{next(iter(options))} can't be set for a model that is loaded"):
             pipeline(model=model, image_processor=processor, **options)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from vit_core.app.auto import architecture_for
-from vit_core.app.backends import accelerator, first_installed, import_backend, place
+from vit_core.app.backends import accelerator, bare, first_installed, import_backend, place
 from vit_core.config import ViTConfig, pair
 from vit_core.files.hub import DOWNLOAD_OPTIONS, NotCachedError
 from vit_core.formats.reading import read
@@ -36,6 +37,12 @@ def load(
     if device is not None:
         place(model, device)
     return model, report
+
+
+def beside(model: Any) -> dict[str, Any] | None:
+    """What the preprocessor_config.json says, or what stood for it, that a model was loaded beside, for its size."""
+    found: dict[str, Any] | None = json.loads(json.dumps(bare(model).preprocessor))  # Keras wraps a dict in its classes
+    return found
 
 
 def find_processor(

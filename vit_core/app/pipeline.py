@@ -5,7 +5,6 @@ Arguments and results are those of Hugging Face's `pipeline`.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial, update_wrapper
@@ -15,7 +14,7 @@ from vit_core.app.backends import backend_of, bare, place, replica
 from vit_core.app.base import ImagePipeline
 from vit_core.app.classification import ImageClassificationPipeline
 from vit_core.app.features import ImageFeatureExtractionPipeline
-from vit_core.app.opening import find_processor, load
+from vit_core.app.opening import beside, find_processor, load
 from vit_core.assets import DIGITS
 from vit_core.keywords import understood
 from vit_core.pictures.processing import ViTImageProcessor
@@ -91,9 +90,8 @@ def pipeline(
         loaded, report = load(name, backend, device, task=cls.architecture, **options)
         if report.missing_keys or report.mismatched_keys:
             raise ValueError(report.warning(type(loaded).__name__))
-        if image_processor is None:
-            image_processor = json.loads(json.dumps(loaded.preprocessor))  # which Keras has wrapped in its own classes
-        processor = find_processor(name, loaded.config, image_processor, use_fast, **options)
+        given = beside(loaded) if image_processor is None else image_processor
+        processor = find_processor(name, loaded.config, given, use_fast, **options)
     else:
         wrong = [name for name, value in options.items() if value is not None]
         wrong = [*wrong, *(["backend"] if backend not in (None, backend_of(model)) else [])]
@@ -101,7 +99,8 @@ def pipeline(
             raise ValueError(f"{', '.join(wrong)} can't be set for a model that is loaded: pass its name instead.")
         if device is not None:
             place(model, device)
-        loaded, processor = model, find_processor(None, bare(model).config, image_processor, use_fast)
+        given = beside(model) if image_processor is None else image_processor
+        loaded, processor = model, find_processor(None, bare(model).config, given, use_fast)
     replicas = [replica(loaded, each) for each in others]
     return cls(
         loaded, processor, replicas=replicas, batch_size=batch_size, num_workers=num_workers, timeout=timeout, **own

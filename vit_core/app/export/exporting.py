@@ -28,7 +28,7 @@ from vit_core.app.export.asking import (
 )
 from vit_core.app.export.checking import calls_of, compare
 from vit_core.app.export.triton import CONFIG, VERSION, config_of
-from vit_core.app.opening import find_processor, load
+from vit_core.app.opening import beside, find_processor, load
 from vit_core.calls import check_pixel_values, interpolates, score_function
 from vit_core.config import ViTConfig, pair
 from vit_core.exports import CLASSES, Exported
@@ -218,7 +218,6 @@ def _opened(
 
         reference = opened("float32")
         found = reference if dtype == "float32" else opened(dtype)
-        processor = find_processor(model, reference.config, image_processor, **options)
     else:
         if (backend := backend_of(model)) != target.backend:
             raise ValueError(
@@ -229,9 +228,10 @@ def _opened(
             given = ", ".join(options) or "dtype"
             raise ValueError(f"{given} can't be set for a model that is loaded: pass its folder.")
         reference = found = model
-        processor = find_processor(None, model.config, image_processor)
     _check_model(found, wanted)
-    return found, reference, processor
+    name = model if isinstance(model, str | os.PathLike) else None
+    values = beside(reference) if image_processor is None else image_processor
+    return found, reference, find_processor(name, reference.config, values, **options)
 
 
 def _check_model(model: Any, wanted: Exported) -> None:
