@@ -9,9 +9,9 @@
 `make` writes the folder `tests/golden/families`.
 
 `run` builds a model of a family with ARGUMENTS (JSON, or the name of a JSON file), loads SOURCE, a weights file or a
-folder, and runs the model on pixels, float32 (B, C, H, W). It writes the logits (B, K) or the reconstruction
-(B, C, H, W) of a model with a head, and of others the hidden states (B, S, D) after the final norm, all float32; to
-OUTPUT.npz everything that the model computes, by name.
+folder, and runs the model on pixels, float32 (B, C, H, W), or float64, in which a model of timm then computes. It
+writes the logits (B, K) or the reconstruction (B, C, H, W) of a model with a head, and of others the hidden states
+(B, S, D) after the final norm, all float32; to OUTPUT.npz everything that the model computes, by name.
 
 `save` writes a random model to a folder, as its library does; of timm, ARGUMENTS may name an `architecture`. `prepare`
 makes of a PNG what the library of a folder feeds its model, float32 (C, H, W). `serve` reads such commands, a JSON list
@@ -190,7 +190,9 @@ def timm_model(arguments: dict[str, Any]) -> Any:
 
 @torch.inference_mode()
 def timm_outputs(model: Any, pixels: np.ndarray) -> Outputs:
-    hidden = model.eval().forward_features(torch.from_numpy(pixels))
+    x = torch.from_numpy(pixels)
+    model = model.eval().to(x.dtype)
+    hidden = model.forward_features(x)
     return numbers(
         {"last_hidden_state": hidden} | ({"logits": model.forward_head(hidden)} if model.num_classes else {})
     )
@@ -959,12 +961,12 @@ def save(family: str, arguments: str, out: str) -> None:
         import timm
 
         model = timm.create_model(values.pop("architecture", "vit_base_patch16_224"), **values)
-        timm.models.save_for_hf(randomized(model, out), folder)
+        timm.models.save_for_hf(randomized(model, arguments), folder)
     elif family == "torchvision":
         model = torchvision.models.VisionTransformer(**values)
-        torch.save(randomized(model, out).state_dict(), folder / "model.pth")
+        torch.save(randomized(model, arguments).state_dict(), folder / "model.pth")
     else:
-        randomized(keras_hub_model(values), out).save_to_preset(out)
+        randomized(keras_hub_model(values), arguments).save_to_preset(out)
 
 
 def prepare(family: str, folder: str, picture: str, out: str) -> None:

@@ -32,6 +32,10 @@ COMMON = st.fixed_dictionaries(
         "a_key_of_a_user": st.sampled_from(["text", [1, {"b": None}], 0.5]),
     },
 )
+OWN = {  # theirs always has a version; the others are ours alone, and in a file where they are not the default
+    "transformers_version", "skip_unread_tokens", "position_kernel", "layer_scale", "drop_path_rate", "pool", "fc_norm",
+    "out_features", "out_indices", "apply_layernorm", "reshape_hidden_states",
+}  # fmt: skip
 NAMES = st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=4, unique=True)
 
 
@@ -50,8 +54,7 @@ def shared(ours: Any, theirs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both configurations say, as JSON has it, in full. A pooler's width of None is the hidden size in ours."""
     a, b = (json.loads(config.to_json_string(use_diff=False)) for config in (ours, theirs))
     a["pooler_output_size"] = a["pooler_output_size"] or a["hidden_size"]
-    own = ("transformers_version", "skip_unread_tokens")  # theirs always has one; ours alone has the other
-    a = {key: value for key, value in a.items() if key not in own}
+    a = {key: value for key, value in a.items() if key not in OWN}
     assert a.keys() <= b.keys()
     return a, {key: b[key] for key in a}
 
