@@ -140,19 +140,19 @@ def test_a_backbone_of_a_classifiers_file(backend: Any, tmp_path: Path) -> None:
 
 
 def test_stages_are_changed(backend: Any, tmp_path: Path) -> None:
-    """After a call, by the model or its configuration, of which one field follows the other."""
+    """After a call, by the model or its configuration, of whose two fields the last one holds."""
     model = build(backend, "Dinov2Backbone")
     backend.call(model, pixel_values=PIXELS)
     model.out_indices = [1, -1]
     assert len(backend.call(model, pixel_values=PIXELS).feature_maps) == 2
-    assert (model.config.out_features, model.config.out_indices) == (["stage1", "stage3"], [1, 3])
+    assert (model.out_features, model.config.out_features) == (["stage1", "stage3"], None)
     model.save_pretrained(tmp_path)
     config = type(model.config).from_pretrained(tmp_path)
     config.out_features = ["stem"]
-    assert (config.out_indices, config.copy()) == ([0], config)
+    assert (config.stages, config.out_indices, config.copy()) == ((0,), None, config)
     model.out_features = None
     assert (model.out_features, model.config.out_indices) == (["stage3"], None)
-    assert type(config).from_pretrained(tmp_path, out_indices=[2]).out_features == ["stage2"]
+    assert type(config).from_pretrained(tmp_path, out_indices=[2]).stages == (2,)
 
 
 @pytest.mark.parametrize(

@@ -191,6 +191,10 @@ def test_a_configuration_may_change_after_a_call(backend: Any) -> None:
     output = backend.call(model, pixel_values=pixels, labels=np.eye(5, dtype=np.float32)[:1])
     assert len(output.hidden_states) == model.config.num_hidden_layers + 1
     assert 0.3 < float(np.asarray(output.loss)) < 1.2  # of each label by itself, ln 2 where nothing is known
+    if backend.name == "tf":
+        assert "hidden_states" in model.predict(pixels, verbose=0)
+        model.config.output_hidden_states = False
+        assert "hidden_states" not in model.predict(pixels, verbose=0)
 
 
 def test_attributes_that_programs_ask_for(backend: Any) -> None:

@@ -327,7 +327,7 @@ def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
         assert pushed.startswith(f"{server.url}/me/copy/commit/")
         assert missing.startswith("'org/cls' has no revision 'v2'. Pass as revision=")
     documents, weights = {"preprocessor_config.json"}, {"config.json", "model.safetensors"}
-    for name, files in {"processor": documents, "model": weights, "pipeline": weights | documents}.items():
+    for name, files in {"processor": documents, "model": weights | documents, "pipeline": weights | documents}.items():
         repo = server.repos[f"me/{name}"]
         assert set(repo.commits[repo.refs["main"]]) - {".gitattributes"} == files
 

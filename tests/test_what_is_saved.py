@@ -316,7 +316,7 @@ def test_adapters_and_quantised_layers_are_refused_by_name(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("where", "what", "lost"),
     [
-        ("classifier", lambda nn: nn.Sequential(nn.Dropout(0.1), nn.Linear(32, 5)), "2 .*: classifier.weight, cl"),
+        ("classifier", lambda nn: nn.Sequential(nn.Linear(32, 8), nn.Linear(8, 5)), "2 .*: classifier.weight, cl"),
         ("classifier", lambda nn: nn.Linear(32, 5, bias=False), "1 .*: classifier.bias"),
         ("classifier", lambda nn: nn.Identity(), r"2 .*classifier.weight.*num_labels=0"),
         ("vit.layernorm", lambda nn: nn.Identity(), "2 .*: vit.layernorm.weight"),
@@ -355,6 +355,21 @@ def test_modules_that_compute_in_a_way_of_their_own_are_warned_of(tmp_path: Path
     with pytest.warns(UserWarning, match=words) as told:
         model.save_pretrained(tmp_path)
     assert told[0].filename == __file__
+
+
+def test_a_dropout_before_the_classifier_is_no_other_classifier(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import vit_torch
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
+    linear = model.classifier
+    model.classifier = torch.nn.Sequential(torch.nn.Dropout(0.1), linear)
+    model.save_pretrained(tmp_path)
+    again = vit_torch.ViTForImageClassification.from_pretrained(tmp_path)
+    assert torch.equal(again.classifier.weight, linear.weight)
+    model.classifier.append(torch.nn.Tanh())
+    with pytest.warns(UserWarning, match=r"1 modules are of another kind .*classifier\.2 \(Tanh\)"):
+        model.save_pretrained(tmp_path)
 
 
 def test_a_model_without_its_classifier_or_pooler_is_saved(tmp_path: Path) -> None:

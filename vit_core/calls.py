@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Integral
+from operator import index
 from typing import Any
 
 import numpy.typing as npt
@@ -410,12 +410,15 @@ def explained(config: ViTConfig, output: Mapping[str, Any], label: int | str) ->
     """The number of a label, given as that or by name. Raises ValueError unless an output has the label's logit."""
     if "logits" not in output:
         raise ValueError(f"A classifier's logit has gradients, but this model gives {', '.join(output)}: load one.")
-    number = config.label2id.get(label) if isinstance(label, str) else label
-    if not isinstance(number, Integral) or not 0 <= number < config.num_labels:
+    try:
+        number = index(config.label2id.get(label, -1) if isinstance(label, str) else label)
+    except TypeError:  # of what is no whole number
+        number = -1
+    if not 0 <= number < config.num_labels:
         raise ValueError(
             f"label must be from 0 to {config.num_labels - 1}, or a name of config.label2id, got {label!r}."
         )
-    return int(number)
+    return number
 
 
 def check_label_values(values: npt.NDArray[Any], config: ViTConfig) -> None:

@@ -184,8 +184,6 @@ class ViTConfig:
             self.out_features = self.out_indices = None  # the default, which it writes out
         self._set_labels(**labels)
         self.validate()
-        for name in STAGES.keys() & {name for name, value in vars(self).items() if value is not None}:
-            self._align_stages(name)
 
     def _follows(self, name: str, value: Any) -> bool:
         """Whether a value is that of a property, which follows from the fields: a file may say it as well."""
@@ -211,15 +209,8 @@ class ViTConfig:
         object.__setattr__(self, name, check(name, value) if check else value)
         if name == "id2label":
             self.label2id = {label: i for i, label in self.id2label.items()}
-        if name in STAGES and "id2label" in vars(self):  # all is set
-            self._align_stages(name)
-
-    def _align_stages(self, name: str) -> None:
-        """Make the other field of the stages follow this one; where it is None, both are the default."""
-        vars(self)[STAGES[name]] = None
-        if vars(self)[name] is not None:
-            stages = self.stages
-            vars(self).update(out_features=[self.stage_names[i] for i in stages], out_indices=list(stages))
+        if name in STAGES and "id2label" in vars(self):  # all is set: this one holds now
+            vars(self)[STAGES[name]] = None
 
     def __getattr__(self, name: str) -> Any:
         """What programs ask of every configuration of transformers, where a file does not say otherwise."""
@@ -465,7 +456,8 @@ class ViTConfig:
         used = {k: v for k, v in overrides.items() if k not in unused}
         stored = merged.get("id2label")
         stored_labels = len(stored) if stored and isinstance(stored, Mapping) else 2
-        named = any(used.get(name) is not None for name in ("id2label", "label2id"))
+        used = {k: v for k, v in used.items() if not (k in LABELS and v is None)}
+        named = used.keys() & {"id2label", "label2id"}
         if named or used.get("num_labels", stored_labels) != stored_labels:
             merged = {k: v for k, v in merged.items() if k not in LABELS}
         if used.keys() & STAGES:
@@ -546,6 +538,11 @@ class ViTConfig:
         """An independent copy with some fields changed."""
         config: Self = self.from_dict(copy.deepcopy(vars(self)), **changes)
         return config
+
+    def is_still(self, seen: Mapping[str, Any]) -> bool:
+        """Whether each value is the very one of `seen`, a copy that was made of `vars` before."""
+        now = vars(self)
+        return now.keys() == seen.keys() and all(value is seen[name] for name, value in now.items())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ViTConfig) and vars(self) == vars(other)

@@ -427,7 +427,10 @@ class PretrainedModel(ABC):
             config.to_json_file(stage / CONFIG_NAME)
             if self.preprocessor is not None and not find(folder, PREPROCESSOR_NAME).exists():
                 write_atomically(stage / PREPROCESSOR_NAME, (json.dumps(self.preprocessor, indent=2) + "\n").encode())
-            names = os.listdir(stage)
+            beside = (
+                {PREPROCESSOR_NAME} if find(folder, PREPROCESSOR_NAME).exists() else set()
+            )  # without which it guesses
+            names = {*os.listdir(stage), *beside}
         if push_to_hub:
             hub.upload(folder, repo_id or folder.resolve().name, names=names, delete_patterns=patterns, **options)
 
@@ -440,7 +443,7 @@ class PretrainedModel(ABC):
         own = signature(PretrainedModel.save_pretrained).parameters
         saving = {name: options.pop(name) for name in own if name in options}
         patterns = weights_patterns(saving.get("variant"))
-        return hub.push(partial(self.save_pretrained, **saving), repo_id, delete_patterns=patterns, **options)
+        return hub.push(partial(self.save_pretrained, **saving), repo_id, patterns, **options)
 
     def _weights(self, **given: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What is to be saved: the table's parameters by canonical name, and what a user has added, by its own names.

@@ -170,7 +170,6 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
             "layer_scale",
             "layerscale_value",
             "layer_scale_init_value",
-            "auxiliary_loss_weight",
         ),
         _number,
     ),

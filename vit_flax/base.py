@@ -104,10 +104,11 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     def _use(self, module: Any) -> None:
         self.module = module
-        self._apply = jax.jit(partial(_apply, module), static_argnames=STATIC)
+        self._apply, self._seen = jax.jit(partial(_apply, module), static_argnames=STATIC), dict(vars(self.config))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_apply"}  # compiled code is not pickled
+        compiled = ("_apply", "_seen")  # which is not pickled
+        return {name: value for name, value in vars(self).items() if name not in compiled}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -215,7 +216,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
 
     def _run(self, params: Params | None, inputs: dict[str, Any], rngs: dict[str, Any], **options: Any) -> Any:
         self._look(inputs["pixel_values"])
-        if self.module.config != self.config:  # which has been changed since
+        if not self.config.is_still(self._seen):
             self._use(self.module.clone(config=self.config.copy()))
         apply = partial(_apply, self.module) if intercepted() else self._apply  # what is compiled is not intercepted
         return apply(self.params if params is None else params, inputs, rngs, **options)

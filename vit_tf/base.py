@@ -45,9 +45,10 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
         states = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         if states or not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:
             return call(self, *args, **kwargs)
-        traced = (tuple(map(id, self.variables)), dict(vars(self.config)))  # LoRA and quantisation change variables
-        if self._traced != traced:
-            self._functions, self._traced = {}, traced
+        variables = tuple(map(id, self.variables))  # which LoRA and quantisation change
+        if self._traced != variables or not self.config.is_still(self._seen):
+            self._functions, self._traced = {}, variables
+            self.__dict__["_seen"] = dict(vars(self.config))  # themselves, not as Keras wraps them
         if call.__name__ not in self._functions:
             self._functions[call.__name__] = tf.function(partial(call, self), reduce_retracing=True, autograph=False)
         return self._functions[call.__name__](*args, **kwargs)
@@ -89,7 +90,8 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         self.data_format, self.channels_axis = data_format, CHANNELS_AXIS[data_format]
         self.parts = self.parts_of(config) if parts is None else parts
         self._functions: dict[str, Any] = {}  # of `compiled`, by the names of the methods
-        self._traced: tuple[Any, ...] = ()  # the variables and the configuration they were traced with
+        self._traced: tuple[int, ...] = ()  # the variables they were traced with
+        self.__dict__["_seen"] = {}  # the configuration's values then
         self.build()
         if seed is not None:
             self.init_weights(seed)

@@ -47,6 +47,9 @@ def looking(method: Callable[..., Any]) -> Callable[..., Any]:
     @plain
     @wraps(method)
     def run(self: Any, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if not self.config.is_still(self.__dict__.get("_traced_with", {})):
+            self.train_function = self.test_function = self.predict_function = None
+            self.__dict__["_traced_with"] = dict(vars(self.config))
         return method(self, self.look_into(x), *args, **kwargs)
 
     return run

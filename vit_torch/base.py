@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vit_core import calls
 from vit_core.config import ViTConfig
 from vit_core.files.tensor import Tensor as StoredTensor
+from vit_core.formats.heads import renamed_head
 from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, DRAWN, constant, draw, uniform_bound
 from vit_core.loading import LoadReport, resolve_dtype
@@ -29,6 +30,7 @@ from vit_torch.devices import accelerator, torch_device
 from vit_torch.layers import hooks_of
 
 _BY_TOKEN = {nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList}
+_OF_HEAD = {nn.Linear, nn.Dropout, nn.Identity, nn.Sequential}  # in the classifier's place: what comes back as linear
 _KINDS = {"linear": nn.Linear, "conv": nn.Conv2d, "norm": nn.LayerNorm}
 
 
@@ -246,7 +248,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         prefixed = self.base_model is not self
         parts = self.parts if getattr(self.base_model, "pooler", None) else self.parts - {"pooler"}  # which may be None
         table = {native_name(s, TORCH, prefixed): s for s in specs(self.config, parts).values()}
-        if lost := [name for name in table if name not in state]:
+        read_again: Mapping[str, Any] = renamed_head(dict(state), "classifier", "classifier")
+        if lost := [name for name in table if name not in read_again]:
             raise ValueError(
                 f"The model lacks {len(lost)} parameters of its configuration, which would come back drawn anew: "
                 f"{', '.join(lost[:8])}. Where you put another module in their place, make it in the __init__ of a "
@@ -269,6 +272,10 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     def _comes_back(self, path: str, module: nn.Module, table: Mapping[str, Spec]) -> bool:
         """Whether a loaded model has such a module there; True of what a user has added."""
         above, _, last = path.removesuffix(".").rpartition(".")
+        if hasattr(module, "_orig_mod"):
+            return True  # of torch.compile, whose module comes as well
+        if above.partition(".")[0] == "classifier":
+            return type(module) in _OF_HEAD
         if last in ("intermediate_act_fn", "activation") and any(name.startswith(f"{above}.") for name in table):
             name = self.config.pooler_act if "pooler." in path else self.config.hidden_act
             return isinstance(module, ViTActivation) and module.function is ACTIVATIONS.get(str(name), name)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby, islice
-from numbers import Integral
+from numbers import Integral, Real
 from queue import SimpleQueue
 from typing import Any, BinaryIO, ClassVar, Generic, TypeVar, overload
 
@@ -39,11 +39,15 @@ _MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that
 class Results(Iterator[Result]):
     """The results of a dataset with a length, which `len` gives, and tqdm shows."""
 
-    def __init__(self, results: Iterator[Result], length: int) -> None:
+    def __init__(self, results: Generator[Result], length: int) -> None:
         self.results, self.length = results, length
 
     def __next__(self) -> Result:
         return next(self.results)
+
+    def close(self) -> None:
+        """End the threads, as closing a generator does."""
+        self.results.close()
 
     def __len__(self) -> int:
         return self.length
@@ -138,11 +142,13 @@ class ImagePipeline(ABC, Generic[Result]):
         uploading = {"push_to_hub", "repo_id", "use_auth_token", *hub.UPLOAD_OPTIONS}
         own = {name: value for name, value in options.items() if name in uploading}
         self.image_processor.save_pretrained(save_directory, **own)
-        self.model.save_pretrained(save_directory, **options)
+        (self.model if hasattr(self.model, "save_pretrained") else bare(self.model)).save_pretrained(
+            save_directory, **options
+        )
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload model and image processor to a hub repository, as one commit; returns its address."""
-        return hub.push(self.save_pretrained, repo_id, delete_patterns=weights_patterns(), **options)
+        return hub.push(self.save_pretrained, repo_id, weights_patterns(), **options)
 
     def __repr__(self) -> str:
         models = [bare(model) for model in (self.model, *self.replicas)]
@@ -153,7 +159,7 @@ class ImagePipeline(ABC, Generic[Result]):
             f"batch_size={self.defaults['batch_size']})"
         )
 
-    def _raised(self, images: Iterable[Any], **options: Any) -> Iterator[Result]:
+    def _raised(self, images: Iterable[Any], **options: Any) -> Generator[Result]:
         """What `stream` gives, errors raised."""
         for result in self.stream(images, **options):
             if isinstance(result, Exception):
@@ -252,7 +258,7 @@ class ImagePipeline(ABC, Generic[Result]):
             raise TypeError(f"{unknown} are no options of a call, which are {', '.join(self.defaults)}.")
         used = {**self.defaults, **options}
         timeout = used["timeout"]
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        if timeout is not None and not (isinstance(timeout, Real) and float(timeout) > 0):
             raise ValueError(f"timeout must be a number of seconds above 0, or None, got {timeout!r}.")
         check_count("batch_size", used["batch_size"])
         if used["num_workers"]:

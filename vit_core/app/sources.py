@@ -45,7 +45,10 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
     parts = urlsplit(source)
     login, _, host = parts.netloc.rpartition("@")
     path, query = (quote(each, _SAFE) for each in (parts.path, parts.query))
-    address = urlunsplit((parts.scheme, host.encode("idna").decode(), path, query, ""))
+    try:
+        address = urlunsplit((parts.scheme, host.encode("idna").decode(), path, query, ""))
+    except UnicodeError as error:
+        raise OSError(f"{host[:100]} is no name of a host ({error}): check the address.") from error
     name, request = name_of(address), Request(address, headers={"User-Agent": "vit-trio"})
     if login:
         request.add_unredirected_header("Authorization", f"Basic {b64encode(unquote(login).encode()).decode()}")

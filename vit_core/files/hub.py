@@ -107,7 +107,7 @@ def upload_options(given: Mapping[str, Any], caller: str, uploading: bool = True
     return options
 
 
-def push(save: Callable[[str], Any], repo_id: str, *, delete_patterns: Sequence[str] = (), **given: Any) -> str:
+def push(save: Callable[[str], Any], repo_id: str, delete_patterns: Sequence[str] = (), /, **given: Any) -> str:
     """Upload what is saved to an empty folder, as `push_to_hub` with these options is to do."""
     options = upload_options(given, "push_to_hub")
     with TemporaryDirectory() as folder:

@@ -180,7 +180,7 @@ class ViTImageProcessor:
 
         return_tensors: "np", "pt", "tf" or "jax". device: where torch tensors go.
         data_format: "channels_first", "channels_last", or None for the input's own.
-        input_data_format: the same for arrays, or "none" for (H, W); None infers it from the first image, with the
+        input_data_format: the same for arrays, or "none" for (H, W); None infers it from the first image; with the
         backend "torchvision" from each.
         num_workers: threads for a batch, one a core if None; the result does not depend on it.
         segmentation_maps: none are taken, as no model here has a head for them.

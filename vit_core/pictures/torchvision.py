@@ -64,7 +64,10 @@ def resized(channels: Array, height: int, width: int, resample: int) -> Array:
         return channels[:, _nearest(rows, height)[:, None], _nearest(columns, width)]
     mode, torch = _MODES.get(Resampling(resample)), _torch()
     if torch is not None and mode is not None and channels.dtype == np.uint8:
-        return _by_torch(torch, channels, height, width, mode)
+        try:
+            return _by_torch(torch, channels, height, width, mode)
+        except RuntimeError:  # where tensors hold nothing, as in FakeTensorMode
+            pass
     return _by_products(channels, height, width, resample)
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -341,11 +342,14 @@ def complain(message: str, program: str = "vit") -> None:
 @contextmanager
 def clearing_up() -> Iterator[None]:
     """A SIGTERM in the block ends the process as Ctrl-C does, after what was begun is cleared away."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has signals
+        yield
+        return
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @contextmanager

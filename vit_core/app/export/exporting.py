@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_core.app.backends import backend_of, import_exporter
+from vit_core.app.backends import backend_of, bare, import_exporter
 from vit_core.app.differences import Difference
 from vit_core.app.export.asking import (
     AGREEMENT,
@@ -142,8 +142,8 @@ def export(
     config: ViTConfig = loaded.config
     documents = _documents(config, processor, wanted)
     in_folder = triton or not target.suffix
-    beside = {} if in_folder else {f"{out.stem}.{name}": text for name, text in documents.items()}
-    check_beside(out, beside, overwrite)
+    texts = {} if in_folder else {f"{out.stem}.{name}": text for name, text in documents.items()}
+    check_beside(out, texts, overwrite)
     function = score_function(config) if config.num_labels else "none"
     wanted = _prepared(replace(wanted, documents=documents, function=function), config, processor)
     wanted = replace(wanted, int8=int8 is not None)
@@ -164,7 +164,7 @@ def export(
             labels = LABELS_NAME if LABELS_NAME in documents else None
             for name, text in {**documents, CONFIG: config_of(file, labels)}.items():
                 (stage / out.name / name).write_bytes(text.encode())
-        for name, text in beside.items():
+        for name, text in texts.items():
             (stage / name).write_bytes(text.encode())
         files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file())
         size = sum((stage / name).stat().st_size for name in files)
@@ -227,7 +227,7 @@ def _opened(
         if options or dtype != "float32":
             given = ", ".join(options) or "dtype"
             raise ValueError(f"{given} can't be set for a model that is loaded: pass its folder.")
-        reference = found = model
+        reference = found = bare(model)
     _check_model(found, wanted)
     name = model if isinstance(model, str | os.PathLike) else None
     values = beside(reference) if image_processor is None else image_processor
