@@ -106,7 +106,7 @@ def _by_products(x: Array, height: int, width: int, resample: int) -> Array:
 def _nearest(length: int, wanted: int) -> Array:
     """Of each wanted place, the one at its centre, by a product in float32: PyTorch's "nearest-exact".
 
-    From 20.5 times the length on PyTorch may round otherwise where a centre is between two places.
+    Enlarged 20.5 times and more, PyTorch may round otherwise where a centre is between two places.
     """
     places = (np.arange(wanted, dtype=np.float32) + 0.5) * (np.float32(length) / np.float32(wanted))
     return np.minimum(places.astype(np.int64), length - 1)
