@@ -1,6 +1,7 @@
 """ViT-B/16 at 224 pixels in JAX, float32, on two threads: this package against transformers' Flax ViT, weights equal.
 
-Inference and training are compiled functions of (params, pixels). Compiling is measured from a Python function to a
+Inference and training are compiled functions of (params, pixels); beside them the same products and the same attention
+alone, each a compiled function too, say where our time goes. Compiling is measured from a Python function to a
 finished program, tracing included, with nothing cached; with `scan_layers` against theirs of the same depth, which
 has no such option. The wrapper's call is compared with the compiled function: the part of it that is not computing.
 
@@ -19,17 +20,19 @@ os.environ["USE_TORCH"] = "0"  # for transformers: import no more than Flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parts
 import transformers
 from harness import OURS, THEIRS, arguments, interleaved, ratio, report
 
 import vit_flax
 
+CONFIG = vit_flax.ViTConfig.variant("B/16", num_labels=1000)
 Logits = Callable[[Any, jax.Array], jax.Array]
 
 
 def pair(folder: str) -> dict[str, Any]:
     """Both models by name, with the same weights: ours is saved, theirs loads it."""
-    ours = vit_flax.FlaxViTForImageClassification(vit_flax.ViTConfig.variant("B/16", num_labels=1000), seed=0)
+    ours = vit_flax.FlaxViTForImageClassification(CONFIG, seed=0)
     ours.save_pretrained(folder)
     return {OURS: ours, THEIRS: transformers.FlaxViTForImageClassification.from_pretrained(folder)}
 
@@ -54,19 +57,47 @@ def training_step(logits: Logits) -> Callable[..., Any]:
     return step
 
 
+def products(factors: Any) -> Any:
+    """The matrix products of `parts.of`."""
+    return [x @ kernel for x, kernel in factors]
+
+
+def attention(layers: Any) -> Any:
+    """The attention of each layer, its products by heads and the softmax between them."""
+    return [jax.nn.softmax(x @ x.swapaxes(-1, -2) / x.shape[-1] ** 0.5) @ x for x in layers]
+
+
+ALONE: dict[str, Callable[..., Any]] = {"products": products, "attention": attention}
+
+
+def there_and_back(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function and its derivative, as a training step computes both."""
+
+    def call(x: Any) -> Any:
+        result, derivative = jax.vjp(function, x)
+        return derivative(result)
+
+    return call
+
+
 def compared(functions: dict[str, Callable[..., Any]], args: dict[str, Any], rounds: int, seconds: float) -> Any:
-    """The ratio of times of two compiled functions, after a look at their first results."""
+    """The ratio of times of two compiled functions, after a look at their first results; and where ours goes."""
     compiled = {name: jax.jit(function) for name, function in functions.items()}
     calls = {name: lambda name=name: jax.block_until_ready(compiled[name](*args[name])) for name in functions}
     first = {name: jax.tree.leaves(call())[0] for name, call in calls.items()}
     np.testing.assert_allclose(first[OURS], first[THEIRS], rtol=1e-3, atol=1e-4)
     times = interleaved(calls, min_rounds=rounds, min_seconds=seconds)
-    return ratio(times[OURS], times[THEIRS])
+    return {**ratio(times[OURS], times[THEIRS]), "shares": parts.shares(times, OURS)}
 
 
 def pixels(batch: int) -> jax.Array:
     """Noise (B, 3, 224, 224)."""
     return jax.random.normal(jax.random.key(0), (batch, 3, 224, 224))
+
+
+def of_parts(batch: int) -> dict[str, Any]:
+    """The arguments of each part, by its name."""
+    return {name: (jax.tree.map(jnp.asarray, given),) for name, given in parts.of(CONFIG, batch).items()}
 
 
 def run_cases(rounds: int, seconds: float) -> dict[str, Any]:
@@ -76,10 +107,11 @@ def run_cases(rounds: int, seconds: float) -> dict[str, Any]:
     functions = {name: logits_of(model) for name, model in models.items()}
     results = {}
     for batch in (1, 8):
-        args = {name: (model.params, pixels(batch)) for name, model in models.items()}
-        results[f"flax, inference, float32, batch {batch}"] = compared(functions, args, rounds, seconds)
+        args = {name: (model.params, pixels(batch)) for name, model in models.items()} | of_parts(batch)
+        results[f"flax, inference, float32, batch {batch}"] = compared(functions | ALONE, args, rounds, seconds)
     steps = {name: training_step(f) for name, f in functions.items()}
-    args = {name: (model.params, pixels(8), jnp.arange(8)) for name, model in models.items()}
+    steps |= {name: there_and_back(f) for name, f in ALONE.items()}
+    args = {name: (model.params, pixels(8), jnp.arange(8)) for name, model in models.items()} | of_parts(8)
     results["flax, training step, float32, batch 8"] = compared(steps, args, (rounds + 1) // 2, seconds)
     ours, x, compiled = models[OURS], pixels(1), jax.jit(functions[OURS])
     calls = {

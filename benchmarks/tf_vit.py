@@ -2,7 +2,8 @@
 
 All three have the same weights and take their turns in the same rounds. Inference is a call in a tf.function, training
 is `train_on_batch` of a model compiled with SGD and a cross entropy of logits: transformers' on Keras 2 (tf_keras), the
-other two on Keras 3. Our eager call is compared with our tf.function: what TensorFlow adds when it is not compiled.
+other two on Keras 3. Beside them the same products and the same attention alone, each a tf.function too, say where our
+time goes. Our eager call is compared with our tf.function: what TensorFlow adds when it is not compiled.
 keras-hub takes pixels with the channels last, the other two as they do by default, with the channels first.
 
 python benchmarks/tf_vit.py [--json] [--rounds N] [--seconds S]     in the environment of `make oracle`
@@ -23,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # nothing of what it says ab
 import keras
 import keras_hub
 import numpy as np
+import parts
 import tensorflow as tf
 import tf_keras
 import transformers
@@ -32,12 +34,12 @@ import vit_tf
 
 CASES = {THEIRS: "", HUB: " (keras-hub)"}  # what the name of a row says about whom ours is compared with
 EPSILON = 1e-6  # of every LayerNorm: keras-hub's takes no other from a file
+CONFIG = vit_tf.ViTConfig.variant("B/16", num_labels=1000, layer_norm_eps=EPSILON)
 
 
 def models() -> dict[str, Any]:
     """The three models by name, with the same weights: ours is saved, transformers' loads it, keras-hub's gets it."""
-    config = vit_tf.ViTConfig.variant("B/16", num_labels=1000, layer_norm_eps=EPSILON)
-    ours = vit_tf.TFViTForImageClassification(config, seed=0)
+    ours = vit_tf.TFViTForImageClassification(CONFIG, seed=0)
     with TemporaryDirectory() as folder:
         ours.save_pretrained(folder, save_format="tf")
         theirs = transformers.TFViTForImageClassification.from_pretrained(folder)
@@ -104,9 +106,46 @@ def assert_same(results: dict[str, Any]) -> None:
         np.testing.assert_allclose(results[OURS], results[name], rtol=1e-3, atol=1e-4)
 
 
+def products(factors: Any) -> Any:
+    """The matrix products of `parts.of`."""
+    return [x @ kernel for x, kernel in factors]
+
+
+def attention(layers: Any) -> Any:
+    """The attention of each layer, its products by heads and the softmax between them."""
+    return [tf.nn.softmax(tf.matmul(x, x, transpose_b=True) / x.shape[-1] ** 0.5) @ x for x in layers]
+
+
+ALONE: dict[str, Callable[..., Any]] = {"products": products, "attention": attention}
+
+
+def there_and_back(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function and its derivative, as a training step computes both."""
+
+    def call(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            results = function(x)
+        return tape.gradient(results, x, output_gradients=results)
+
+    return call
+
+
+def calls_of_parts(batch: int, training: bool) -> dict[str, Callable[[], Any]]:
+    """Each part by name, on the shapes of so many pictures."""
+    calls = {}
+    for name, given in parts.of(CONFIG, batch).items():
+        x = tf.nest.map_structure(tf.constant, given)
+        compiled = tf.function(there_and_back(ALONE[name]) if training else ALONE[name])
+        calls[name] = lambda compiled=compiled, x=x: tf.nest.flatten(compiled(x))[-1].numpy()
+    return calls
+
+
 def against_others(case: str, times: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The ratios of ours to each of the others, by case."""
-    return {case + suffix: ratio(times[OURS], times[name]) for name, suffix in CASES.items()}
+    """The ratios of ours to each of the others, by case; beside the first, where our time goes."""
+    ratios = {case + suffix: ratio(times[OURS], times[name]) for name, suffix in CASES.items()}
+    ratios[case] |= {"shares": parts.shares(times, OURS)}
+    return ratios
 
 
 def inference(found: dict[str, Any], batch: int, rounds: int, seconds: float) -> dict[str, Any]:
@@ -117,7 +156,7 @@ def inference(found: dict[str, Any], batch: int, rounds: int, seconds: float) ->
     assert_same({name: call() for name, call in calls.items()})
     eager = logits_of(OURS, found[OURS])
     calls["eager"] = lambda: eager(args[OURS]).numpy()
-    times = interleaved(calls, min_rounds=rounds, min_seconds=seconds)
+    times = interleaved({**calls, **calls_of_parts(batch, training=False)}, min_rounds=rounds, min_seconds=seconds)
     return {
         **against_others(f"tf, inference, float32, batch {batch}", times),
         f"tf, our eager call / our tf.function, batch {batch}": ratio(times["eager"], times[OURS]),
@@ -134,6 +173,7 @@ def training(found: dict[str, Any], rounds: int, seconds: float) -> dict[str, An
         calls[name] = partial(model.train_on_batch, pixels(name, 8), labels)
     for _ in range(2):  # the second loss is of the weights that the first step left
         assert_same({name: np.ravel(call())[0] for name, call in calls.items()})
+    calls |= calls_of_parts(8, training=True)
     times = interleaved(calls, min_rounds=(rounds + 1) // 2, min_seconds=seconds)
     return against_others("tf, training step, float32, batch 8", times)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
 import random
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +24,7 @@ GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = GOLDEN / "ckpt"
 
 
+FILE = pytest.StashKey[Path]()  # of the test that runs
 DESELECTED = pytest.StashKey[Counter[str]]()
 PERTURBED = int(os.environ.get("VIT_TRIO_PERTURB", 0))  # of which run of tests/portable.py: other random inputs
 
@@ -88,11 +91,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-def pytest_runtest_setup() -> None:
-    """What earlier tests have left alive stays out of garbage collections: three frameworks are a large heap."""
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What earlier tests have left alive stays out of garbage collections: three frameworks are a large heap.
+
+    What earlier files have freed goes back to the system: glibc keeps half of a process's memory.
+    """
     gc.collect()
     gc.freeze()
     leave_graphs()
+    if item.config.stash.get(FILE, None) != item.path:
+        item.config.stash[FILE] = item.path
+        if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+            trim(0)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

@@ -244,6 +244,10 @@ def test_operations_are_those_that_pytorch_counts(gpu: Any, image: int) -> None:
         with counter(display=False) as counted, torch.no_grad():
             model(torch.zeros(2, 3, image, image), **options)
         assert harness.forward_flops(config, 2, last) == counted.get_total_flops()
+    alone = import_module("benchmarks.parts").of(config, 2)
+    products = sum(len(x) * kernel.size for x, kernel in alone["products"])
+    attention = sum(2 * x.size * tokens for x in alone["attention"])
+    assert 2 * (products + attention) == harness.forward_flops(config, 2)
 
 
 def test_plain_jax_computes_the_same_function(gpu: Any) -> None:
