@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vit_core.config import CLASSES, VARIANTS, AutoConfig, ViTConfig
-from vit_core.family import DEIT, DeiTConfig, ViTMAEConfig, ViTMSNConfig, family_of
+from vit_core.family import (
+    DEIT,
+    DeiTConfig,
+    Dinov2Config,
+    Dinov2WithRegistersConfig,
+    ViTMAEConfig,
+    ViTMSNConfig,
+    family_of,
+)
 from vit_core.validation import ACTIVATIONS
 
 GOLDEN_CONFIGS = sorted(CHECKPOINTS.glob("*/*/config.json"))
@@ -70,6 +79,20 @@ def test_unknown_keys_are_kept() -> None:
     again = ViTConfig.from_dict(json.loads(config.to_json_string()))
     assert again.my_note == "kept"
     assert again == config
+
+
+@pytest.mark.parametrize("cls", [Dinov2Config, Dinov2WithRegistersConfig])
+def test_what_a_file_says_of_the_class_itself(cls: type[ViTConfig], tmp_path: Path) -> None:
+    """What follows from the fields, or is the same for all, is no field; the width of an MLP is said, but not read."""
+    values = {**cls(hidden_size=24).to_dict(), "layer_scale": 0.0, "fc_norm": False}
+    for width in (96, 37):
+        (tmp_path / "config.json").write_text(json.dumps({**values, "intermediate_size": width}))
+        words = rf"{cls.__name__} does not read intermediate_size=37: the MLP is 96 wide, by mlp_ratio=4\. Remove"
+        with pytest.warns(UserWarning, match=words) if width == 37 else nullcontext():
+            config = AutoConfig.from_pretrained(tmp_path)
+        assert (config, config.intermediate_size) == (cls(hidden_size=24), 96)
+    with pytest.raises(ValueError, match="'fc_norm' is part of"):
+        cls(fc_norm=True)
 
 
 def test_dtype_under_both_names() -> None:

@@ -145,13 +145,13 @@ def test_stages_are_changed(backend: Any, tmp_path: Path) -> None:
     backend.call(model, pixel_values=PIXELS)
     model.out_indices = [1, -1]
     assert len(backend.call(model, pixel_values=PIXELS).feature_maps) == 2
-    assert (model.out_features, model.config.out_features) == (["stage1", "stage3"], None)
+    assert model.out_features == model.config.out_features == ["stage1", "stage3"]
     model.save_pretrained(tmp_path)
     config = type(model.config).from_pretrained(tmp_path)
     config.out_features = ["stem"]
-    assert (config.stages, config.out_indices, config.copy()) == ((0,), None, config)
+    assert (config.stages, config.out_indices, config.copy()) == ((0,), [0], config)
     model.out_features = None
-    assert (model.out_features, model.config.out_indices) == (["stage3"], None)
+    assert (model.out_features, model.config.out_indices) == (["stage3"], [3])
     assert type(config).from_pretrained(tmp_path, out_indices=[2]).stages == (2,)
 
 

@@ -694,6 +694,14 @@ def test_every_name_is_the_same_class() -> None:
     assert DeiTImageProcessor is DeiTImageProcessorFast is DeiTFeatureExtractor
 
 
+def test_what_is_changed_in_one_is_not_changed_in_others() -> None:
+    for cls in (ViTImageProcessor, DeiTImageProcessor, BitImageProcessor):
+        changed, other = cls(), cls()
+        before = other.to_dict()
+        changed.image_mean[0] = changed.image_std[0] = changed.size["height"] = 0.1
+        assert other.to_dict() == cls().to_dict() == before
+
+
 # ---- torchvision's numbers -----------------------------------------------------------------------------------------
 
 FAST: dict[str, dict[str, Any]] = json.loads((GOLDEN / "fast" / "cases.json").read_text())

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 FRAMEWORKS = ("torch", "tensorflow", "keras", "jax", "flax")
 PUBLIC = {
     "AutoImageProcessor", "BaseModelOutput", "BaseModelOutputWithPooling", "ImageClassifierOutput",
-    "MaskedImageModelingOutput",
+    "ImageClassificationPipeline", "ImageFeatureExtractionPipeline", "MaskedImageModelingOutput",
     "ViTConfig", "ViTFeatureExtractor", "ViTForImageClassification", "ViTForMaskedImageModeling", "ViTImageProcessor",
     "ViTImageProcessorFast", "ViTModel", "ViTPreTrainedModel", "pipeline",
 }  # fmt: skip

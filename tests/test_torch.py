@@ -609,6 +609,13 @@ def test_what_the_trainer_of_transformers_counts() -> None:
     assert model.floating_point_ops({"pixel_values": pixels()}) == 6 * 2 * 17 * model.num_parameters()
 
 
+def test_a_backbone_is_called_with_what_it_knows() -> None:
+    """Models of transformers give every backbone the same keywords."""
+    call = build("ViTBackbone").forward_with_filtered_kwargs
+    output = call(pixels(), output_hidden_states=True, head_mask=None, dilation=2)
+    assert (len(output.feature_maps), len(output.hidden_states)) == (1, len(CONFIG.stage_names))
+
+
 def test_outputs_are_pytrees() -> None:
     output = build("ViTModel")(pixels(), output_attentions=True)
     doubled = torch.utils._pytree.tree_map(lambda t: t * 2, output)

@@ -21,7 +21,7 @@ class Backbone:
     @property
     def out_indices(self) -> list[int]:
         """The numbers of the stages that there are maps of."""
-        return list(self.config.stages)
+        return self.config.out_indices
 
     @out_indices.setter
     def out_indices(self, indices: list[int]) -> None:
@@ -30,7 +30,7 @@ class Backbone:
     @property
     def out_features(self) -> list[str]:
         """The names of the stages that there are maps of."""
-        return [self.stage_names[i] for i in self.out_indices]
+        return self.config.out_features
 
     @out_features.setter
     def out_features(self, names: list[str]) -> None:

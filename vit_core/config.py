@@ -71,6 +71,22 @@ def _stage_number(name: str) -> int:
     return 0 if name == "stem" else int(match[1]) if match else -1
 
 
+class _Stages:
+    """A field of a backbone's stages. It keeps what is set, and gives the stages that both fields come to."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, config: ViTConfig | None, owner: type) -> list[Any]:
+        if config is None or self.name not in vars(config):
+            raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
+        stages = config.stages
+        return list(stages) if self.name == "out_indices" else [config.stage_names[i] for i in stages]
+
+    def __set__(self, config: ViTConfig, value: Any) -> None:
+        vars(config)[self.name] = value
+
+
 class ViTConfig:
     """Hyper-parameters of a ViT; arguments, names and defaults are those of Hugging Face's `ViTConfig`.
 
@@ -87,7 +103,8 @@ class ViTConfig:
       LayerNorm is of that mean, and there is none of the sequence.
     - `position_kernel`: one of `vit_core.position.CALL_KERNELS`, with which position embeddings are resized.
     - `out_features` or `out_indices`: the stages of which a backbone gives maps, "stem" (0) and "stage1" (1) to the
-      last one, which is the default; normalised with `apply_layernorm`, (B, D, h, w) with `reshape_hidden_states`.
+      last one, which is the default. Whichever is set, both say so. The maps are normalised with `apply_layernorm`,
+      (B, D, h, w) with `reshape_hidden_states`.
     - `skip_unread_tokens`: False to compute also those tokens of the last layer that the model does not read.
 
     Raises ValueError, naming the field and its value, for anything a model could not be built from.
@@ -126,8 +143,8 @@ class ViTConfig:
     skip_unread_tokens: bool
     drop_path_rate: float
     position_kernel: str
-    out_features: list[str] | None
-    out_indices: list[int] | None
+    out_features = _Stages()
+    out_indices = _Stages()
     apply_layernorm: bool
     reshape_hidden_states: bool
     layer_scale: float
@@ -180,15 +197,14 @@ class ViTConfig:
         for name, value in {**self.defaults, **_RUNTIME_DEFAULTS, **kwargs}.items():
             if name not in fields:
                 setattr(self, name, value)
-        if stages and getattr(self, "out_features", None) == list(stages[-1:]):
+        if stages and vars(self).get("out_features") == list(stages[-1:]):
             self.out_features = self.out_indices = None  # the default, which it writes out
         self._set_labels(**labels)
         self.validate()
 
     def _follows(self, name: str, value: Any) -> bool:
-        """Whether a value is that of a property, which follows from the fields: a file may say it as well."""
-        is_property = isinstance(inspect.getattr_static(type(self), name, None), property)
-        return is_property and getattr(self, name, NotImplemented) == value
+        """Whether a value is that of the class, or follows from the fields: a file may say it as well."""
+        return hasattr(type(self), name) and getattr(self, name, NotImplemented) == value
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -326,7 +342,7 @@ class ViTConfig:
     @property
     def stages(self) -> tuple[int, ...]:
         """The numbers of the stages of which a backbone gives maps, in order. Raises ValueError for another."""
-        last, features, indices = self.num_hidden_layers, self.out_features, self.out_indices
+        last, features, indices = self.num_hidden_layers, *(vars(self).get(name) for name in STAGES)
         if features is None and indices is None:
             return (last,)
         named = [_stage_number(name) for name in features or ()]
@@ -349,8 +365,7 @@ class ViTConfig:
         """Check the fields against each other; each alone is checked when it is set. Raises ValueError."""
         if self.fc_norm and self.pool == "cls":
             raise ValueError('fc_norm=True is a norm of the mean of the patches: pass pool="mean" with it.')
-        if hasattr(self, "out_features"):
-            _ = self.stages
+        _ = self.stages
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size must be a multiple of num_attention_heads: got hidden_size={self.hidden_size} and "
@@ -414,8 +429,7 @@ class ViTConfig:
                 )
         values["id2label"] = {str(i): label for i, label in self.id2label.items()}
         if "out_features" in self.fields():  # as transformers writes them
-            names, stages = self.stage_names, list(self.stages)
-            values |= {"out_features": [names[i] for i in stages], "out_indices": stages, "stage_names": names}
+            values |= {name: getattr(self, name) for name in (*STAGES, "stage_names")}
         return {"model_type": self.model_type, **values}
 
     def to_diff_dict(self) -> dict[str, Any]:

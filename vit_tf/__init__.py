@@ -10,6 +10,8 @@ if keras.config.backend() != "tensorflow":
 
 from vit_core import __version__
 from vit_core.app.auto import Auto, auto
+from vit_core.app.classification import ImageClassificationPipeline
+from vit_core.app.features import ImageFeatureExtractionPipeline
 from vit_core.app.pipeline import of_backend
 from vit_core.app.pipeline import pipeline as _pipeline
 from vit_core.config import AutoConfig, ViTConfig
@@ -176,7 +178,9 @@ __all__ = [
     "IJepaForImageClassification",
     "IJepaModel",
     "IJepaPreTrainedModel",
+    "ImageClassificationPipeline",
     "ImageClassifierOutput",
+    "ImageFeatureExtractionPipeline",
     "MaskedImageModelingOutput",
     "MaskedLMOutput",
     "TFAutoBackbone",

@@ -5,6 +5,7 @@ The maps are those of transformers' `Dinov2Backbone` (4.57.6), for heads of dete
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -30,8 +31,9 @@ class ViTBackbone(ViTModel, Backbone):
         super().__init__(config, False, False, seed=seed)
 
     def forward_with_filtered_kwargs(self, *args: Any, **kwargs: Any) -> Any:
-        """The name by which transformers' models call their backbone."""
-        return self(*args, **kwargs)
+        """As a call, without the keywords that it does not know: so transformers' models call their backbone."""
+        known = inspect.signature(self.forward).parameters
+        return self(*args, **{name: value for name, value in kwargs.items() if name in known})
 
     def forward(  # type: ignore[override]
         self,

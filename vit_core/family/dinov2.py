@@ -9,6 +9,7 @@ and `modeling_dinov2_with_registers` of transformers 4.57.6.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar
@@ -66,6 +67,16 @@ class Dinov2Config(ViTConfig):
         **kwargs: Any,
     ) -> None:
         self._set(locals())
+
+    def _set(self, given: dict[str, Any]) -> None:
+        width = given["kwargs"].pop("intermediate_size", None)
+        super()._set(given)
+        if width not in (None, self.intermediate_size):
+            warnings.warn(
+                f"{type(self).__name__} does not read intermediate_size={width!r}: the MLP is {self.intermediate_size} "
+                f"wide, by mlp_ratio={self.mlp_ratio:g}. Remove it, or pass another mlp_ratio.",
+                stacklevel=3,
+            )
 
     @property
     def intermediate_size(self) -> int:  # type: ignore[override]

@@ -44,7 +44,7 @@ __all__ = [
     "load_image",
 ]
 
-_CLIP_MEAN, _CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
 
 # return_tensors: the module, its function that takes a NumPy array, and the extra that installs it
@@ -428,8 +428,8 @@ class BitImageProcessor(ViTImageProcessor):
             do_rescale,
             rescale_factor,
             do_normalize,
-            _CLIP_MEAN if image_mean is None else image_mean,
-            _CLIP_STD if image_std is None else image_std,
+            [*_CLIP_MEAN] if image_mean is None else image_mean,
+            [*_CLIP_STD] if image_std is None else image_std,
             do_convert_rgb,
             do_center_crop,
             224 if crop_size is None else crop_size,
