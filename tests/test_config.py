@@ -81,6 +81,14 @@ def test_unknown_keys_are_kept() -> None:
     assert again == config
 
 
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "torchscript"])
+def test_what_a_configuration_asks_of_its_model_in_vain(name: str) -> None:
+    with pytest.warns(UserWarning, match=f"No model follows {name}=True of its configuration: .*model"):
+        config = ViTConfig(**{name: True})
+    assert config.to_dict()[name] is True
+    ViTConfig(**{name: False})
+
+
 @pytest.mark.parametrize("cls", [Dinov2Config, Dinov2WithRegistersConfig])
 def test_what_a_file_says_of_the_class_itself(cls: type[ViTConfig], tmp_path: Path) -> None:
     """What follows from the fields, or is the same for all, is no field; the width of an MLP is said, but not read."""

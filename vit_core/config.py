@@ -10,6 +10,7 @@ import copy
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,7 +19,7 @@ from vit_core.files.disk import write_atomically
 from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
 from vit_core.files.names import CONFIG_NAME
 from vit_core.files.saving import save_document, settled
-from vit_core.keywords import understood
+from vit_core.keywords import OF_CONFIGS, understood, unread
 from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
 
 # Width D, depth L, mlp F, heads h of the named variants (ViT paper, table 1; Ti, S: Touvron et al. 2021, DeiT,
@@ -201,6 +202,9 @@ class ViTConfig:
             self.out_features = self.out_indices = None  # the default, which it writes out
         self._set_labels(**labels)
         self.validate()
+        for name in OF_CONFIGS:
+            if kwargs.get(name):
+                warnings.warn(unread(name, kwargs[name]), stacklevel=3)
 
     def _follows(self, name: str, value: Any) -> bool:
         """Whether a value is that of the class, or follows from the fields: a file may say it as well."""

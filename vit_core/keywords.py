@@ -29,9 +29,17 @@ _INSTEAD = {
     "state_dict": "build the model from its configuration, then load_state_dict() it",
     "key_mapping": "the names of every known format are read; rename the tensors of another one in its file",
     "torchscript": "torch.jit.trace(model, pixel_values, strict=False) takes the model as it is",
+    "gradient_checkpointing": "call the model's gradient_checkpointing_enable(), in JAX enable_gradient_checkpointing()",
     "gguf_file": "GGUF holds no ViT that can be read: pass a checkpoint of another format",
     "tf_to_pt": "every format is read without it",
 }
+
+OF_CONFIGS = ("gradient_checkpointing", "torchscript")  # those that transformers reads in a configuration too
+
+
+def unread(name: str, value: Any) -> str:
+    """What is said of a configuration that has one of OF_CONFIGS: it is kept, and the model does not follow it."""
+    return f"No model follows {name}={value!r} of its configuration: {_INSTEAD[name]}."
 
 
 def understood(given: Mapping[str, Any], caller: str) -> dict[str, Any]:
