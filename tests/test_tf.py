@@ -449,6 +449,9 @@ def test_sample_and_class_weights(own: bool) -> None:
     loss, accuracy = model.test_on_batch(x, LABELS, sample_weight=WEIGHTS)
     assert_close(float(loss), (each * WEIGHTS).mean(), SAME)
     assert accuracy == pytest.approx((right * WEIGHTS).sum() / WEIGHTS.sum())
+    for name in ("labels", "logits"):  # Keras puts the weights into a dict as well
+        found = model.evaluate(x, {name: LABELS}, sample_weight=WEIGHTS, verbose=0)
+        assert_close(found, [float(loss), accuracy], SAME)
     by_class = {0: 1.0, 1: 0.5, 2: 4.0}
     model.reset_metrics()  # before 3.15 Keras goes on with the mean of the call before
     loss = model.train_on_batch(x, LABELS, class_weight=by_class)[0]
@@ -1060,6 +1063,9 @@ def test_symbolic_inputs_by_name_and_with_options() -> None:
     assert_same(outer(call), {"image": expected.reconstruction, "loss": expected.loss})
     with pytest.raises(ValueError, match="doesn't match model"):
         model(keras.Input((3, 24, 20)))
+    for given in ((inputs,), tuple(inputs.values()), (call,)):
+        spec = model.compute_output_spec(*given, interpolate_pos_encoding=True)
+        assert spec.reconstruction.shape == (None if given[0] is not call else 2, 3, 24, 20)
 
 
 RELOADED = """

@@ -133,6 +133,10 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         options = calls.resolve_options(self.config, **asked)
         return super().__call__(**{**inputs, **{name: getattr(options, name) for name in ASKED}})
 
+    def compute_output_spec(self, pixel_values: Any = None, *others: Any, **inputs: Any) -> Any:
+        """For Keras: the output's shapes and dtypes, of the inputs of a call in any of its forms."""
+        return super().compute_output_spec(**self._named((pixel_values, *others) if others else pixel_values, inputs))
+
     def _named(self, first: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         """Every input by name, arrays as tensors, from the first argument, a tensor, list or dict, and keywords."""
         known = list(inspect.signature(self.call).parameters)
@@ -324,7 +328,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         model = cls(cls.config_class.from_dict(options.pop("config")), **options)
         for path, layer in model._layers_by_path().items():  # a layer after the one that it is in
             layer.trainable = path not in frozen
-            if path in quantized:
+            if path in quantized and not layer.quantization_mode:  # which its dtype policy may say already
                 layer.quantize(**keras.saving.deserialize_keras_object(quantized[path]))
             if path in adapted:
                 layer.enable_lora(**adapted[path])

@@ -195,6 +195,7 @@ class Training(keras.Model):
         and for sample weights that its own can't apply.
         """
         labels, output = self._labels(x, y), self.main_output(y_pred)
+        sample_weight = self._sample_weights(sample_weight)
         if self.loss is not None:
             return super().compute_loss(x, labels, output, sample_weight, training)
         inputs = x if isinstance(x, Mapping) else {}
@@ -219,13 +220,18 @@ class Training(keras.Model):
 
     def compute_metrics(self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None) -> dict[str, Any]:
         """The compiled metrics of the labels and the main output."""
-        return super().compute_metrics(x, self._labels(x, y), self.main_output(y_pred), sample_weight)
+        weights = self._sample_weights(sample_weight)
+        return super().compute_metrics(x, self._labels(x, y), self.main_output(y_pred), weights)
 
     def _labels(self, x: Any, y: Any) -> Any:
         """The labels, which may ride in the inputs, or come as {"labels": y} or by the main output's name."""
         if y is None and isinstance(x, Mapping):
             return x.get("labels")
         return _only(y, "Targets", "labels", self.main_name)
+
+    def _sample_weights(self, sample_weight: Any) -> Any:
+        """The weights of the samples, which Keras puts into a dict where the labels come in one."""
+        return _only(sample_weight, "Sample weights", "labels", self.main_name)
 
     def predict_step(self, data: Any) -> Any:
         """The fields of one batch's output but the loss, whose batches make no array; targets are left aside."""
