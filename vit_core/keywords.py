@@ -29,7 +29,7 @@ _INSTEAD = {
     "state_dict": "build the model from its configuration, then load_state_dict() it",
     "key_mapping": "the names of every known format are read; rename the tensors of another one in its file",
     "torchscript": "torch.jit.trace(model, pixel_values, strict=False) takes the model as it is",
-    "gradient_checkpointing": "call the model's gradient_checkpointing_enable(), in JAX enable_gradient_checkpointing()",
+    "gradient_checkpointing": "call model.gradient_checkpointing_enable(), in JAX enable_gradient_checkpointing()",
     "gguf_file": "GGUF holds no ViT that can be read: pass a checkpoint of another format",
     "tf_to_pt": "every format is read without it",
 }
