@@ -1310,6 +1310,13 @@ def test_exports_of_keras(cls: str, form: str, tmp_path: Path) -> None:
         assert_close(found[name], value.numpy(), tolerances.both_rounded(model.config), name)
 
 
+@pytest.mark.parametrize("cls", ["ViTMAEModel", "ViTMAEForPreTraining"])
+def test_keras_exports_no_mae_as_onnx(cls: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no operation for the noise that an MAE draws"):
+        build(cls).export(str(tmp_path / "mae.onnx"), format="onnx", verbose=False)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("cls", ["ViTForImageClassification", "ViTMAEForPreTraining"])
 def test_checkpoints_of_tensorflow_hold_every_variable(cls: str, tmp_path: Path) -> None:
     model, other = build(cls), build(cls, {"seed": 1})

@@ -18,6 +18,7 @@ from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
+from vit_core.family import ViTMAEConfig
 from vit_core.outputs import ModelOutput
 from vit_tf.functional import functional
 from vit_tf.losses import classification_loss, distillation_loss, visual_token_loss
@@ -319,8 +320,11 @@ class Training(keras.Model):
 
         The states of the layers are `hidden_states_0` and so on, likewise the attentions. It needs nothing but
         TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of pixels of the model's
-        own size and dtype. Other formats are written by Keras.
+        own size and dtype. Other formats are written by Keras. Raises ValueError for an MAE as "onnx", which has no
+        operation for the noise that it draws.
         """
+        if format == "onnx" and isinstance(self.config, ViTMAEConfig):
+            raise ValueError('ONNX has no operation for the noise that an MAE draws: pass format="tf_saved_model".')
         signature = input_signature or [self._pixels_spec()]
         if format != "tf_saved_model":
             served = Served(self)
