@@ -202,7 +202,12 @@ def _labels(file: Path | None) -> list[str] | None:
     """The names in a file: a line for each, or JSON, a list of them or an object by their numbers."""
     if file is None:
         return None
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ValueError(f"--labels {file}: there is no such file.") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--labels {file} is no text in UTF-8 (byte {error.start}): save it as UTF-8.") from error
     if not text.lstrip().startswith(("[", "{")):
         return [line.strip() for line in text.splitlines() if line.strip()]
     try:

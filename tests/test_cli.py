@@ -111,6 +111,8 @@ def test_a_mistyped_folder_is_told_before_a_framework_is_imported(
     assert f"does not exist, but {DIGITS} does" in vit.refused(command, *arguments, *options)
     if command in ("classify", "attend", "embed"):
         assert "'./nope' does not exist" in vit.refused(command, NINE, "--image-processor", "./nope", *options)
+        for nothing in ("nope", "nope/*.png"):
+            assert f"no image file {nothing}" in vit.refused(command, nothing, *options)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -113,12 +113,13 @@ def test_a_single_file(run: Command, tmp_path: Path) -> None:
     [
         ("labels.txt", "one\n two\n\nthree\n"),
         ("labels.json", '["one", "two", "three"]'),
+        ("labels.txt", "\ufeffone\ntwo\nthree"),  # as Windows begins a file
         ("config.json", '{"id2label": {"0": "one", "1": "two", "2": "three"}}'),
     ],
 )
 def test_names_of_the_classes(run: Command, tmp_path: Path, name: str, content: str) -> None:
     file, source = tmp_path / name, FORMATS / "timm"
-    file.write_text(content)
+    file.write_text(content, encoding="utf-8")
     run.json(source, tmp_path / "named", "--to", "torch", "--labels", file)
     assert config_of(tmp_path / "named").id2label == {0: "one", 1: "two", 2: "three"}
     document = run.json(tmp_path / "named", tmp_path / "vit.npz", "--to", "google")
@@ -128,12 +129,16 @@ def test_names_of_the_classes(run: Command, tmp_path: Path, name: str, content: 
 def test_names_that_do_not_fit(run: Command, tmp_path: Path) -> None:
     file, source, target = tmp_path / "labels.json", FORMATS / "timm", tmp_path / "new"
     for content, words in (
-        ('["one", "two"]', "labels must name 3 classes, got 2: pass as many, or --num-labels 2 for a new classifier."),
+        ('["one", "two"]', "--labels must name 3 classes, got 2: pass as many, or --num-labels 2 for"),
         ('{"a": 1}', "expected a JSON list of names, or an object of names by the numbers from 0."),
         ("{", "expected a JSON list"),
     ):
         file.write_text(content)
         assert words in run.refused(source, target, "--to", "torch", "--labels", file)
+    file.write_bytes("één".encode("latin-1"))
+    words = f"--labels {file} is no text in UTF-8 (byte 0): save it as UTF-8."
+    assert words in run.refused(source, target, "--to", "torch", "--labels", file)
+    assert "--labels nope: there is no such file." in run.refused(source, target, "--to", "torch", "--labels", "nope")
     file.write_text("one\n")
     assert "there is none" in run.refused(source, target, "--to", "torch", "--labels", file, "--head", "drop")
     assert not target.exists()

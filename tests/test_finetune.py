@@ -760,6 +760,43 @@ def test_of_many_bad_pictures_the_first_are_listed(tmp_path: Path) -> None:
     assert "torn10" not in str(raised.value)
 
 
+def test_what_is_no_picture_of_a_class_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    need("torch")
+    dataset, root = import_module("vit_core.app.training.dataset"), tmp_path / "data"
+    split_folder(root, "cat", "dog", ("a",))
+    for name in ("IMG_1.XYZ", "cat/a/notes.txt", "dog/list.txt"):
+        (root / name).write_text("x")
+    Image.new("L", (8, 8)).save(root / "loose.png")
+    assert len(dataset.read_pictures(root).paths) == 3
+    assert f"{root}: left out 1 pictures in no class folder, 2 .txt, 1 .xyz." in capsys.readouterr().out
+    assert len(dataset.find_pictures(root).paths) == 4
+    assert f"{root}: left out 2 .txt, 1 .xyz." in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"a has no class, expected two or more, each a folder with its pictures"):
+        dataset.read_pictures(root / "cat" / "a")
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "words"),
+    [
+        ([0, 0, 0, 1, 2], 0.2, "class dog has one picture, expected two or more; class cow has one picture, expected"),
+        (
+            [0, 1, 2] * 4,
+            0.1,
+            r"0\.1 holds out 2 of 12 pictures, and each of 3 classes .* expected 0\.25 to 0\.75",
+        ),
+        ([0, 1, 2] * 4, 0.9, r"0\.9 holds out 11 of 12 pictures, .* expected 0\.25 to 0\.75"),
+        ([0], 0.1, "the folder has one picture, expected two or more: --validation holds some of them out"),
+    ],
+)
+def test_too_few_pictures_to_hold_some_out(labels: list[int], share: float, words: str) -> None:
+    pytest.importorskip("sklearn")
+    dataset = import_module("vit_core.app.training.dataset")
+    classes = ["cat", "dog", "cow"] if len(labels) > 1 else []
+    pictures = dataset.Pictures([Path(f"{i}.png") for i in range(len(labels))], np.array(labels), classes)
+    with pytest.raises(ValueError, match=words):
+        pictures.split(share, 0)
+
+
 @pytest.mark.parametrize("steps", [1, 7])
 def test_ctrl_c_ends_a_run_after_its_step_and_says_how_it_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
@@ -833,7 +870,21 @@ def test_a_run_with_other_flags_is_not_resumed(runs: Runs, pictures: Path) -> No
     module = import_module("vit_core.app.training.finetuning")
     settings = module.FineTuning(pictures=pictures, out=runs("torch"), epochs=9)
     with pytest.raises(ValueError, match="holds a run with epochs: 2, not 9"):
-        import_module("vit_core.app.training.run").begin(settings, None, None)
+        import_module("vit_core.app.training.run").begin(settings, None, None, "torch")
+
+
+def test_a_run_is_not_resumed_in_another_framework(runs: Runs, pictures: Path) -> None:
+    """Whose checkpoints it would not find, or not read."""
+    need("torch")
+    begun = import_module("vit_core.app.training.run").begun
+    stated = json.loads((runs("torch") / "settings.json").read_text())
+    given = {name: stated[name] for name in stated if name not in ("pictures", "out", "backend")}
+    settings = import_module("vit_core.app.training.finetuning").FineTuning(
+        pictures=pictures, out=runs("torch"), **given
+    )
+    assert begun(settings, backend="torch")
+    with pytest.raises(ValueError, match="holds a run with backend: 'torch', not 'tf': pass the same to resume it"):
+        begun(settings, backend="tf")
 
 
 def test_a_run_that_is_older_than_a_flag_had_its_default(runs: Runs, pictures: Path, tmp_path: Path) -> None:
@@ -841,10 +892,10 @@ def test_a_run_that_is_older_than_a_flag_had_its_default(runs: Runs, pictures: P
     module = import_module("vit_core.app.training.finetuning")
     begun = import_module("vit_core.app.training.run").begun
     stated = json.loads((runs("torch") / "settings.json").read_text())
-    del stated["keep"]
+    del stated["keep"], stated["backend"]
     (tmp_path / "settings.json").write_text(json.dumps(stated))
     given = {name: stated[name] for name in stated if name not in ("pictures", "out")}
-    assert begun(module.FineTuning(pictures=pictures, out=tmp_path, **given))
+    assert begun(module.FineTuning(pictures=pictures, out=tmp_path, **given), backend="tf")
     with pytest.raises(ValueError, match="holds a run with keep: 'last', not 'best'"):
         begun(module.FineTuning(pictures=pictures, out=tmp_path, **given, keep="best"))
 

@@ -57,7 +57,6 @@ def test_a_keras_layer(processor: Any, tmp_path: Path) -> None:
 
 
 def test_a_pytorch_module(processor: Any) -> None:
-    """Called, and exported for any size."""
     torch = pytest.importorskip("torch")
     module, pictures = processor.as_torch_module(), torch.from_numpy(PICTURES).permute(0, 3, 1, 2)
     for height in (90, 31):
@@ -74,11 +73,22 @@ def test_a_pytorch_module(processor: Any) -> None:
         module(pictures.float())
 
 
+def test_a_compiled_pytorch_module() -> None:
+    """Alone, and before what it prepares for, as one graph."""
+    torch = pytest.importorskip("torch")
+    processor = ViTImageProcessor(size=(8, 12), resample=Image.Resampling.NEAREST, backend="torchvision")
+    pictures = torch.from_numpy(PICTURES).permute(0, 3, 1, 2)
+    compiled = torch.compile(torch.nn.Sequential(processor.as_torch_module()), backend="eager", fullgraph=True)
+    np.testing.assert_array_equal(compiled(pictures), expected(processor, PICTURES))
+
+
 def test_what_makes_no_layer() -> None:
     for framework, make in (("tensorflow", WRONG.as_keras_layer), ("torch", WRONG.as_torch_module)):
         pytest.importorskip(framework)
         with pytest.raises(ValueError, match="makes pixels of many sizes"):
             make()
+        with pytest.raises(ValueError, match="mean must have 1 elements if it is an iterable, got 3"):
+            getattr(PROCESSORS[0], make.__name__)(num_channels=1)
 
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ def test_torch_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "The loss fell: True",
         "odd",
         "0.000 1.000",
+        "True",
+        "(1, 2)",
         "['classifier.weight', 'classifier.bias']",
         "14 0.0005",
         "(1, 37, 64)",

@@ -10,6 +10,7 @@ import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,30 @@ def test_a_training_that_diverges_ends(
     assert [path.name for path in (out / "checkpoints").iterdir() if path.is_dir()] == ["1"]
     assert np.isfinite(load_file(out / "model.safetensors")["classifier.weight"]).all()
     assert [row["epoch"] for row in table(out / "metrics.csv")] == [1]
+
+
+def test_a_disk_that_is_full_at_a_checkpoint(
+    vit: Command, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unexpected(BaseException):
+        """As PyTorch's, which says nothing of disks."""
+
+    def written(training: FineTuner, epoch: int) -> Any:
+        def save(epoch: int) -> None:
+            raise Unexpected
+
+        training.trainer.save = save
+        return train(training, epoch)
+
+    train = FineTuner.train
+    monkeypatch.setattr(FineTuner, "train", written)
+    flags = ("--backend", "torch", "--epochs", 1, "--batch-size", 10, "--validation", 0.5)
+    with pytest.raises(Unexpected):
+        vit("finetune", pictures, "--out", tmp_path / "out", *flags)
+    monkeypatch.setattr("vit_core.app.training.loop.disk_usage", lambda path: SimpleNamespace(free=4096))
+    assert vit("finetune", pictures, "--out", tmp_path / "out", *flags).code == 2
+    words = f"vit: The disk is full, and the checkpoint of epoch 1 not written to {tmp_path / 'out'}. Where there is"
+    assert vit.err.splitlines()[-1].startswith(words)
 
 
 def _gathered(out: Path, folder: Path) -> list[Path]:

@@ -20,16 +20,18 @@ from vit_core.app.backends import is_installed
 from vit_core.assets import DIGITS
 from vit_core.family import FAMILIES
 from vit_core.outputs import BaseModelOutput, ImageClassifierOutput
+from vit_core.pictures.processing import BatchFeature
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("vit_core", "vit_torch", "vit_tf", "vit_flax", "conversion")
 MODELS = tuple(name for family in FAMILIES.values() for name in family.models)
+TRUNKS = {name: family.trunk for family in FAMILIES.values() for name in family.models if "For" in name}
 
 SCRIPT = """\
 from pathlib import Path
 
 {imports}
-from {package} import AutoModelForImageClassification, ViTForImageClassification, ViTImageProcessor, pipeline
+from {package} import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, ViTImageProcessor, pipeline
 
 pictures = sorted(str(path) for path in Path("digits/pictures").glob("*.png"))[:2]
 processor = ViTImageProcessor.from_pretrained("digits")
@@ -43,6 +45,8 @@ states = model(pixels, output_hidden_states=True).hidden_states
 model.save_pretrained("copy")
 saved = processor.save_pretrained("copy")
 found = AutoModelForImageClassification.from_pretrained("copy")
+config = ViTConfig.from_pretrained("copy")
+config, unused = ViTConfig.from_pretrained("copy", return_unused_kwargs=True)
 classifier = pipeline("image-classification", model="copy")
 best = classifier(pictures[0])[0]
 label, score = best["label"], best["score"]
@@ -58,8 +62,8 @@ TYPES = {
     "pictures": "list[str]", "processor": "ViTImageProcessor", "model": "{P}ViTForImageClassification",
     "again": "{P}ViTForImageClassification", "report": "LoadReport", "inputs": "BatchFeature", "pixels": "{T}",
     "output": "ImageClassifierOutput[{T}]", "logits": "{T}", "states": "tuple[{T}, ...] | None", "saved": "list[str]",
-    "found": "{P}ViTForImageClassification", "classifier": "ImageClassificationPipeline", "label": "str",
-    "score": "float", "several": "str",
+    "found": "{P}ViTForImageClassification", "config": "ViTConfig", "unused": "dict[str, Any]",
+    "classifier": "ImageClassificationPipeline", "label": "str", "score": "float", "several": "str",
 }  # fmt: skip
 
 
@@ -94,6 +98,12 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
         (folder / f"script_{backend}.py").write_text(SCRIPT.format(package=package, **DIALECTS[backend]) + reveals)
         loaded = [f'{package}.{name}.from_pretrained("folder")' for name in MODELS]
         models = "".join(f"reveal_type({model})\nreveal_type({model}(1))\n" for model in loaded)
+        if backend == "torch":  # as docs/torch.md freezes layers
+            heads = [f'{package}.{name}.from_pretrained("folder").{trunk}' for name, trunk in TRUNKS.items()]
+            models += "".join(f"{head}.encoder.layer[:3].requires_grad_(False)\n" for head in heads)
+        if backend == "flax":
+            module = f'{package}.ViTModel.from_pretrained("folder").module'
+            models += f"import typing\nimport flax\ntyping.assert_type({module}, flax.linen.Module)\n"
         (folder / f"models_{backend}.py").write_text(f"import {package}\n\n{models}")
     return mypy(folder, *sorted(path.name for path in folder.glob("*.py")))
 
@@ -154,6 +164,8 @@ def test_outputs_show_shapes() -> None:
     states = BaseModelOutput(logits, hidden_states=(logits, logits))
     assert str(states) == "BaseModelOutput(last_hidden_state=float32 (1, 10), hidden_states=2 of float32 (1, 10))"
     assert repr(BaseModelOutput(3)) == "BaseModelOutput(last_hidden_state=3)"
+    assert repr(BatchFeature(pixel_values=logits)) == "BatchFeature(pixel_values=float32 (1, 10))"
+    assert repr(BatchFeature(pixel_values=[logits])) == "BatchFeature(pixel_values=1 of float32 (1, 10))"
 
 
 def test_models_and_pipelines_say_what_they_are(backend: Any) -> None:

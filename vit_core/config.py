@@ -13,7 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, overload
 
 from vit_core.files.disk import write_atomically
 from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
@@ -398,7 +398,7 @@ class ViTConfig:
         return tuple(found)
 
     @classmethod
-    def variant(cls, name: str, **overrides: Any) -> ViTConfig:
+    def variant(cls, name: str, **overrides: Any) -> Self:
         """The configuration of a named variant, e.g. "B/16": width, depth and heads from the letter, then the patch.
 
         >>> ViTConfig.variant("L/32", image_size=384).hidden_size
@@ -452,6 +452,16 @@ class ViTConfig:
         """Write `to_json_string` to `path`, atomically."""
         write_atomically(Path(path), self.to_json_string(use_diff).encode())
 
+    @overload
+    @classmethod
+    def from_dict(
+        cls, values: Mapping[str, Any], return_unused_kwargs: Literal[False] = False, **overrides: Any
+    ) -> Self: ...
+
+    @overload
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], return_unused_kwargs: bool, **overrides: Any) -> Any: ...
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """A configuration from a mapping, `overrides` on top.
@@ -486,11 +496,25 @@ class ViTConfig:
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
-    def from_json_file(cls, path: str | Path) -> ViTConfig:
+    def from_json_file(cls, path: str | Path) -> Self:
         """Read one JSON file. Raises OSError when it is missing, ValueError when it is no configuration."""
         values = read_json_object(Path(path))
         with blaming(path):
             return cls._class_for(values)(**values)
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        return_unused_kwargs: Literal[True],
+        **options: Any,
+    ) -> tuple[Self, dict[str, Any]]: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self: ...
 
     @classmethod
     def from_pretrained(
@@ -523,7 +547,7 @@ class ViTConfig:
             return cls.from_dict(values, return_unused_kwargs, **overrides)
 
     @classmethod
-    def _class_for(cls, values: Mapping[str, Any]) -> type[ViTConfig]:
+    def _class_for(cls, values: Mapping[str, Any]) -> type[Self]:
         """The class of what a file holds: this one, which refuses what is another's."""
         return cls
 
@@ -592,7 +616,7 @@ class AutoConfig(ViTConfig):
         raise TypeError("AutoConfig is not made itself: AutoConfig.from_pretrained(folder), or for_model(model_type).")
 
     @classmethod
-    def _class_for(cls, values: Mapping[str, Any]) -> type[ViTConfig]:
+    def _class_for(cls, values: Mapping[str, Any]) -> Any:
         return config_class(values.get("model_type", ViTConfig.model_type))
 
     @staticmethod

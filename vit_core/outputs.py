@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
 
+from vit_core.pictures.images import shown
+
 T = TypeVar("T")  # a framework's tensor
 Output = TypeVar("Output", covariant=True)
 ABSENT: Any = None  # what a field of every output is made without
@@ -33,7 +35,7 @@ class ModelOutput(OrderedDict[str, Any], Generic[T]):
             setattr(self, name, value)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={_shown(value)}' for name, value in self.items())})"
+        return f"{type(self).__name__}({', '.join(f'{name}={shown(value)}' for name, value in self.items())})"
 
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
@@ -76,16 +78,6 @@ class Returns(Protocol[Output]):
     @property
     def output_class(self) -> type[Output]:
         """What its calls return."""
-
-
-def _shown(value: Any) -> str:
-    """A tensor as its dtype and shape, a tuple of them as their number and the first; anything else as it is."""
-    if isinstance(value, tuple) and value and hasattr(value[0], "shape"):
-        return f"{len(value)} of {_shown(value[0])}"
-    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
-        return repr(value)
-    dtype = getattr(value.dtype, "name", str(value.dtype)).removeprefix("torch.")
-    return f"{dtype} {tuple(value.shape)}"
 
 
 def _pairs(value: Any) -> dict[str, Any] | None:

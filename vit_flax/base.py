@@ -102,7 +102,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         )
         self._params: Params | None = self.init_weights(seed) if _do_init else None
 
-    def _use(self, module: Any) -> None:
+    def _use(self, module: nn.Module) -> None:
         self.module = module
         self._apply, self._seen = jax.jit(partial(_apply, module), static_argnames=STATIC), dict(vars(self.config))
 

@@ -18,7 +18,7 @@ from vit_core.config import pair
 from vit_core.exports import INPUTS, Exported, Operations
 from vit_core.pictures.graph import Preparation
 from vit_torch.onnx_int8 import is_linear, quantise
-from vit_torch.pictures import OPERATIONS as PICTURES
+from vit_torch.pictures import operations
 
 LARGEST = 1_900_000_000  # bytes of weights in an ONNX file, which ends at 2 GiB; more are in a second one beside it
 
@@ -43,7 +43,7 @@ class ExportedWithPreparation(nn.Module):
         self.model, self.preparation = model, preparation
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return self.model(self.preparation(PICTURES, image))
+        return self.model(self.preparation(operations(), image))
 
 
 OPERATIONS = Operations(

@@ -10,7 +10,7 @@ h heads, d head size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +171,14 @@ class ViTModel(ViTPreTrainedModel):
 
 class ViTWithHead(ViTPreTrainedModel):
     """The trunk, under its member's name, and a head on its tokens: what every such model has."""
+
+    if TYPE_CHECKING:  # the trunk, by the name that a member has for it: nn.Module's own word is Tensor | Module
+        vit: ViTModel
+        deit: ViTModel
+        beit: ViTModel
+        dinov2: ViTModel
+        dinov2_with_registers: ViTModel
+        ijepa: ViTModel
 
     trunk_class: type[ViTModel] = ViTModel
     output_class: type[ModelOutput[Tensor]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,27 +9,30 @@ from torch import Tensor, nn
 
 from vit_core.pictures.graph import PictureOperations, Preparation
 
-OPERATIONS = PictureOperations(
-    lengths=lambda x: x.shape,
-    larger=torch.sym_max,
-    scalar=lambda length: torch.scalar_tensor(length, dtype=torch.float64),
-    count=lambda length: torch.arange(length, dtype=torch.float64),
-    floor=torch.floor,
-    sin=torch.sin,
-    where=torch.where,
-    total=lambda x: x.sum(-1, keepdim=True),
-    largest=torch.max,
-    running=lambda x: x.cumsum(0),
-    either=lambda condition, a, b, x: torch.cond(condition, a, b, (x,)),
-    reshape=torch.reshape,
-    transpose=lambda x, axes: x.permute(*axes).contiguous(),
-    take=lambda x, places: x[places.long()],
-    wide=lambda x: x.double(),
-    narrow=lambda x: x.to(torch.uint8),
-    single=lambda x: x.float(),
-    constant=torch.tensor,
-)
-EAGER = replace(OPERATIONS, either=lambda condition, a, b, x: a(x) if condition else b(x))
+
+def operations(device: torch.device | str = "cpu", traced: bool = True) -> PictureOperations:
+    """For tensors on a device; traced, for a program whose order of axes is chosen when it runs."""
+    wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
+    return PictureOperations(
+        lengths=lambda x: x.shape,
+        larger=torch.sym_max,
+        scalar=lambda length: torch.scalar_tensor(length, **wide),
+        count=lambda length: torch.arange(length, **wide),
+        floor=torch.floor,
+        sin=torch.sin,
+        where=torch.where,
+        total=lambda x: x.sum(-1, keepdim=True),
+        largest=torch.max,
+        running=lambda x: x.cumsum(0),
+        either=lambda condition, a, b, x: torch.cond(condition, a, b, (x,)) if traced else (a if condition else b)(x),
+        reshape=torch.reshape,
+        transpose=lambda x, axes: x.permute(*axes).contiguous(),
+        take=lambda x, places: x[places.long()],
+        wide=lambda x: x.double(),
+        narrow=lambda x: x.to(torch.uint8),
+        single=lambda x: x.float(),
+        constant=lambda array: torch.as_tensor(array, device=device),
+    )
 
 
 class Preprocessing(nn.Module):
@@ -59,9 +61,8 @@ class Preprocessing(nn.Module):
             )
         if pictures.ndim == 3:
             return self.forward(pictures[None])[0]
-        operations = OPERATIONS if torch.compiler.is_compiling() else EAGER
-        with torch.device(pictures.device):
-            return self.preparation(operations, pictures.permute(0, 2, 3, 1))
+        found = operations(pictures.device, traced=torch.compiler.is_compiling())
+        return self.preparation(found, pictures.permute(0, 2, 3, 1))
 
     def extra_repr(self) -> str:
         """The size that is made."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from http.client import HTTPException, IncompleteRead
 from io import BytesIO
-from os.path import exists
+from os.path import exists, lexists
+from pathlib import Path
 from time import monotonic
 from typing import Any
 from urllib.error import HTTPError
@@ -17,11 +19,13 @@ from urllib.request import Request, urlopen
 
 from PIL import Image, ImageOps
 
-from vit_core.pictures.images import load_image, name_of
+from vit_core.pictures.images import heif_hint, load_image, name_of
 
 _MOST_BYTES, _MOST_SECONDS = 1 << 28, 600  # of a picture from an address
 _BASE64 = re.compile(r"[A-Za-z0-9+/\r\n]+={0,2}[\r\n]*")
 _UNWRAPPED = str.maketrans("", "", "\r\n")
+_ADDRESSES = "http://", "https://"
+_SHOWN = 5  # kinds of files
 _SAFE = "/%:=&?~+!$,;'@()*[]"  # what stays as it is in an address
 
 
@@ -35,12 +39,12 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
         return ImageOps.exif_transpose(load_image(source))
     if not isinstance(source, str):
         return load_image(source)
-    if source.startswith("data:image/") or (len(source) >= 64 and _BASE64.fullmatch(source) and not exists(source)):
+    if _is_encoded(source):
         try:
             return load_image(b64decode(source.rpartition(",")[2].translate(_UNWRAPPED), validate=True))
         except binascii.Error as error:
             raise ValueError(f"The image {source[:40]!r}... is no base64 ({error}): pass a path or bytes.") from error
-    if not source.startswith(("http://", "https://")):
+    if not source.startswith(_ADDRESSES):
         return load_image(source)
     parts = urlsplit(source)
     login, _, host = parts.netloc.rpartition("@")
@@ -64,6 +68,24 @@ def read_image(source: Any, timeout: float | None = None) -> Image.Image:
     file = BytesIO(content)
     file.name = name  # for errors to name
     return load_image(file)
+
+
+def is_missing(source: Any) -> bool:
+    """Whether it is a path where nothing is."""
+    return isinstance(source, str) and not (source.startswith(_ADDRESSES) or _is_encoded(source) or lexists(source))
+
+
+def counted_suffixes(files: Iterable[Path]) -> str:
+    """How many files there are of each suffix, the most frequent first, and what reads those of phones."""
+    found = Counter(path.suffix.lower() for path in files)
+    shown = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in found.most_common(_SHOWN))
+    more = f" and {len(found) - _SHOWN} other kinds" if len(found) > _SHOWN else ""
+    return shown + more + heif_hint(*found)
+
+
+def _is_encoded(source: str) -> bool:
+    encoded = len(source) >= 64 and _BASE64.fullmatch(source) is not None and not exists(source)
+    return source.startswith("data:image/") or encoded
 
 
 def _chunks(response: Any, name: str) -> Iterator[bytes]:

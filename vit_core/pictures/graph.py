@@ -25,6 +25,7 @@ from vit_core.pictures.steps import Steps, table
 PILLOW_ORDERS = int(PIL.__version__.partition(".")[0]) >= 13
 _BITS = 22  # of a weight, after the point: Pillow's, and the most of torchvision's
 _LIMIT = 2.0**15  # which no whole weight of torchvision's reaches
+_POWERS = 2.0 ** np.arange(1, _BITS + 1)
 _BLOCK = 16  # neighbouring rows, at most, that are made of one stretch of the picture, as one product
 
 
@@ -62,10 +63,12 @@ class Preparation:
     steps: Steps
     channels: int
     size: tuple[int, int]  # height and width of what is made
+    values: Array  # (channels * 256,) float32: what each of the levels becomes, rescaled and normalised
 
     @classmethod
     def of(cls, processor: Any, channels: int) -> Preparation:
-        """Raises ValueError for a processor that makes pixels of many sizes, and for 2 channels or more than 3."""
+        """Raises ValueError for a processor that makes pixels of many sizes, or has a mean or a standard deviation of
+        other channels, and for 2 channels or more than 3."""
         steps = Steps.checked(vars(processor))
         size = steps.size or {}
         edges = steps.crop or ((size["height"], size["width"]) if "height" in size else None)
@@ -76,7 +79,8 @@ class Preparation:
             )
         if channels not in (1, 3):
             raise ValueError(f"Pictures of 1 or 3 channels are prepared in a graph, got {channels}: ask for pixels.")
-        return cls(steps=steps, channels=channels, size=edges)
+        values = table(steps.scale, steps.mean, steps.std, channels, fused=steps.fused).astype(np.float32)
+        return cls(steps=steps, channels=channels, size=edges, values=values.reshape(-1))
 
     def __call__(self, operations: PictureOperations, pictures: Any) -> Any:
         """Pixels (B, C, h, w) in float32 of pictures (B, H, W, C) in 8 bits."""
@@ -166,17 +170,14 @@ class Preparation:
 
     def _one(self, o: PictureOperations, largest: Any) -> Any:
         """A weight of 1 as torchvision's whole number (1,): the power of 2 that leaves the largest weight 16 bits."""
-        powers = 2.0 ** np.arange(1, _BITS + 1)
-        fits = largest * o.constant(powers) + 0.5 < _LIMIT
-        return 1.0 + o.total(o.where(fits, o.constant(powers / 2), 0.0))
+        powers = o.constant(_POWERS)
+        return 1.0 + o.total(o.where(largest * powers + 0.5 < _LIMIT, powers / 2, 0.0))
 
     def _looked_up(self, o: PictureOperations, pixels: Any) -> Any:
         """Rescaled and normalised pixels (B, C, h, w) of 8 bits."""
-        steps = self.steps
-        values = table(steps.scale, steps.mean, steps.std, self.channels, fused=steps.fused).astype(np.float32)
-        first = 256.0 * np.arange(self.channels)[:, None, None]
-        places = o.reshape(o.wide(pixels) + o.constant(first), (-1,))
-        return o.reshape(o.take(o.constant(values.reshape(-1)), places), (-1, self.channels, *self.size))
+        first = 256.0 * o.reshape(o.count(self.channels), (-1, 1, 1))
+        places = o.reshape(o.wide(pixels) + first, (-1,))
+        return o.reshape(o.take(o.constant(self.values), places), (-1, self.channels, *self.size))
 
 
 def _within(o: PictureOperations, places: Any, end: Any) -> Any:

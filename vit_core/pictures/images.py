@@ -267,3 +267,13 @@ def to_picture(array: Array) -> tuple[Image.Image, bool]:
         )
     array = array if whole else (array.astype(np.float64) * 255).astype(np.float32)
     return Image.fromarray(array.astype(np.uint8)), not whole
+
+
+def shown(value: Any) -> str:
+    """A tensor as its dtype and shape, several as their number and the first; anything else as it is."""
+    if isinstance(value, list | tuple) and value and hasattr(value[0], "shape"):
+        return f"{len(value)} of {shown(value[0])}"
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        return repr(value)
+    dtype = getattr(value.dtype, "name", str(value.dtype)).removeprefix("torch.")
+    return f"{dtype} {tuple(value.shape)}"

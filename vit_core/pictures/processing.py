@@ -24,7 +24,18 @@ from vit_core.files.documents import blaming, json_text, read_json_object, refus
 from vit_core.files.names import PREPROCESSOR_NAME
 from vit_core.files.saving import save_document, settled
 from vit_core.keywords import understood
-from vit_core.pictures.images import FIRST, LAST, NONE, Array, flatten, infer_layout, is_scaled, load_image, load_rgb
+from vit_core.pictures.images import (
+    FIRST,
+    LAST,
+    NONE,
+    Array,
+    flatten,
+    infer_layout,
+    is_scaled,
+    load_image,
+    load_rgb,
+    shown,
+)
 from vit_core.pictures.steps import Steps, size_dict
 
 __all__ = [
@@ -58,6 +69,9 @@ _FRAMEWORKS = {
 
 class BatchFeature(dict[str, Any]):
     """What a processor returns: a dict whose keys are attributes too."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={shown(value)}' for name, value in self.items())})"
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 import warnings
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from typer.main import get_command
 
 from vit_core.app.auto import architecture_for
 from vit_core.app.backends import BACKENDS, first_installed, import_backend
+from vit_core.app.sources import counted_suffixes, is_missing
 from vit_core.assets import DIGITS
-from vit_core.pictures.images import SUFFIXES, heif_hint
+from vit_core.pictures.images import SUFFIXES, load_image
 from vit_core.pictures.processing import AutoImageProcessor
 
 
@@ -80,7 +80,6 @@ Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_
 DEFAULT_MODEL = str(DIGITS)
 DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 CONTEXT = {"help_option_names": ["-h", "--help"]}  # what typer is to know of every command
-_SHOWN = 5  # kinds of files
 _TASK = "ForImageClassification"
 _DRAWINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -175,7 +174,7 @@ def _by_flags(message: str, command: typer.Typer) -> str:
         value = "HEIGHTxWIDTH" if match[2] else match[5] if match[4] is None else match[4] or "''"
         return f"{flags[match[1]]} {value or ''}".rstrip()
 
-    message = re.sub(rf"^({names})(?= must be )", lambda match: flags[match[1]], message)
+    message = re.sub(rf"^({names})(?= must )", lambda match: flags[match[1]], message)
     return re.sub(rf"(?<![\w./?&-])({names})=(?!\[)(?:True\b|(\(height, width\))|(['\"])(.*?)\3|(\w*))", flag, message)
 
 
@@ -188,11 +187,15 @@ class Picture:
 
 
 def pictures(arguments: list[str]) -> list[Picture]:
-    """The pictures that files, folders, patterns, addresses and `-` stand for. Raises ValueError for an empty folder.
+    """The pictures that files, folders, patterns, addresses and `-` stand for.
 
-    A path that is not there stands for itself, to be reported as every unreadable file is.
+    Of several a path that is not there stands for itself, to be reported as every unreadable file is. Raises ValueError
+    for an empty folder, FileNotFoundError where nothing is there at all.
     """
-    return [picture for argument in arguments for picture in _expanded(argument)]
+    found = [picture for argument in arguments for picture in _expanded(argument)]
+    if found and all(is_missing(picture.source) for picture in found):
+        load_image(found[0].source)  # which says so
+    return found
 
 
 def one_picture(argument: str, what: str) -> Picture:
@@ -226,21 +229,13 @@ def _in_folders(folders: list[str], name: str, empty: bool = False) -> list[Pict
     """
     files = {path for each in folders for path in _walk(each)}
     found = sorted(path for path in files if path.suffix.lower() in SUFFIXES)
-    others = _counted(path.suffix.lower() for path in files.difference(found))
+    others = counted_suffixes(files.difference(found))
     if not found and not empty:
         left = f"; it holds {others}" if others else ""
         raise ValueError(f"{name} holds no pictures: expected files in {', '.join(SUFFIXES)}{left}.")
     if others:
         complain(f"{name}: left out {others}.")
     return [Picture(str(path), path) for path in found]
-
-
-def _counted(suffixes: Iterable[str]) -> str:
-    """How many files there are of the suffixes, the most frequent first."""
-    found = Counter(suffixes)
-    shown = ", ".join(f"{number} {suffix or 'without a suffix'}" for suffix, number in found.most_common(_SHOWN))
-    more = f" and {len(found) - _SHOWN} other kinds" if len(found) > _SHOWN else ""
-    return shown + more + heif_hint(*found)
 
 
 def _walk(folder: str) -> Iterator[Path]:

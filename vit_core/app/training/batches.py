@@ -54,7 +54,8 @@ class Loader:
         """Batches in an epoch, the remainder left out. Raises ValueError where there is none."""
         if len(pictures.paths) < self.batch_size:
             raise ValueError(
-                f"{len(pictures.paths)} pictures to train on are fewer than --batch-size {self.batch_size}."
+                f"{len(pictures.paths)} pictures to train on are fewer than --batch-size {self.batch_size}: pass a "
+                "smaller one."
             )
         return len(pictures.paths) // self.batch_size
 

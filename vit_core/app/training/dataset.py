@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import warnings
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import StringIO
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from vit_core.app.sources import counted_suffixes
 from vit_core.app.training.libraries import library
 from vit_core.app.training.run import SETTINGS
 from vit_core.pictures.images import SUFFIXES
@@ -39,10 +42,19 @@ class Pictures:
         """(training, validation), stratified by class. Raises ValueError where a class is too small."""
         train_test_split = library("sklearn.model_selection").train_test_split
         numbers, classes = np.arange(len(self.paths)), self.labels if self.classes else None
-        try:
-            parts = train_test_split(numbers, test_size=share, stratify=classes, random_state=seed)
-        except ValueError as error:
-            raise ValueError(f"--validation {share:g} can't be held out of {len(numbers)} pictures: {error}") from error
+        counts = np.bincount(self.labels, minlength=len(self.classes))
+        few = [f"class {name}" for name, count in zip(self.classes, counts, strict=False) if count < 2]
+        if few or len(numbers) < 2:
+            problems = [f"{each} has one picture, expected two or more" for each in few or ["the folder"]]
+            raise ValueError(f"{_told(problems)[:-1]}: --validation holds some of them out.")
+        held_out, least = math.ceil(share * len(numbers)), len(self.classes) or 1
+        if not least <= held_out <= len(numbers) - least:
+            shares = [math.ceil(100 * least / len(numbers)), 100 * (len(numbers) - least) // len(numbers)]
+            raise ValueError(
+                f"--validation {share:g} holds out {held_out} of {len(numbers)} pictures, and each of {least} classes "
+                f"needs one to train on and one to validate on: expected {shares[0] / 100:g} to {shares[1] / 100:g}."
+            )
+        parts = train_test_split(numbers, test_size=share, stratify=classes, random_state=seed)
         return self[parts[0]], self[parts[1]]
 
 
@@ -58,7 +70,7 @@ def check_out(settings: Settings) -> None:
     out, pictures = settings.out.resolve(), settings.pictures.resolve()
     if file := next((path for path in (out, *out.parents) if path.is_file()), None):
         raise ValueError(f"--out {settings.out} must be a folder, and {file} is a file: name another.")
-    if out == pictures or (pictures in out.parents and not _is_run(out) and _pictures_below(out)):
+    if out == pictures or (pictures in out.parents and not _is_run(out) and _below(out)[0]):
         raise ValueError(f"--out {settings.out} holds pictures to train on: name another folder.")
 
 
@@ -121,7 +133,8 @@ def read_pictures(
     problems += [f"class {name} has no picture" for i, name in enumerate(names) if not (labels == i).any()]
     if len(names) < 2:
         found_one = f"the class {names[0]} alone" if names else "no class"
-        problems.append(f"{source} has {found_one}, expected two or more")
+        where = ", each a folder with its pictures in it" if source.is_dir() else ""
+        problems.append(f"{source} has {found_one}, expected two or more{where}")
     if not skip_bad:
         problems += bad.values()
     if problems:
@@ -140,21 +153,35 @@ def find_pictures(folder: Path, out: Path | None = None) -> Pictures:
 
     Raises ValueError that lists all that is wrong.
     """
-    paths = _pictures_below(folder, out)
+    paths, others = _below(folder, out)
+    _tell_left_out(folder, [], others)
     problems = list(_unreadable(paths).values()) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
     if problems:
         raise ValueError(_told(problems))
     return Pictures(paths, np.zeros(len(paths), np.int64), [])
 
 
-def _pictures_below(folder: Path, out: Path | None = None) -> list[Path]:
-    """The pictures below a folder at every level, sorted; hidden files and folders, and those of runs, are left out."""
+def _below(folder: Path, out: Path | None = None) -> tuple[list[Path], list[Path]]:
+    """(pictures, other files) below a folder at every level, sorted; hidden ones, and those of runs, are left out."""
     found: list[Path] = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if _is_searched(Path(parent, name), out)]
-        paths = (Path(parent, name) for name in files if not name.startswith("."))
-        found += (path for path in paths if path.suffix.lower() in SUFFIXES)
-    return sorted(found)
+        found += (Path(parent, name) for name in files)
+    return _divided(found)
+
+
+def _divided(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """(pictures, others) of the files that are not hidden, sorted."""
+    seen = sorted(path for path in files if not path.name.startswith("."))
+    pictures = [path for path in seen if path.suffix.lower() in SUFFIXES]
+    return pictures, [path for path in seen if path.suffix.lower() not in SUFFIXES]
+
+
+def _tell_left_out(folder: Path, loose: list[Path], others: list[Path]) -> None:
+    """Say how many pictures are in no class folder, and how many files are no pictures, by their suffixes."""
+    told = [f"{len(loose)} pictures in no class folder"] * bool(loose) + [counted_suffixes(others)] * bool(others)
+    if told:
+        print(f"{folder}: left out {', '.join(told)}.")
 
 
 def _folders(folder: Path, out: Path | None) -> list[Path]:
@@ -181,13 +208,17 @@ def _is_run(folder: Path) -> bool:
 
 def _from_folder(folder: Path, classes: list[str] | None, out: Path | None) -> tuple[list[tuple[Path, str]], list[str]]:
     found, problems = list[tuple[Path, str]](), list[str]()
+    loose, others = _divided(path for path in folder.iterdir() if path.is_file())
     for path in _folders(folder, out):
+        inside, rest = _below(path, out)
+        others += rest
         if classes and path.name not in classes:
             problems.append(f"{path} is the folder of none of the classes {', '.join(classes)}")
-        elif inside := _pictures_below(path, out):
+        elif inside:
             found += ((picture, path.name) for picture in inside)
         else:
             problems.append(f"{path} holds no picture ({', '.join(SUFFIXES)})")
+    _tell_left_out(folder, loose, others)
     return found, problems
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from functools import partial
+from shutil import disk_usage
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -15,6 +18,7 @@ from vit_core.app.training.dataset import Pictures
 from vit_core.app.training.run import EPOCHS, Run, begin
 from vit_core.training import Settings
 
+_FULL = 1 << 20  # bytes: a disk with fewer has no room for a checkpoint
 S = TypeVar("S", bound=Settings)
 
 
@@ -59,7 +63,7 @@ class Training(ABC, Generic[S]):
         self.settings, self.place, self.loader = settings, place, loader
         self.pictures, self.held_out = pictures, held_out
         steps = loader.steps(pictures)
-        folder = begin(settings, model, loader.processor, place.main)
+        folder = begin(settings, model, loader.processor, backend, place.main)
         self.trainer = import_engine(backend).Trainer(model, loss, settings, place, folder, steps, **options)
         self.predict = partial(self.trainer.predict, output)
         self.run = Run(settings, steps, self.trainer.resume(), place.main)
@@ -91,10 +95,22 @@ class Training(ABC, Generic[S]):
         return found
 
     def save(self, epoch: int) -> None:
-        """Write a checkpoint after an epoch, and the model where the best one is kept and this is it."""
+        """Write a checkpoint after an epoch, and the model where the best one is kept and this is it.
+
+        Raises OSError for a disk that is full, of which each framework has another error.
+        """
         if self.settings.keep == "best" and self.run.best()["epoch"] == epoch + 1:
             self._keep()
-        self.trainer.save(epoch + 1)
+        try:
+            self.trainer.save(epoch + 1)
+        except BaseException as error:  # PyTorch's of checkpoints is no Exception, nor does it say why
+            full = os.strerror(errno.ENOSPC) in str(error) or disk_usage(self.settings.out).free < _FULL
+            if isinstance(error, KeyboardInterrupt) or not full:
+                raise
+            raise OSError(
+                f"The disk is full, and the checkpoint of epoch {epoch + 1} not written to {self.settings.out}. Where "
+                "there is room, the same command goes on from the last whole one, or else from the beginning."
+            ) from error
 
     def finish(self) -> dict[str, Any]:
         """Write the model where the last one is kept. Returns what came of the run, of which it says the end."""

@@ -6,6 +6,7 @@ import csv
 import json
 import signal
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, fields
 from io import StringIO
 from pathlib import Path
@@ -57,7 +58,8 @@ class Run:
         if kind is KeyboardInterrupt:
             self.say(self._stopped())
         if self.writer is not None:
-            self.writer.close()
+            with suppress(OSError):  # of a full disk, which the run has told
+                self.writer.close()
 
     def _interrupt(self, *_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -138,13 +140,16 @@ class Run:
         return [row for row in whole if row["epoch"] <= done]
 
 
-def begun(settings: Settings) -> bool:
-    """Whether the folder holds this run already. Raises ValueError where it holds one with other settings."""
-    known, stated = settings.out / SETTINGS, json.loads(json.dumps(asdict(settings), default=str))
+def begun(settings: Settings, **others: str) -> bool:
+    """Whether the folder holds this run already. Raises ValueError where it holds one with other settings.
+
+    others: what is written beside them.
+    """
+    known, stated = settings.out / SETTINGS, json.loads(json.dumps({**asdict(settings), **others}, default=str))
     if not known.exists():
         return False
     defaults = {each.name: each.default for each in fields(settings)}  # of flags that are newer than the run
-    before = defaults | json.loads(known.read_text())
+    before = others | defaults | json.loads(known.read_text())
     free = ("out", "workers", "prefetch", "parallel")
     if changed := [n for n in stated if n not in free and stated[n] != before[n]]:
         flags = ", ".join(f"{n}: {before[n]!r}, not {stated[n]!r}" for n in changed)
@@ -152,13 +157,13 @@ def begun(settings: Settings) -> bool:
     return True
 
 
-def begin(settings: Settings, model: Any, processor: Any, main: bool = True) -> Path:
+def begin(settings: Settings, model: Any, processor: Any, backend: str, main: bool = True) -> Path:
     """The folder of the run's checkpoints, with all that a model is made of but its weights.
 
-    Raises ValueError where the folder holds a run with other settings, or of other classes.
+    Raises ValueError where the folder holds a run with other settings, of another backend or of other classes.
     """
     folder = (settings.out / CHECKPOINTS).absolute()
-    if begun(settings):
+    if begun(settings, backend=backend):
         before, now = (list(each.id2label.values()) for each in (AutoConfig.from_pretrained(folder), model.config))
         if before != now:
             raise ValueError(
@@ -169,7 +174,8 @@ def begin(settings: Settings, model: Any, processor: Any, main: bool = True) -> 
         folder.mkdir(parents=True, exist_ok=True)
         model.config.copy(architectures=[model.architecture]).save_pretrained(folder)
         processor.save_pretrained(folder)
-        write_atomically(settings.out / SETTINGS, json.dumps(asdict(settings), default=str, indent=2).encode())
+        stated = {"backend": backend, **asdict(settings)}
+        write_atomically(settings.out / SETTINGS, json.dumps(stated, default=str, indent=2).encode())
     return folder
 
 
