@@ -59,6 +59,7 @@ def test_a_keras_layer(processor: Any, tmp_path: Path) -> None:
 def test_a_pytorch_module(processor: Any) -> None:
     torch = pytest.importorskip("torch")
     module, pictures = processor.as_torch_module(), torch.from_numpy(PICTURES).permute(0, 3, 1, 2)
+    assert module.preparation == processor.as_torch_module().preparation
     for height in (90, 31):
         found = module(pictures[:, :, :height])
         np.testing.assert_array_equal(found, expected(processor, PICTURES[:, :height]))

@@ -75,7 +75,7 @@ def test_keras(mode: str, bound: float, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "no")
 
 
-def test_keras_by_dtype_policies() -> None:
+def test_keras_by_dtype_policies(tmp_path: Path) -> None:
     """Layers that are made quantised, by the policies of their paths, are so in clones and files too."""
     keras = pytest.importorskip("keras")
     vit_tf = pytest.importorskip("vit_tf")
@@ -84,11 +84,12 @@ def test_keras_by_dtype_policies() -> None:
     for path in ("vit/classifier", "vit/vit/encoder/layer_._0/output/dense"):
         policies[path] = keras.dtype_policies.get("float8_from_float32")
     model = vit_tf.TFViTForImageClassification(config, dtype=policies, name="vit")
-    clone = keras.models.clone_model(model)
-    for each in (model, clone):
+    model.save(tmp_path / "vit.keras")
+    others = [keras.models.clone_model(model), keras.models.load_model(tmp_path / "vit.keras")]
+    for each in (model, *others):
         modes = [layer.quantization_mode for layer in each._flatten_layers() if isinstance(layer, keras.layers.Dense)]
         assert modes.count("float8") == 2 and modes.count(None) == 5
-    assert clone.get_config() == model.get_config()
+        assert each.get_config() == model.get_config()
 
 
 def test_keras_does_not_calibrate_on_pictures() -> None:

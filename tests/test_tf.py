@@ -452,6 +452,8 @@ def test_sample_and_class_weights(own: bool) -> None:
     for name in ("labels", "logits"):  # Keras puts the weights into a dict as well
         found = model.evaluate(x, {name: LABELS}, sample_weight=WEIGHTS, verbose=0)
         assert_close(found, [float(loss), accuracy], SAME)
+    with pytest.raises(ValueError, match="sample_weight goes with y, without which Keras drops it"):
+        model.evaluate({"pixel_values": x, "labels": LABELS}, sample_weight=WEIGHTS)
     by_class = {0: 1.0, 1: 0.5, 2: 4.0}
     model.reset_metrics()  # before 3.15 Keras goes on with the mean of the call before
     loss = model.train_on_batch(x, LABELS, class_weight=by_class)[0]

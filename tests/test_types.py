@@ -165,7 +165,8 @@ def test_outputs_show_shapes() -> None:
     assert str(states) == "BaseModelOutput(last_hidden_state=float32 (1, 10), hidden_states=2 of float32 (1, 10))"
     assert repr(BaseModelOutput(3)) == "BaseModelOutput(last_hidden_state=3)"
     assert repr(BatchFeature(pixel_values=logits)) == "BatchFeature(pixel_values=float32 (1, 10))"
-    assert repr(BatchFeature(pixel_values=[logits])) == "BatchFeature(pixel_values=1 of float32 (1, 10))"
+    several = "BatchFeature(pixel_values=3 of float32 (1, 10) and float32 (2, 10))"
+    assert repr(BatchFeature(pixel_values=[logits, np.zeros((2, 10), np.float32), logits])) == several
 
 
 def test_models_and_pipelines_say_what_they_are(backend: Any) -> None:

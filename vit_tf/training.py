@@ -43,7 +43,10 @@ def following(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def looking(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of Keras's that warns of pixels which nothing has normalised, as eager calls do."""
+    """A method of Keras's that warns of pixels which nothing has normalised, as eager calls do.
+
+    Raises ValueError for sample weights that Keras would drop.
+    """
 
     @plain
     @wraps(method)
@@ -51,6 +54,8 @@ def looking(method: Callable[..., Any]) -> Callable[..., Any]:
         if not self.config.is_still(self.__dict__.get("_traced_with", {})):
             self.train_function = self.test_function = self.predict_function = None
             self.__dict__["_traced_with"] = dict(vars(self.config))
+        if isinstance(x, dict) and not args and kwargs.get("y") is None and kwargs.get("sample_weight") is not None:
+            raise ValueError("sample_weight goes with y, without which Keras drops it: pass the labels as y.")
         return method(self, self.look_into(x), *args, **kwargs)
 
     return run

@@ -9,7 +9,7 @@ Rescaling and normalising is the look-up that the processor itself does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -63,7 +63,7 @@ class Preparation:
     steps: Steps
     channels: int
     size: tuple[int, int]  # height and width of what is made
-    values: Array  # (channels * 256,) float32: what each of the levels becomes, rescaled and normalised
+    values: Array = field(compare=False)  # (channels * 256,) float32: each of the levels rescaled and normalised
 
     @classmethod
     def of(cls, processor: Any, channels: int) -> Preparation:

@@ -270,9 +270,9 @@ def to_picture(array: Array) -> tuple[Image.Image, bool]:
 
 
 def shown(value: Any) -> str:
-    """A tensor as its dtype and shape, several as their number and the first; anything else as it is."""
+    """A tensor as its dtype and shape, several as their number and what they are; anything else as it is."""
     if isinstance(value, list | tuple) and value and hasattr(value[0], "shape"):
-        return f"{len(value)} of {shown(value[0])}"
+        return f"{len(value)} of {' and '.join(dict.fromkeys(map(shown, value)))}"
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         return repr(value)
     dtype = getattr(value.dtype, "name", str(value.dtype)).removeprefix("torch.")

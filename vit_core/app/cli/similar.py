@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from os.path import exists
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -101,12 +100,12 @@ def similar(
 
 def _picture(query: str, vectors: Vectors, source: Path) -> Picture:
     """The picture that is asked about. Raises FileNotFoundError, or ValueError for several."""
-    picture = one_picture(query, "similar takes one picture")
-    if picture.source == query and not query.startswith(("http://", "https://")) and not exists(query):
+    try:
+        return one_picture(query, "similar takes one picture")
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"There is neither a row nor an image file {query}: rows of {source} have names like {vectors.names[0]}."
-        )
-    return picture
+        ) from error
 
 
 def _embedded(picture: Picture, vectors: Vectors, source: Path, given: dict[str, Any]) -> Array:

@@ -50,9 +50,10 @@ class Pictures:
         held_out, least = math.ceil(share * len(numbers)), len(self.classes) or 1
         if not least <= held_out <= len(numbers) - least:
             shares = [math.ceil(100 * least / len(numbers)), 100 * (len(numbers) - least) // len(numbers)]
+            needs = f"each of {least} classes needs" if self.classes else "there must be"
             raise ValueError(
-                f"--validation {share:g} holds out {held_out} of {len(numbers)} pictures, and each of {least} classes "
-                f"needs one to train on and one to validate on: expected {shares[0] / 100:g} to {shares[1] / 100:g}."
+                f"--validation {share:g} holds out {held_out} of {len(numbers)} pictures, and {needs} one to train on "
+                f"and one to validate on: expected {shares[0] / 100:g} to {shares[1] / 100:g}."
             )
         parts = train_test_split(numbers, test_size=share, stratify=classes, random_state=seed)
         return self[parts[0]], self[parts[1]]
