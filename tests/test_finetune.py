@@ -782,17 +782,18 @@ def test_what_is_no_picture_of_a_class_is_counted(tmp_path: Path, capsys: pytest
         (
             [0, 1, 2] * 4,
             0.1,
-            r"0\.1 holds out 2 of 12 pictures, and each of 3 classes .* expected 0\.25 to 0\.75",
+            r"0\.1 holds out 2 of 12 pictures, and each of 3 classes .* expected 0\.17 to 0\.75",
         ),
-        ([0, 1, 2] * 4, 0.9, r"0\.9 holds out 11 of 12 pictures, .* expected 0\.25 to 0\.75"),
-        ([0, 0], 0.9, r"0\.9 holds out 2 of 2 pictures, and there must be one to train on .* expected 0\.5 to 0\.5"),
+        ([0, 1, 2] * 4, 0.9, r"0\.9 holds out 11 of 12 pictures, .* expected 0\.17 to 0\.75"),
+        ([*range(45)] * 2 + [0] * 10, 0.55, r"0\.55 holds out 56 of 100 pictures, .* expected 0\.45 to 0\.54"),
+        ([0, 0], 0.9, r"0\.9 holds out 2 of 2 pictures, and there must be one to train on .* expected 0\.01 to 0\.5"),
         ([0], 0.1, "the folder has one picture, expected two or more: --validation holds some of them out"),
     ],
 )
 def test_too_few_pictures_to_hold_some_out(labels: list[int], share: float, words: str) -> None:
     pytest.importorskip("sklearn")
     dataset = import_module("vit_core.app.training.dataset")
-    classes = ["cat", "dog", "cow"] if any(labels) else []
+    classes = ["cat", "dog", "cow", *map(str, range(3, max(labels) + 1))] if any(labels) else []
     pictures = dataset.Pictures([Path(f"{i}.png") for i in range(len(labels))], np.array(labels), classes)
     with pytest.raises(ValueError, match=words):
         pictures.split(share, 0)

@@ -28,7 +28,7 @@ _INSTEAD = {
     "mirror": "set the environment variable HF_ENDPOINT",
     "state_dict": "build the model from its configuration, then load_state_dict() it",
     "key_mapping": "the names of every known format are read; rename the tensors of another one in its file",
-    "torchscript": "torch.jit.trace(model, pixel_values, strict=False) takes the model as it is",
+    "torchscript": "call torch.jit.trace(model, pixel_values, strict=False), which takes the model as it is",
     "gradient_checkpointing": "call model.gradient_checkpointing_enable(), in JAX enable_gradient_checkpointing()",
     "gguf_file": "GGUF holds no ViT that can be read: pass a checkpoint of another format",
     "tf_to_pt": "every format is read without it",
@@ -39,7 +39,7 @@ OF_CONFIGS = ("gradient_checkpointing", "torchscript")  # those that transformer
 
 def unread(name: str, value: Any) -> str:
     """What is said of a configuration that has one of OF_CONFIGS: it is kept, and the model does not follow it."""
-    return f"No model follows {name}={value!r} of its configuration: {_INSTEAD[name]}."
+    return f"No model follows {name}={value!r} of its configuration: remove it there, and {_INSTEAD[name]}."
 
 
 def understood(given: Mapping[str, Any], caller: str) -> dict[str, Any]:

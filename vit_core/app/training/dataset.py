@@ -43,17 +43,19 @@ class Pictures:
         train_test_split = library("sklearn.model_selection").train_test_split
         numbers, classes = np.arange(len(self.paths)), self.labels if self.classes else None
         counts = np.bincount(self.labels, minlength=len(self.classes))
-        few = [f"class {name}" for name, count in zip(self.classes, counts, strict=False) if count < 2]
+        few = [f"class {name}" for name, number in zip(self.classes, counts, strict=False) if number < 2]
         if few or len(numbers) < 2:
             problems = [f"{each} has one picture, expected two or more" for each in few or ["the folder"]]
             raise ValueError(f"{_told(problems)[:-1]}: --validation holds some of them out.")
-        held_out, least = math.ceil(share * len(numbers)), len(self.classes) or 1
-        if not least <= held_out <= len(numbers) - least:
-            shares = [math.ceil(100 * least / len(numbers)), 100 * (len(numbers) - least) // len(numbers)]
+        least, count = len(self.classes) or 1, len(numbers)
+        shares = [
+            part for part in (i / 100 for i in range(1, 100)) if least <= math.ceil(part * count) <= count - least
+        ]
+        if not least <= (held_out := math.ceil(share * count)) <= count - least:
             needs = f"each of {least} classes needs" if self.classes else "there must be"
             raise ValueError(
-                f"--validation {share:g} holds out {held_out} of {len(numbers)} pictures, and {needs} one to train on "
-                f"and one to validate on: expected {shares[0] / 100:g} to {shares[1] / 100:g}."
+                f"--validation {share:g} holds out {held_out} of {count} pictures, and {needs} one to train on "
+                f"and one to validate on: expected {shares[0]:g} to {shares[-1]:g}."
             )
         parts = train_test_split(numbers, test_size=share, stratify=classes, random_state=seed)
         return self[parts[0]], self[parts[1]]
