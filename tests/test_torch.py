@@ -121,6 +121,18 @@ def test_exports_with_a_dynamic_batch(cls: str, tmp_path: Path) -> None:
         assert_close(main_output(output), main_output(model(pixels(size))), SAME)
 
 
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning")  # PyTorch's own, of its own
+@pytest.mark.parametrize(("cls", "size"), [("ViTForImageClassification", 16), ("Dinov2Model", 16), ("Dinov2Model", 24),
+                                           ("Dinov2WithRegistersModel", 24)])  # fmt: skip
+def test_exports_hold_no_operation_that_core_ml_has_not(cls: str, size: int) -> None:
+    """coremltools 9.0 refuses these, whatever they compute."""
+    model = getattr(vit_torch, cls)(config_for(cls, **TINY), seed=0).eval()
+    program = torch.export.export(model, (torch.zeros(1, 3, size, size),)).run_decompositions({})
+    held = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not held & {"aten.alias.default", "aten.where.ScalarOther", "aten.__and__.Tensor"}
+    assert any("arange" in name for name in held) == (size != 16)  # positions are computed for another size alone
+
+
 @pytest.mark.parametrize("cls", MODELS)
 def test_exports_with_a_dynamic_image_size(cls: str) -> None:
     model = build(cls)
@@ -206,6 +218,25 @@ def test_hooks_see_all_tokens(kind: str, name: str) -> None:
     assert tokens_at(model, seen, None) == 1
     assert tokens_at(model, seen, lambda: getattr(watched, kind)(lambda *_: None)) == 17
     assert tokens_at(model, seen, None) == 1
+
+
+def test_heads_can_be_cut_out() -> None:
+    """As pruners do it, who read an attention's sizes, cut its layers and set the sizes: as if a mask silenced them."""
+    model, kept, layer = build(), (1, 3), 0
+    mask = torch.ones(2, 4, dtype=torch.float64)
+    mask[layer, [0, 2]] = 0
+    expected = model(pixels(), head_mask=mask).logits
+    block = model.vit.encoder.layer[layer].attention
+    attention, width = block.attention, block.attention.attention_head_size
+    assert (attention.num_attention_heads, width, attention.all_head_size) == (4, 4, 16)
+    rows = torch.cat([torch.arange(width) + width * head for head in kept])
+    for each in (attention.query, attention.key, attention.value):
+        each.weight, each.bias = torch.nn.Parameter(each.weight[rows]), torch.nn.Parameter(each.bias[rows])
+    block.output.dense.weight = torch.nn.Parameter(block.output.dense.weight[:, rows])
+    attention.num_attention_heads, attention.all_head_size = len(kept), len(rows)
+    assert_close(model(pixels()).logits, expected, SAME)
+    with pytest.raises(ValueError, match=r"layer\.0\.attention\.attention\.query\.weight: \(8, 16\), \(16, 16\)"):
+        model.save_pretrained("never-written")
 
 
 def test_hooks_on_all_modules_and_elsewhere() -> None:

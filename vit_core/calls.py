@@ -50,6 +50,10 @@ class Options:
         """Of all tokens, (B, S, D), those that a layer computes after its attention."""
         return x if self.tokens is None else x[:, : self.tokens]
 
+    def first(self, x: Any, tokens: int | None) -> Any:
+        """The first `tokens` of what was computed, (B, S, D): a slice of all of it would be an operation in exports."""
+        return x if tokens == self.tokens else x[:, :tokens]
+
     def joined(self, x: Any, probs: Any) -> Any:
         """What a layer returns: `x`, with its attention's probabilities where they are asked for."""
         return (x, probs) if self.output_attentions else x
@@ -92,10 +96,9 @@ def interpolates(config: ViTConfig, asked: bool | None) -> bool:
     return config.always_interpolates if asked is None else bool(asked)
 
 
-def resizes_bias(config: ViTConfig, size: Sequence[Any], interpolate: bool) -> bool:
-    """Whether tables of relative positions are resized to a picture of `size`, height x width: not at its own."""
-    own = all(map(_known, size)) and grid(size, config) == config.grid
-    return interpolate and not own
+def has_own_grid(size: Sequence[Any], config: ViTConfig) -> bool:
+    """Whether an image of `size`, height x width, is known to have the configuration's grid of patches."""
+    return all(map(_known, size)) and grid(size, config) == config.grid
 
 
 def depths(config: ViTConfig, layers: int | Sequence[int]) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ def bicubic_matrix(rows: Any, columns: Any, scale: Any, xp: Any = np) -> Any:
     for tap in (-1, 0, 1, 2):
         index = xp.clip(base + tap, 0, columns.shape[0] - 1)
         weight = cubic(abs(x - base - tap), -0.75, near=tap in (0, 1))
-        weights = weights + xp.where(index[:, None] == columns[None, :], weight[:, None], 0.0)
+        weights = weights + xp.where(index[:, None] == columns[None, :], weight[:, None], 0 * weight[:, None])
     return weights
 
 
@@ -57,8 +57,8 @@ def antialiased_matrix(rows: Any, columns: Any, scale: Any, xp: Any = np) -> Any
     last = (centres + 2 * stretch + 0.5) // 1
     distance = abs((columns - centres + 0.5) / stretch)
     weights = xp.where(distance < 1, cubic(distance, -0.5, near=True), cubic(distance, -0.5, near=False))
-    inside = (columns >= first) & (columns < last) & (distance < 2)
-    weights = xp.where(inside, weights, 0.0)
+    inside = xp.logical_and(xp.logical_and(columns >= first, columns < last), distance < 2)
+    weights = xp.where(inside, weights, 0 * weights)
     return weights / xp.sum(weights, 1)[:, None]
 
 

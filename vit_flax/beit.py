@@ -162,7 +162,7 @@ class BeitEncoder(ViTEncoder):
         """How the tokens of an image of `size`, height x width, stand to each other."""
         (height, width), source = calls.grid(size, self.config), self.config.grid
         index = relative_position_index(jnp.arange(height), jnp.arange(width), height, width, jnp)
-        if not calls.resizes_bias(self.config, size, interpolate):
+        if not interpolate or calls.has_own_grid(size, self.config):
             return BeitPositions(index, None, bias)
         rows, columns = (resizing(2 * s - 1, 2 * t - 1) for s, t in zip(source, (height, width), strict=True))
         return BeitPositions(index, (rows, columns), bias)

@@ -106,6 +106,8 @@ def patches(pixel_values: Array, config: ViTConfig, channels_axis: int) -> Array
 
 def resized_positions(table: Array, size: Sequence[int], config: ViTConfig) -> Array:
     """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
+    if calls.has_own_grid(size, config):
+        return table
     source, target, first = config.grid, calls.grid(size, config), config.position_prefix
     wide, kernel, width = wider(table.dtype), config.position_kernel, table.shape[2]
     rows, columns = (resizing(s, t, kernel, wide) for s, t in zip(source, target, strict=True))

@@ -178,7 +178,7 @@ class BeitEncoder(ViTEncoder):
         """How the tokens of an image of `size`, height x width, stand to each other."""
         height, width = calls.grid(size, self.config)
         index = relative_position_index(tf.range(height), tf.range(width), height, width, ops)
-        if not calls.resizes_bias(self.config, size, interpolate):
+        if not interpolate or calls.has_own_grid(size, self.config):
             return BeitPositions(index, None, bias)
         return BeitPositions(index, (tf.convert_to_tensor(height), tf.convert_to_tensor(width)), bias)
 

@@ -84,6 +84,8 @@ class ViTEmbeddings(ViTModule):
 
 def resized_positions(table: Tensor, size: Sequence[Any], config: ViTConfig) -> Tensor:
     """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
+    if calls.has_own_grid(size, config):
+        return table
     source, target, first = config.grid, calls.grid(size, config), config.position_prefix
     width = table.shape[2]
     rows, columns = (

@@ -106,7 +106,7 @@ class TFViTModel(TFViTPreTrainedModel):
         encoded = self.encoder(x, head_mask, bias, options=options, training=training)
         x = self.layernorm(encoded.last_hidden_state)
         output = self.output_class(
-            last_hidden_state=x[:, :tokens],
+            last_hidden_state=options.first(x, tokens),
             pooler_output=self.pool(x),
             hidden_states=encoded.hidden_states,
             attentions=encoded.attentions,

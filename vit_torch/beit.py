@@ -163,7 +163,7 @@ class BeitEncoder(ViTEncoder):
         (height, width), source = calls.grid(size, self.config), self.config.grid
         rows, columns = (torch.arange(n, device=device) for n in (height, width))
         index = relative_position_index(rows, columns, height, width, torch)
-        if not calls.resizes_bias(self.config, size, interpolate):
+        if not interpolate or calls.has_own_grid(size, self.config):
             return BeitPositions(index, None, bias)
         resize = (
             bilinear_matrix(

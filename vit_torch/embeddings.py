@@ -82,6 +82,8 @@ class ViTEmbeddings(nn.Module):
 
 def resized_positions(table: Tensor, size: Sequence[int], config: ViTConfig) -> Tensor:
     """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
+    if calls.has_own_grid(size, config):
+        return table
     source, target, first = config.grid, calls.grid(size, config), config.position_prefix
     wide = torch.promote_types(table.dtype, torch.float32)
     rows, columns = (

@@ -27,6 +27,9 @@ class ViTSelfAttention(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
+        self.num_attention_heads = config.num_attention_heads  # which pruners read and set
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.all_head_size = config.hidden_size
         self.query = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
         self.key = nn.Linear(config.hidden_size, config.hidden_size, bias=config.key_bias)
         self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
@@ -38,7 +41,7 @@ class ViTSelfAttention(nn.Module):
         bias: Tensor | None = None,
         options: calls.Options = calls.DEFAULT,
     ) -> tuple[Tensor, Tensor | None]:
-        x, heads = hidden_states, (self.config.num_attention_heads, -1)
+        x, heads = hidden_states, (self.num_attention_heads, self.attention_head_size)
         projections = (self.query, self.key, self.value)
         q, k, v = (torch.unflatten(linear(f, x), 2, heads).transpose(1, 2) for f in projections)  # (B, h, S, d)
         attend = choose(self.config.attn_implementation, options.output_attentions)
