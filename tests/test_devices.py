@@ -235,6 +235,8 @@ def test_fsdp_on_one_device() -> None:
 
 def check_fsdp(device: Any, mesh: Any, fully_shard: Any) -> None:
     """In a function of its own: what is left of a sharded model keeps threads alive."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
     call = moved({"pixel_values": pixels(), "labels": torch.tensor([0, 1], device="cpu")}, device)
     alone, sharded = build().to(device), build().to(device)
     for layer in sharded.vit.encoder.layer:
@@ -247,6 +249,11 @@ def check_fsdp(device: Any, mesh: Any, fully_shard: Any) -> None:
     expected = {name: p.grad for name, p in alone.named_parameters()}
     actual = {name: p.grad.full_tensor() for name, p in sharded.named_parameters()}
     assert_close(actual, expected, tolerances.SAME_FUNCTION_FLOAT64)
+    with pytest.raises(ValueError, match=r"cls_token is divided over the processes, .*full_state_dict=True"):
+        sharded.save_pretrained("nowhere")
+    register_fsdp_forward_method(sharded, "features")
+    vectors = [model.eval().features(call["pixel_values"], pool="mean") for model in (alone, sharded)]
+    assert_close(*vectors, tolerances.SAME_FUNCTION_FLOAT64)
 
 
 # ---- what a card alone has -----------------------------------------------------------------------------------------

@@ -716,12 +716,29 @@ def test_the_separators_of_a_csv_and_lines_without_a_file(tmp_path: Path, separa
     for row in rows[1:]:
         Image.new("L", (8, 8)).save(tmp_path / row.partition(",")[2])
     table, read_pictures = tmp_path / "labels.csv", import_module("vit_core.app.training.dataset").read_pictures
-    table.write_text("\n".join(rows).replace(",", separator))
-    assert read_pictures(table).classes == ["a", "b"]
+    for written in (separator, f"{separator} ", f" {separator}"):
+        table.write_text("\n".join(rows).replace(",", written))
+        assert read_pictures(table).classes == ["a", "b"]
     for short in ("b", "b,"):
         table.write_text("\n".join([*rows, short]).replace(",", separator))
         with pytest.raises(ValueError, match=r"line 6 of .*labels\.csv has no file"):
             read_pictures(table)
+
+
+def test_a_file_that_a_csv_lists_twice_and_columns_that_are_not_read(tmp_path: Path, capsys: Any) -> None:
+    need("torch")
+    for name in "abcd":
+        Image.new("L", (8, 8)).save(tmp_path / f"{name}.png")
+    table, read_pictures = tmp_path / "labels.csv", import_module("vit_core.app.training.dataset").read_pictures
+    rows = ["file,label,split", "a.png,x,train", "b.png,y,train", "c.png,x,val", "d.png,y"]
+    table.write_text("\n".join([*rows, "a.png,x", "a.png,x"]))
+    assert len(read_pictures(table).paths) == 6  # as who wants to see some more often does
+    printed = capsys.readouterr().out
+    assert "labels.csv: 2 lines repeat a file, which may be trained on and held out at once." in printed
+    assert "labels.csv: left out the columns split." in printed
+    table.write_text("\n".join([*rows, "a.png,y"]))
+    with pytest.raises(ValueError, match=r"a\.png has the labels x and y\.$"):
+        read_pictures(table)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])

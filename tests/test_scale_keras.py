@@ -214,3 +214,14 @@ def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["127.0.0.1:1"]}, "task": {"type": "worker", "index": 0}}')
     with pytest.raises(ValueError, match="--parallel none, and TF_CONFIG names worker"):
         finetune(pictures, tmp_path)
+    for config, expected in (
+        ("{cluster}", "TF_CONFIG is not valid JSON: Expecting property name"),
+        ('{"cluster": {"worker": ["127.0.0.1:1"]}}', "got the type None and the index None"),
+        (
+            '{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 2}}',
+            'TF_CONFIG must name the task .*, "task": {"type": "worker", "index": 0}, .* up to 1: .* the index 2',
+        ),
+    ):
+        monkeypatch.setenv("TF_CONFIG", config)
+        with pytest.raises(ValueError, match=expected):
+            finetune(pictures, tmp_path, parallel="multiworker")

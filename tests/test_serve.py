@@ -339,7 +339,7 @@ def test_files(server: Server, expected: Any) -> None:
     assert server.ask("/classify", b"no", content_type="image/png").status == 400
 
 
-def test_a_form_has_the_fields_that_are_known(server: Server) -> None:
+def test_a_form_and_an_address_have_the_fields_that_are_known(server: Server) -> None:
     picture = ("x.png", PICTURES[0].read_bytes())
     (image,) = server.ask("/classify?top_k=4", **form(picture, top_k="2")).json["images"]
     assert len(image["predictions"]) == 2
@@ -348,6 +348,8 @@ def test_a_form_has_the_fields_that_are_known(server: Server) -> None:
         ("/classify?top_k=0", {}, "top_k must be a whole number from 1, got '0'."),
         ("/classify", {"model": "x"}, "The form has a field 'model', which is not known here: there is top_k."),
         ("/attention", {"top_k": "2"}, "The form has a field 'top_k', which is not known here: there are none."),
+        ("/classify?topk=1", {}, "The address has a field 'topk', which is not known here: there is top_k."),
+        ("/attention?head=1", {}, "The address has a field 'head', which is not known here: there are none."),
     ):
         answer = server.ask(path, **form(picture, **fields))
         assert (answer.status, answer.json["error"]) == (400, words)

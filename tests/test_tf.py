@@ -502,8 +502,12 @@ def test_a_loss_that_takes_logits_for_probabilities(name: str) -> None:
     for given in (name, keras.losses.get(name)):
         with pytest.warns(UserWarning, match=words):
             model.compile("sgd", given)
-    model.compile("sgd", "mse")
-    build("ViTModel").compile("sgd", name)  # gives no logits
+    words = rf"^{LOSSES[name]} takes probabilities, .* logits: pass keras\.metrics\.{LOSSES[name]}.from_logits=True"
+    for metrics in ({"metrics": [name]}, {"weighted_metrics": {"logits": [keras.metrics.get(name)]}}):
+        with pytest.warns(UserWarning, match=words):
+            model.compile("sgd", **metrics)
+    model.compile("sgd", "mse", metrics=["acc", keras.metrics.AUC(from_logits=True), keras.metrics.F1Score()])
+    build("ViTModel").compile("sgd", name, metrics=[name])  # gives no logits
 
 
 class Sequence(keras.utils.PyDataset):
@@ -874,6 +878,8 @@ def test_functional_models_of_parts() -> None:
     state = model.vit.embeddings(inputs)
     encoded = model.vit.encoder(state)
     outputs = {"first": model.vit.encoder.layer[0](state), "last": encoded.last_hidden_state, "all": model(inputs)}
+    with pytest.raises(TypeError, match=r"^features takes pixels, and got a KerasTensor, .*last_hidden_state"):
+        model.features(inputs)
     found = keras.Model(inputs, outputs)(x)
     assert_same(found["first"], expected.hidden_states[1])
     assert_same(found["last"], expected.hidden_states[2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import warnings
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,26 @@ def test_what_was_replaced_is_refused_by_name(tmp_path: Path, where: str, what: 
     model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
     model.set_submodule(where, what(torch.nn))
     with pytest.raises(ValueError, match=f"The model lacks {lost}"):
+        model.save_pretrained(tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    "wrap", ["parametrizations.weight_norm", "weight_norm", "spectral_norm", "prune.l1_unstructured"]
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weights_that_are_computed_are_refused_by_name(tmp_path: Path, wrap: str) -> None:
+    pytest.importorskip("torch")
+    from torch.nn import utils
+    from torch.nn.utils import prune  # noqa: F401, which utils has then
+
+    import vit_torch
+
+    model = vit_torch.ViTForImageClassification.from_pretrained(CLS)
+    given = {"amount": 0.5} if "prune" in wrap else {}
+    operator.attrgetter(wrap)(utils)(model.classifier, name="weight", **given)
+    words = r"^1 parameters are computed .* by a parametrization or a pruning: classifier\.weight\. .*prune\.remove"
+    with pytest.raises(ValueError, match=words):
         model.save_pretrained(tmp_path / "no")
     assert not (tmp_path / "no").exists()
 

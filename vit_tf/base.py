@@ -41,6 +41,11 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(call)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(each, keras.KerasTensor) for each in args):  # of `features`; a call traces itself
+            raise TypeError(
+                "features takes pixels, and got a KerasTensor, which has no values: in a Functional model take "
+                "model.base_model(inputs).last_hidden_state, or its hidden_states, and pool that."
+            )
         stored = isinstance(self.get_input_embeddings().projection.bias.value, tf.Variable)
         states = kwargs.get("output_hidden_states") or kwargs.get("output_attentions")
         if states or not tf.executing_eagerly() or self.run_eagerly or tf.distribute.has_strategy() or not stored:

@@ -72,11 +72,20 @@ def processes(settings: Settings) -> Iterator[Place]:
     if settings.parallel not in PARALLEL:
         raise ValueError(f"--parallel must be one of {', '.join(PARALLEL)}, got {settings.parallel}.")
     cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    tasks = cluster.cluster_spec().as_dict()
+    try:
+        tasks = cluster.cluster_spec().as_dict()
+    except ValueError as error:
+        raise ValueError(f"TF_CONFIG is not valid JSON: {error}.") from error
     if (set(tasks) == {"worker"}) != (settings.parallel == "multiworker") or set(tasks) - {"worker"}:
         raise ValueError(
             f"--parallel {settings.parallel}, and TF_CONFIG names {', '.join(tasks) or 'no task'}: multiworker needs "
             "it in the environment of every process, with tasks of the type worker alone; none and mirrored go without."
+        )
+    others = len(tasks.get("worker", [])) - 1
+    if tasks and (cluster.task_type != "worker" or cluster.task_id not in range(others + 1)):
+        raise ValueError(
+            'TF_CONFIG must name the task of this process, "task": {"type": "worker", "index": 0}, with an index up '
+            f"to {others}: got the type {cluster.task_type!r} and the index {cluster.task_id!r}."
         )
     strategies = {"none": tf.distribute.get_strategy, "mirrored": tf.distribute.MirroredStrategy}
     strategy = strategies.get(settings.parallel, tf.distribute.MultiWorkerMirroredStrategy)()

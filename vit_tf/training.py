@@ -98,7 +98,8 @@ class Training(keras.Model):
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
         """Keras's `compile`; without a loss the model's own is trained, whatever was compiled before.
 
-        Warns of a cross entropy that would take a classifier's logits for probabilities, as its name alone asks for.
+        Warns of losses and metrics that would take a classifier's logits for probabilities, as their names alone ask
+        for.
         Raises ValueError for weights of losses without a loss, and for losses by other names than the main output's.
         """
         loss = _only(loss, "Losses", self.main_name)
@@ -108,12 +109,16 @@ class Training(keras.Model):
                 f"no weights for {type(self).__name__}'s own."
             )
         self.loss = self._compile_loss = None  # which Keras keeps
-        if (name := _of_probabilities(loss)) and "labels" in inspect.signature(self.call).parameters:
-            warnings.warn(
-                f"{name} takes probabilities, and {type(self).__name__} gives logits: pass "
-                f"loss={name}(from_logits=True), or no loss, for the model's own.",
-                stacklevel=2,
-            )
+        if "labels" in inspect.signature(self.call).parameters:
+            metrics = tf.nest.flatten([kwargs.get("metrics"), kwargs.get("weighted_metrics")])
+            for of, given in ((keras.losses, loss), *((keras.metrics, each) for each in metrics)):
+                if name := _of_probabilities(given, of):
+                    better = f"loss={name}(from_logits=True), or no loss, for the model's own"
+                    warnings.warn(
+                        f"{name} takes probabilities, and {type(self).__name__} gives logits: pass "
+                        f"{better if of is keras.losses else f'keras.metrics.{name}(from_logits=True)'}.",
+                        stacklevel=2,
+                    )
         super().compile(optimizer, loss, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
@@ -372,11 +377,15 @@ class Served(keras.Model):
         return self.model._serve(pixel_values)
 
 
-def _of_probabilities(loss: Any) -> str | None:
-    """The class of a loss of Keras, or of its name, that takes probabilities where it can take logits."""
-    found = keras.losses.get(loss) if isinstance(loss, str) else loss
-    if isinstance(found, keras.losses.Loss):
-        return type(found).__name__ if getattr(found, "from_logits", None) is False else None
+def _of_probabilities(given: Any, of: Any) -> str | None:
+    """The class of a loss or metric of Keras, or of its name, that takes probabilities where it can take logits."""
+    try:
+        found = of.get(given) if isinstance(given, str) else given
+    except ValueError:  # a name such as "acc", which `compile` knows, or nobody
+        return None
+    if isinstance(found, keras.losses.Loss | keras.metrics.Metric):
+        from_logits = getattr(found, "from_logits", getattr(found, "_from_logits", None))  # the latter is AUC's
+        return type(found).__name__ if from_logits is False else None
     name = getattr(found, "__name__", "none")
     of_keras = found is not None and found is getattr(keras.losses, name, None)
     takes_logits = of_keras and "from_logits" in inspect.signature(found).parameters

@@ -249,7 +249,15 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         parts = self.parts if getattr(self.base_model, "pooler", None) else self.parts - {"pooler"}  # which may be None
         table = {native_name(s, TORCH, prefixed): s for s in specs(self.config, parts).values()}
         read_again: Mapping[str, Any] = renamed_head(dict(state), "classifier", "classifier")
-        if lost := [name for name in table if name not in read_again]:
+        lost = [name for name in table if name not in read_again]
+        if computed := [name for name in lost if _is_computed(name, state)]:
+            raise ValueError(
+                f"{len(computed)} parameters are computed from others by a parametrization or a pruning: "
+                f"{', '.join(computed[:8])}. Make them weights first, by "
+                'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight"), or '
+                'torch.nn.utils.prune.remove(layer, "weight"). Then save again.'
+            )
+        if lost:
             raise ValueError(
                 f"The model lacks {len(lost)} parameters of its configuration, which would come back drawn anew: "
                 f"{', '.join(lost[:8])}. Where you put another module in their place, make it in the __init__ of a "
@@ -386,6 +394,13 @@ def stored_tensor(name: str, tensor: Any) -> StoredTensor:
             f"{name} is on the meta device, without values: what accelerate keeps on the disk or the CPU, for example, "
             "is saved with save_pretrained(folder, state_dict=accelerate.utils.get_state_dict_offloaded_model(model))."
         )
+    if hasattr(tensor, "full_tensor"):  # a DTensor
+        raise ValueError(
+            f"{name} is divided over the processes, as FSDP2 and tensor parallelism do: gather the parameters in all "
+            "of them, state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, "
+            "cpu_offload=True)) of torch.distributed.checkpoint.state_dict, and save them in the first, "
+            "save_pretrained(folder, state_dict=state)."
+        )
     if not of_torch or tensor.is_quantized:
         raise ValueError(
             f"{name} is {type(tensor).__name__}, of a quantised layer or another kind of module, which checkpoints do "
@@ -394,6 +409,13 @@ def stored_tensor(name: str, tensor: Any) -> StoredTensor:
         )
     dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
     return StoredTensor(tuple(tensor.shape), dtype, partial(to_numpy, tensor), name)
+
+
+def _is_computed(name: str, state: Mapping[str, Any]) -> bool:
+    """Whether a module computes the parameter of a name, by `torch.nn.utils`, from others of the state."""
+    module, _, leaf = name.rpartition(".")
+    origins = (f"{module}.parametrizations.{leaf}.original", f"{name}_orig", f"{name}_g")
+    return any(key.startswith(origins) for key in state)
 
 
 def _refuse_wrapped(names: Iterable[str]) -> None:

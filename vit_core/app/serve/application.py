@@ -279,7 +279,7 @@ class Service:
     async def classify(self, request: Request) -> Response:
         """Files as pictures: a form's, or the body itself; the answer is that of `vit classify --json`."""
         files, fields = await self._sent(request, "top_k")
-        asked = fields.get("top_k", request.query_params.get("top_k"))
+        asked = fields.get("top_k")
         try:
             top_k = checked_top_k(int(asked)) if asked is not None else None
         except ValueError:
@@ -309,22 +309,32 @@ class Service:
             raise HTTPException(400, str(error)) from error
 
     async def _sent(self, request: Request, *known: str) -> tuple[list[tuple[str, bytes]], dict[str, str]]:
-        """Names and contents of the files of a form, or of the body, and the form's fields, which must be known."""
+        """Names and contents of the files of a form, or of the body, and the fields of the address and the form.
+
+        All of them must be known.
+        """
+
+        def check(name: str, where: str) -> None:
+            if name not in known:
+                there = f"there is {', '.join(known)}" if known else "there are none"
+                raise HTTPException(400, f"The {where} has a field {name!r}, which is not known here: {there}.")
+
+        fields = dict(request.query_params)
+        for name in fields:
+            check(name, "address")
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind.startswith("image/") or kind == "application/octet-stream":
-            return [("-", await request.body())], {}
+            return [("-", await request.body())], fields
         if kind != "multipart/form-data":
             raise HTTPException(415, f"Send multipart/form-data, or a picture as image/... itself, got {kind!r}.")
-        files, fields = [], {}
+        files = []
         async with request.form(max_files=self.limits.max_queue) as form:
             for name, value in form.multi_items():
                 if isinstance(value, UploadFile):
                     files.append((value.filename or "-", await value.read()))
-                elif name in known:
-                    fields[name] = value
                 else:
-                    there = f"there is {', '.join(known)}" if known else "there are none"
-                    raise HTTPException(400, f"The form has a field {name!r}, which is not known here: {there}.")
+                    check(name, "form")
+                    fields[name] = value
         if not files:
             raise HTTPException(400, "There is no file in the form.")
         return files, fields

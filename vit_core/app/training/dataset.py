@@ -228,20 +228,28 @@ def _from_folder(folder: Path, classes: list[str] | None, out: Path | None) -> t
 def _from_csv(source: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     text = _text(source)
     separator = max(",;\t", key=text.partition("\n")[0].count)  # of spreadsheets, by their language
-    reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator)
-    columns = reader.fieldnames or []
+    reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
     if missing := sorted({"file", "label"} - set(columns)):
         held = f"the columns {', '.join(columns)}" if columns else "no columns"
         raise ValueError(
             f"{source} has {held}, but no {' and no '.join(missing)}: expected file and label in its first line."
         )
+    if others := [name for name in columns if name and name not in ("file", "label")]:
+        print(f"{source}: left out the columns {', '.join(others)}.")
     rows, problems = [], []
     for row in reader:
         if row["file"]:
-            rows.append((source.parent / row["file"], (row["label"] or "").strip()))
+            rows.append((source.parent / row["file"].rstrip(), (row["label"] or "").strip()))
         else:
             problems.append(f"line {reader.line_num} of {source} has no file")
-    return rows, problems + [f"{path} has no label" for path, label in rows if not label]
+    labels: dict[Path, dict[str, None]] = {}
+    for path, label in rows:
+        labels.setdefault(path, {})[label] = None
+    several = [f"{path} has the labels {' and '.join(given)}" for path, given in labels.items() if len(given) > 1]
+    if not several and (again := len(rows) - len(labels)):
+        print(f"{source}: {again} lines repeat a file, which may be trained on and held out at once.")
+    return rows, problems + [f"{path} has no label" for path, label in rows if not label] + several
 
 
 def _text(source: Path) -> str:
