@@ -13,7 +13,8 @@ from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS, POSITION_BIAS, POSITIONS, SHARED_POSITION_BIAS, family_of, parted
 from vit_core.files.documents import blaming
 from vit_core.files.tensor import Tensor
-from vit_core.formats.huggingface import Checkpoint
+from vit_core.formats.huggingface import Checkpoint, check_floats
+from vit_core.formats.settle import add_zero_biases, linear_heads
 from vit_core.formats.side import stated
 from vit_core.initialization import draw
 from vit_core.loading import COMPUTE_DTYPES, is_absent_bias
@@ -65,6 +66,7 @@ def plan(
             f"No config.json beside {checkpoint.path}: put it there, or pass config=ViTConfig(...)."
         )
     tensors = dict(checkpoint.tensors)
+    check_floats(checkpoint.path, tensors)
     if checkpoint.unknown and not ignore_unknown:
         names = sorted(checkpoint.unknown)
         raise ValueError(
@@ -160,6 +162,7 @@ def _named(tensors: dict[str, Tensor], config: ViTConfig, labels: Sequence[str])
 def _checked(checkpoint: Checkpoint, tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> Plan:
     """The plan, when the tensors are those of one model class and have its shapes."""
     family = checkpoint.family
+    add_zero_biases(tensors, linear_heads(family), notes)
     parts = family.parts_in(tensors)
     architecture = family.architecture_of(parts)
     if not parts <= {*family.parts(architecture), "mask_token"}:

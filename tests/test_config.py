@@ -243,6 +243,8 @@ def test_num_labels_against_id2label() -> None:
         ("version https://git-lfs.github.com/spec/v1", "git lfs pull"),
         ("", "not valid JSON"),
         ("[" * 100_000, "not valid JSON"),
+        ('{"architecture": "vit_base_patch14_dinov2", "num_classes": 0}', r"is timm's or keras-hub's, .*\.config\."),
+        ('{"registered_name": "keras_hub>ViTBackbone"}', r"is timm's or keras-hub's, .*\.config\."),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, words: str) -> None:

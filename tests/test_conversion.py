@@ -28,10 +28,11 @@ from vit_core.app.cli.inspect import summarise
 from vit_core.app.opening import find_processor
 from vit_core.assets import DIGITS
 from vit_core.config import pair
-from vit_core.family import BEIT, DEIT, MAE, PARTS, Dinov2Config, IJepaConfig
+from vit_core.family import BEIT, DEIT, MAE, PARTS, REGISTERS, Dinov2Config, IJepaConfig
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
-from vit_core.formats.huggingface import Checkpoint, read_checkpoint, write_checkpoint
+from vit_core.formats import timm
+from vit_core.formats.huggingface import Checkpoint, read_bin, read_checkpoint, write_checkpoint
 from vit_core.params import specs
 from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor
 from vit_core.position import resize_position_embeddings
@@ -317,6 +318,112 @@ def test_registers_outside_dinov2_are_refused_by_name(tmp_path: Path, fc_norm: b
     folder = pooled_by_timm(tmp_path, "avg" if fc_norm else "token", registers=True, fc_norm=fc_norm)
     with pytest.raises(ValueError, match=r"no plain ViT .*\n  reg_token: register tokens, which only DINOv2 has"):
         read(folder)
+
+
+def of_architecture(folder: Path, name: str) -> Path:
+    """Digits as timm's, with another architecture in its config.json, which says nothing else of the model."""
+    convert(DIGITS, folder, to="timm")
+    stored = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stored | {"architecture": name, "model_args": {"img_size": 32}}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "activation"),
+    [
+        ("vit_small_patch16_224", 6, "gelu"),
+        ("deit_tiny_distilled_patch16_224", 3, "gelu"),
+        ("flexivit_large", 16, "gelu"),
+        ("vit_medium_patch16_gap_256", 8, "gelu"),
+        ("vit_base_patch16_gap_224", 16, "gelu"),
+        ("vit_base_patch16_siglip_gap_224", 12, "gelu"),
+        ("vit_base_patch16_plus_240", 14, "gelu"),
+        ("vit_giant_patch14_dinov2", 24, "gelu"),
+        ("vit_so400m_patch14_siglip_gap_224", 16, "gelu"),
+        ("vit_so400m_patch16_siglip_gap_256", 16, "gelu_new"),
+        ("vit_large_patch16_siglip_gap_384", 16, "gelu"),
+        ("vit_large_patch16_siglip_gap_512", 16, "gelu_new"),
+    ],
+)
+def test_what_timms_name_of_an_architecture_says(tmp_path: Path, name: str, heads: int, activation: str) -> None:
+    said = timm.read_side(of_architecture(tmp_path, name) / "model.safetensors").config
+    assert (said["num_attention_heads"], said["hidden_act"]) == (heads, activation)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("vit_base_patch16_rope_ape_224", "rotary position embeddings"),
+        ("eva02_tiny_patch14_224", "rotary position embeddings"),
+        ("eva02_enormous_patch14_clip_224", "norms behind attention and MLP"),
+        ("vit_base_patch16_rpn_224", "norms behind attention and MLP"),
+    ],
+)
+def test_architectures_of_timm_that_only_their_name_tells_from_a_vit(tmp_path: Path, name: str, reason: str) -> None:
+    folder = of_architecture(tmp_path, name)
+    for head in ("keep", "drop"):
+        with pytest.raises(
+            ValueError, match=f"is timm's {name}, which has {reason}, and no ViT here: load it with timm"
+        ):
+            read(folder, head=head)
+
+
+def dinov2_of_timm(folder: Path, case: str, pool: str, **changed: Any) -> Path:
+    """A golden DINOv2 of timm with these tensors as well, and this pooling in its config.json."""
+    source = FORMATS / CASES[case]["file"]
+    stored = json.loads((source / "config.json").read_text())
+    folder.mkdir()
+    arguments = stored["model_args"] | {"global_pool": pool}
+    (folder / "config.json").write_text(json.dumps(stored | {"model_args": arguments}))
+    tensors = {tensor.source: tensor for tensor in read_bin(source / "pytorch_model.bin")[0].values()}
+    write_safetensors(folder / "model.safetensors", tensors | {n: Tensor.of(a) for n, a in changed.items()}, {})
+    return folder
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("case", ["timm_dinov2", "timm_dinov2_registers"])
+def test_a_head_of_timm_on_one_half_of_what_dinov2s_reads(tmp_path: Path, case: str, pool: str) -> None:
+    width = read(FORMATS / CASES[case]["file"]).config.hidden_size
+    head = np.random.default_rng(0).normal(size=(3, width)).astype(np.float32)
+    changed = {"head.weight": head, "head.bias": np.zeros(3, np.float32)}
+    found = read(dinov2_of_timm(tmp_path / "timm", case, pool, **changed))
+    halves = np.split(found.tensors["classifier.weight"].read(), 2, axis=1)
+    read_half, other = halves if pool == "token" else reversed(halves)
+    assert np.array_equal(read_half, head) and not other.any()
+    assert any("zeros stand beside the weights of the head" in note for note in found.notes)
+    assert found.config.architectures[0].endswith("ForImageClassification")
+    convert(tmp_path / "timm", tmp_path / "torch", to="torch")
+    assert bits(read(tmp_path / "torch")) == bits(found)
+
+
+def test_registers_that_timm_gives_positions(tmp_path: Path) -> None:
+    """Without `no_embed_class`, its default: the sum is computed once, not in each call."""
+    source = read(FORMATS / CASES["timm_dinov2_registers"]["file"])
+    registers, positions = (
+        source.tensors[f"embeddings.{n}"].read() for n in ("register_tokens", "position_embeddings")
+    )
+    of_registers = np.random.default_rng(0).normal(size=registers.shape).astype(np.float32)
+    rows = np.concatenate([positions[:, :1], of_registers, positions[:, 1:]], axis=1)
+    folder = dinov2_of_timm(tmp_path / "timm", "timm_dinov2_registers", "token", pos_embed=rows)
+    expected = bits(source) | bits(replace(source, tensors={REGISTERS: Tensor.of(registers + of_registers)}))
+    assert bits(read(folder)) == expected
+    (folder / "config.json").unlink()
+    assert bits(read(folder, num_attention_heads=source.config.num_attention_heads)) == expected
+
+
+def test_a_norm_of_the_mean_without_a_head(tmp_path: Path) -> None:
+    """timm's `num_classes=0` with `global_pool="avg"`: a fresh head can stand on it."""
+    folder = pooled_by_timm(tmp_path, "avg", fc_norm=True)
+    tensors = read_safetensors(folder / "model.safetensors")[0]
+    trunk = {name: Tensor.of(tensor.read()) for name, tensor in tensors.items() if not name.startswith("head.")}
+    write_safetensors(folder / "model.safetensors", trunk, {})
+    with pytest.raises(
+        ValueError, match=r"lacks classifier\.bias, classifier\.weight, .*: pass head='drop' for the mod"
+    ):
+        read(folder)
+    assert "layernorm.weight" in read(folder, head="drop").tensors
+    fresh = read(folder, head="fresh")
+    assert fresh.config.fc_norm and "classifier.weight" not in fresh.tensors
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -806,6 +913,20 @@ def test_statistics_of_other_channels_are_not_dropped_in_silence(tmp_path: Path,
         convert(source, tmp_path / "target", to=to)
     convert(source, tmp_path / "again", to="torch")
     assert read(tmp_path / "again").processor["image_mean"] == [0.1]
+
+
+@pytest.mark.parametrize("to", ["timm", "keras-hub"])
+def test_the_processor_of_a_folder_of_another_library(tmp_path: Path, to: str) -> None:
+    convert(DIGITS, tmp_path, to=to)
+    (tmp_path / "preprocessor_config.json").unlink()  # which no folder of theirs has
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    processors = [AutoImageProcessor.from_pretrained(folder) for folder in (DIGITS, tmp_path)]
+    theirs, ours = (processor(picture)["pixel_values"][0] for processor in processors)
+    assert_close(theirs, ours, 1e-5)
+    assert processors[1] == AutoImageProcessor.from_dict(read(tmp_path).processor)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json; it holds"):
+        AutoImageProcessor.from_pretrained(tmp_path)
 
 
 def test_a_pipeline_prepares_pictures_as_the_source_does(backend: Any) -> None:

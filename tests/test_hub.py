@@ -35,6 +35,9 @@ for name, args, options in json.loads(sys.argv[1]):
         if name == "find_processor":
             from vit_core.app.opening import ViTConfig, find_processor
             answer = {"value": str(find_processor(*args, ViTConfig()))}
+        elif name == "processor":
+            from vit_core.pictures.processing import AutoImageProcessor
+            answer = {"value": str(AutoImageProcessor.from_pretrained(*args).size)}
         else:
             answer = {"value": str(getattr(hub, name)(*args, **options))}
     except Exception as error:
@@ -271,6 +274,19 @@ def test_offline_no_default_takes_the_place_of_a_processor_that_is_not_cached(cl
     refused(absent, "FileNotFoundError", "There is no preprocessor_config.json of 'org/whole' at revision 'main'")
     assert "NotCachedError" not in absent.kinds
     assert default.value.startswith("ViTImageProcessor ")
+
+
+def test_the_processor_of_a_repository_of_timm(server, client):
+    """Its config.json says what is asked for, and no weights are fetched; of another model it says nothing."""
+    pretrained = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0}
+    config = json.dumps({"architecture": "vit_tiny_patch16_224", "pretrained_cfg": pretrained})
+    server.repos["org/timm"] = Repo()
+    server.repos["org/timm"].commit({**WHOLE, "config.json": config.encode()})
+    found, other = client(call("processor", "org/timm"), call("processor", "org/whole"))
+    (offline,) = client(call("processor", "org/timm"), HF_HUB_OFFLINE="1")
+    assert found == offline == Answer("{'shortest_edge': 32}")
+    refused(other, "FileNotFoundError", "There is no preprocessor_config.json of 'org/whole' at revision 'main'")
+    assert set(server.asked("GET")) == {"config.json"}
 
 
 # Who may read

@@ -272,7 +272,9 @@ def test_files_of_pytorch_that_are_no_state_dicts_are_named(tmp_path: Path, kind
 
 
 def test_parts_of_a_model_are_named(tmp_path: Path) -> None:
-    """Names as PEFT gives them to a model in training and to its adapters, FSDP to flattened shards."""
+    """Names as PEFT gives them to a model in training and to its adapters, FSDP to flattened shards, bitsandbytes and
+    GPTQ to what they quantise.
+    """
     state = state_of(CLS / "model.safetensors")
     query = "base_model.model.vit.encoder.layer.0.attention.attention.query"
     adapter = {f"{query}.lora_A.weight": torch.ones(2, 4), f"{query}.lora_B.weight": torch.ones(4, 2)}
@@ -281,12 +283,30 @@ def test_parts_of_a_model_are_named(tmp_path: Path) -> None:
         "an adapter of PEFT, not merged: .*merge_and_unload": (adapter, wrapped | adapter),
         "FSDP's shard of flattened .*FULL_STATE_DICT": ({"_fsdp_wrapped_module._flat_param": torch.ones(9)},),
         "that shared it out, .*zero_to_fp32": ({n: t[:0].flatten() for n, t in state.items()},),
+        "what a quantised layer is made of: .*save it dequantised": (
+            state | {f"{query}.SCB": torch.ones(4)},
+            state | {f"{query}.weight.quant_state.bitsandbytes__nf4": torch.ones(4)},
+            state | {f"{query}.qweight": torch.ones(4)},
+        ),
+        "parameters as integers, .*save it dequantised": (
+            state | {"classifier.weight": state["classifier.weight"].to(torch.int8)},
+        ),
     }
     for reason, contents in cases.items():
         for content in contents:
             torch.save(content, tmp_path / "m.pt")
             with pytest.raises(ValueError, match=rf"(?s)m\.pt .*{reason}"):
-                read(tmp_path / "m.pt", config=SOURCES["hugging_face"][1]["config"])
+                convert(tmp_path / "m.pt", tmp_path / "new", to="torch", config=SOURCES["hugging_face"][1]["config"])
+
+
+@pytest.mark.parametrize("name", ["fc.fc1.weight", "fc.bn2.running_mean", "masked_embed"])
+def test_what_msn_and_ibot_train_beside_the_model(tmp_path: Path, name: str) -> None:
+    source, given = SOURCES["timm"]
+    state = {f"module.{n}": t for n, t in (state_of(source) | {name: torch.ones(1, 4)}).items()}
+    torch.save({"target_encoder": state}, tmp_path / "m.pt")
+    found = read(tmp_path / "m.pt", **given)
+    assert bits(found) == bits(read(source, **given)) and not found.unknown
+    assert any(f"left out module.{name}: the " in note for note in found.notes)
 
 
 def test_layers_that_were_compiled_or_wrapped_one_by_one(tmp_path: Path) -> None:
@@ -475,6 +495,29 @@ def test_a_checkpoint_alone_in_a_folder_is_found(tmp_path: Path, name: str) -> N
         read(tmp_path, **options)
 
 
+def test_what_trainers_save_is_no_weights_file(tmp_path: Path) -> None:
+    source, options = SOURCES["timm"]
+    for name in ("training_args.bin", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state_0.pth"):
+        torch.save({}, tmp_path / name)
+    (tmp_path / "checkpoint-500").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"it holds checkpoint-500, .*training_args\.bin\. Pass the folder"):
+        read(tmp_path, **options)
+    torch.save(state_of(source), tmp_path / "model.pth")
+    assert bits(read(tmp_path, **options)) == bits(read(source, **options))
+
+
+@pytest.mark.parametrize("family", SOURCES)
+def test_a_head_without_a_bias(tmp_path: Path, family: str) -> None:
+    source, options = SOURCES[family]
+    state = {n: t for n, t in state_of(source).items() if n not in ("classifier.bias", "head.bias", "heads.head.bias")}
+    torch.save(state, tmp_path / "m.pt")
+    report = convert(tmp_path / "m.pt", tmp_path / "new", to="torch", **options)
+    assert any("zeros stand for the biases" in note and "classifier.bias" in note for note in report.notes)
+    expected = bits(read(source, **options))
+    expected["classifier.bias"] = bytes(len(expected["classifier.bias"]))
+    assert bits(read(tmp_path / "new")) == expected
+
+
 @pytest.mark.parametrize("name", ["checkpoint_3", "state.msgpack", "flax_model.msgpack"])
 def test_the_train_state_of_flax(tmp_path: Path, name: str) -> None:
     pytest.importorskip("jax")
@@ -514,6 +557,26 @@ def test_names_of_flax_in_an_npz(tmp_path: Path) -> None:
     for prefix in ("", "params/"):
         np.savez(tmp_path / "m.npz", **{prefix + n.replace(".", "/"): t.read() for n, t in tensors.items()})
         assert bits(read(tmp_path / "m.npz", **options)) == bits(read(CLS))
+
+
+@pytest.mark.parametrize("before", ["", "params/"])
+def test_names_of_flax_joined_by_slashes_in_safetensors(tmp_path: Path, before: str) -> None:
+    """As `flatten_dict(params, sep="/")` gives them."""
+    source = CHECKPOINTS / "cls" / "flax_msgpack"
+    tensors = {before + n.replace(".", "/"): t for n, t in read_msgpack(source / "flax_model.msgpack").items()}
+    write_safetensors(tmp_path / "m.safetensors", tensors, {})
+    assert bits(read(tmp_path / "m.safetensors", **SOURCES["hugging_face"][1])) == bits(read(source))
+
+
+def test_the_names_of_another_library_are_not_called_a_vits(tmp_path: Path) -> None:
+    """Those of MMPretrain, of which few are timm's."""
+    renamed = {"blocks.": "layers.", "norm": "ln", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
+    state = state_of(SOURCES["timm"][0])
+    for old, new in renamed.items():
+        state = {name.replace(old, new): tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {f"backbone.{name}": t for name, t in state.items()}}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"m\.pt holds \d+ tensors \(.*\), few of a ViT: expected the names of"):
+        read(tmp_path / "m.pt")
 
 
 def test_a_folder_of_orbax_is_named(tmp_path: Path) -> None:

@@ -498,7 +498,7 @@ class ViTConfig:
     @classmethod
     def from_json_file(cls, path: str | Path) -> Self:
         """Read one JSON file. Raises OSError when it is missing, ValueError when it is no configuration."""
-        values = read_json_object(Path(path))
+        values = _read(Path(path))
         with blaming(path):
             return cls._class_for(values)(**values)
 
@@ -625,15 +625,26 @@ class AutoConfig(ViTConfig):
         return config_class(model_type)(**values)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What a config.json holds. Raises ValueError for one of another library, which says part of a model alone."""
+    values = read_json_object(path)
+    if "model_type" not in values and {"architecture", "registered_name"} & values.keys():
+        raise ValueError(
+            f"{path} is timm's or keras-hub's, and leaves to the weights what else a model is: take the configuration "
+            "of the model, from_pretrained(folder).config."
+        )
+    return values
+
+
 def _stored(source: str | Path, subfolder: str, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """The path of a config.json, in a folder or a hub repository or by itself, and what it holds."""
 
     def read() -> tuple[Path, dict[str, Any]]:
         if Path(source).is_file():
-            return Path(source), read_json_object(Path(source))
+            return Path(source), _read(Path(source))
         from vit_core.files import hub
 
         path = hub.cached_file(source, CONFIG_NAME, subfolder=subfolder, **options)
-        return path, read_json_object(path)
+        return path, _read(path)
 
     return settled(Path(source) / subfolder, read)

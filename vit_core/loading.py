@@ -10,7 +10,7 @@ from vit_core.channels import PROJECTION, with_channels
 from vit_core.config import ViTConfig
 from vit_core.family import POSITION_BIAS, SHARED_POSITION_BIAS, has_head
 from vit_core.files.tensor import Array, Tensor, raw_bytes
-from vit_core.formats.huggingface import Checkpoint
+from vit_core.formats.huggingface import Checkpoint, check_floats
 from vit_core.params import TORCH, Spec, native_name, specs
 from vit_core.position import relative_positions, resize_position_bias, resize_position_embeddings
 from vit_core.validation import dtype_name
@@ -112,6 +112,7 @@ def fit(
     """
     wanted = specs(config, parts)
     _check_trunk(checkpoint, wanted)
+    check_floats(checkpoint.path, {name: t for name in wanted if (t := checkpoint.tensors.get(name)) is not None})
     prefixed = has_head(parts)
     report = LoadReport(
         format=checkpoint.format,
@@ -135,9 +136,7 @@ def fit(
         if name == PROJECTION and tensor.shape[1] == stored_channels != config.num_channels:
             report.adapted.append((shown, tensor.shape[1], config.num_channels))
             tensor = with_channels(tensor, config.num_channels)
-        if tensor.dtype.kind in "iub":
-            wrong.append(f"{shown}: dtype {tensor.dtype} in the file, a floating-point dtype in the model")
-        elif tensor.shape == spec.shape:
+        if tensor.shape == spec.shape:
             taken[name] = tensor
             report._taken[shown] = checkpoint.tensors[name]
             if tensor.source != shown:

@@ -376,7 +376,7 @@ def assert_read(
 ) -> None:
     """A random model that the library saves is read by ours, whole, and computes the same."""
     library("save", family, values, tmp_path / "theirs")
-    model, report = vit_torch.ViTForImageClassification.from_pretrained(
+    model, report = vit_torch.AutoModelForImageClassification.from_pretrained(
         tmp_path / "theirs", output_loading_info=True, **kwargs
     )
     assert not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
@@ -396,17 +396,33 @@ def test_theirs_in_ours(tmp_path: Path, library: Callable[..., None], family: st
     assert_read(tmp_path, library, family, arguments(family, config, config.num_labels), **kwargs)
 
 
-def test_an_architecture_of_timm_by_name(tmp_path: Path, library: Callable[..., None]) -> None:
+ONE_LAYER = {"depth": 1, "img_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("vit_base_patch16_gap_224", ONE_LAYER),  # whose heads, and whose GELU below, only its name says
+        ("vit_base_patch16_plus_240", ONE_LAYER),
+        ("vit_so400m_patch16_siglip_gap_256", ONE_LAYER),
+        ("vit_small_patch14_dinov2", {"depth": 1, "img_size": 28}),  # with a head on the class token
+        ("vit_small_patch14_reg4_dinov2", {"depth": 1, "img_size": 28, "no_embed_class": False}),
+        ("vit_small_patch14_reg4_dinov2", {"depth": 1, "img_size": 28, "global_pool": "avg", "fc_norm": False}),
+    ],
+)
+def test_an_architecture_of_timm_by_name(
+    tmp_path: Path, library: Callable[..., None], architecture: str, values: dict[str, Any]
+) -> None:
     """In float64: in float32 each is further from that than they may differ, with twelve layers of large weights."""
-    values = {"architecture": "vit_tiny_patch16_224", "num_classes": 10}
+    values = {"architecture": architecture, "num_classes": 10, **values}
     assert_read(tmp_path, library, "timm", values, dtype="float64")
 
 
 def test_distilled_deit(tmp_path: Path, library: Callable[..., None]) -> None:
     """A model of timm by its name, and the folder that it is written back to."""
     library("save", "timm", {"architecture": "deit_tiny_distilled_patch16_224", "depth": 1}, tmp_path / "theirs")
-    with pytest.warns(UserWarning, match="does not say how many heads"):  # and one layer is no variant's
-        model = vit_torch.AutoModelForImageClassification.from_pretrained(tmp_path / "theirs")
+    model = vit_torch.AutoModelForImageClassification.from_pretrained(tmp_path / "theirs")
     assert type(model) is vit_torch.DeiTForImageClassificationWithTeacher
     assert model.config.num_attention_heads == 3
     conversion.convert(tmp_path / "theirs", tmp_path / "torch", to="torch")

@@ -6,12 +6,16 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from vit_core.app.auto import architecture_for
 from vit_core.app.backends import accelerator, bare, first_installed, import_backend, place
 from vit_core.config import ViTConfig, pair
-from vit_core.files.hub import DOWNLOAD_OPTIONS, NotCachedError
+from vit_core.files.hub import DOWNLOAD_OPTIONS, NotCachedError, cached_file
+from vit_core.files.names import PREPROCESSOR_NAME
+from vit_core.files.saving import settled
 from vit_core.formats.reading import read
 from vit_core.loading import LoadReport
 from vit_core.pictures.processing import AutoImageProcessor, ViTImageProcessor, for_size
@@ -75,8 +79,10 @@ def find_processor(
     missing = None
     if name is not None:
         if not os.path.isfile(name):
+            stated = partial(cached_file, name, PREPROCESSOR_NAME, **options)
             try:
-                return AutoImageProcessor.from_pretrained(name, **fast, **options)
+                folder = Path(name) / options.get("subfolder", "")
+                return settled(folder, lambda: AutoImageProcessor.from_pretrained(stated(), **fast))
             except FileNotFoundError as error:
                 missing = error
         heads = config.num_attention_heads  # which the files of some families do not state

@@ -18,15 +18,26 @@ from vit_core.family.dinov2 import (
 from vit_core.family.ijepa import IJEPA, IJepaConfig
 from vit_core.family.mae import MAE, ViTMAEConfig
 from vit_core.family.msn import MSN, ViTMSNConfig
-from vit_core.family.table import DECODER_LAYER, LAYER, MASK_TOKEN, NUMBER, PATCHES, POSITIONS, Family, Row, parted
+from vit_core.family.table import (
+    DECODER_LAYER,
+    LAYER,
+    MASK_TOKEN,
+    NUMBER,
+    PATCHES,
+    POSITIONS,
+    REGISTERS,
+    Family,
+    Row,
+    parted,
+)
 from vit_core.family.vit import ATTENTION_SCALE, MLP_SCALE, VIT
 
 __all__ = [
     "ARCHITECTURES", "ATTENTION_SCALE", "BEIT", "DECODER_LAYER", "DEIT", "DINOV2", "DINOV2_WITH_REGISTERS", "FAMILIES",
     "GATE", "GATED", "HEADS", "IJEPA", "LAYER", "MAE", "MASK_TOKEN", "MLP_SCALE", "MSN", "NUMBER", "PARTS", "PATCHES",
-    "POSITIONS", "POSITION_BIAS", "SHARED_POSITION_BIAS", "VIT", "BeitConfig", "DeiTConfig", "Dinov2Config",
-    "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMAEConfig", "ViTMSNConfig", "family_of",
-    "has_head", "has_mask_token", "has_positions", "member_of", "parted",
+    "POSITIONS", "POSITION_BIAS", "REGISTERS", "SHARED_POSITION_BIAS", "VIT", "BeitConfig", "DeiTConfig",
+    "Dinov2Config", "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMAEConfig", "ViTMSNConfig",
+    "family_of", "has_head", "has_mask_token", "has_positions", "member_of", "parted",
 ]  # fmt: skip
 
 _MEMBERS = (VIT, DEIT, BEIT, MAE, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN)

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from vit_core.config import COMMON_DEFAULTS, ViTConfig
-from vit_core.family.table import LAYER, MASK_TOKEN, Family, Row, after, changed, without
+from vit_core.family.table import LAYER, MASK_TOKEN, REGISTERS, Family, Row, after, changed, without
 from vit_core.family.vit import ATTENTION_IN_MEMORY, ATTENTION_SCALE, CLASSIFIER, MLP_SCALE, TRUNK
 
 GATE, GATED = LAYER + "mlp.weights_in", LAYER + "mlp.weights_out"
@@ -160,9 +160,7 @@ _TABLE = (
     *after(_TRUNK, LAYER + "output.dense", *_GATED),
     *changed((CLASSIFIER,), {"classifier": {"shape": ("K", "2D")}}),
 )
-_REGISTERS = Row(
-    "embeddings.register_tokens", "raw", (1, "G", "D"), bias=False, init="zeros", when="num_register_tokens"
-)
+_REGISTERS = Row(REGISTERS, "raw", (1, "G", "D"), bias=False, init="zeros", when="num_register_tokens")
 _IN_MEMORY: dict[str, str | tuple[str, ...]] = {
     **{name: LAYER + module for name, module in ATTENTION_IN_MEMORY.items()},
     GATE: (LAYER + "mlp.gate_proj", LAYER + "mlp.up_proj"),
@@ -176,7 +174,7 @@ def _of_shapes(shapes: Mapping[str, tuple[int, ...]], has_registers: bool) -> di
     inner = shapes[f"{(GATED if gated else LAYER + 'output.dense').format(0)}.weight"][1]
     found: dict[str, Any] = {"use_swiglu_ffn": gated, "use_mask_token": MASK_TOKEN in shapes}
     if has_registers:
-        found["num_register_tokens"] = shapes.get(_REGISTERS.name, (1, 0))[1]
+        found["num_register_tokens"] = shapes.get(REGISTERS, (1, 0))[1]
     ratios = (4.0, 1.5 * inner / width if gated else inner / width, math.nextafter(inner / width, math.inf))
     sizes: dict[str, Any] = {"hidden_size": width, "num_attention_heads": 1, "use_swiglu_ffn": gated}
     fitting = (ratio for ratio in ratios if Dinov2Config(mlp_ratio=ratio, **sizes).intermediate_size == inner)

@@ -23,6 +23,7 @@ LAYER, DECODER_LAYER = "encoder.layer.{}.", "decoder.decoder_layers.{}."
 NUMBER = "(0|[1-9][0-9]{0,5})"  # of a layer, in a name
 _OF_LAYER = re.compile(r"(encoder\.layer|decoder\.decoder_layers)\.(\d+)\.")
 MASK_TOKEN, POSITIONS = "embeddings.mask_token", "embeddings.position_embeddings"
+REGISTERS = "embeddings.register_tokens"
 PATCHES = "embeddings.patch_embeddings.projection"
 
 SYMBOLS: dict[str, Callable[[ViTConfig], int]] = {

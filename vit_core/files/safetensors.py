@@ -78,7 +78,10 @@ def _header(path: Path, file: IO[bytes]) -> tuple[Document, int]:
 
 def _tensor(path: Path, mapped: mmap.mmap, start: int, name: str, entry: dict[str, Any]) -> Tensor:
     if entry["dtype"] not in _DTYPES:
-        raise ValueError(f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; expected one of {', '.join(_DTYPES)}.")
+        raise ValueError(
+            f"{path}: tensor {name!r} has dtype {entry['dtype']!r}; expected one of {', '.join(_DTYPES)}: save it in "
+            "one of them."
+        )
     dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
     return mapped_tensor(mapped, start + entry["data_offsets"][0], shape, dtype, name)
 

@@ -81,6 +81,7 @@ _REFUSED = (
 )
 _LEFT_OUT = (
     (r"^opt/(?!target/)", "the optimizer's state"),
+    (r"^chrono/", "the clock of a training"),
     (r"^(params/)?(txt/|t$|b$)", "the other tower of a model of two"),
 )
 _ABSENT = {"embeddings.mask_token": "pass head='drop'", "decoder": "pass head='drop'"}

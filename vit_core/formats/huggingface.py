@@ -276,6 +276,16 @@ def check_layers(path: Path, config: ViTConfig, tensors: Collection[str]) -> Non
         )
 
 
+def check_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Refuse, with ValueError, parameters that are stored as integers: those of a quantised model."""
+    if integers := [name for name, tensor in tensors.items() if tensor.dtype.kind in "iub"]:
+        raise ValueError(
+            f"{path} holds {integers[0]} as {tensors[integers[0]].dtype}, and in all {len(integers)} parameters as "
+            "integers, expected floating-point numbers: if they are quantised, load it with the library that quantised "
+            "it, and save it dequantised."
+        )
+
+
 def checked_rank(path: Path, native: str, tensor: Tensor, rank: int) -> Tensor:
     """The tensor, when it has as many axes as the parameter its name stands for. Raises ValueError otherwise."""
     if len(tensor.shape) != rank:

@@ -25,6 +25,7 @@ from vit_core.family import (
     MSN,
     POSITION_BIAS,
     POSITIONS,
+    REGISTERS,
     SHARED_POSITION_BIAS,
     VIT,
     BeitConfig,
@@ -119,7 +120,7 @@ _BLOCKS = table(
 _RULES = table(
     raw(_EMBEDDINGS + "cls_token", "embeddings.cls_token"),
     raw(_EMBEDDINGS + "distillation_token", "embeddings.distillation_token"),
-    raw(_EMBEDDINGS + "register_tokens", "embeddings.register_tokens"),
+    raw(_EMBEDDINGS + "register_tokens", REGISTERS),
     raw(_EMBEDDINGS + "mask_token", MASK_TOKEN),
     (Rule(_MASK_TOKEN, (MASK_TOKEN,), axes=2),),
     raw(_EMBEDDINGS + "position_embeddings", POSITIONS),

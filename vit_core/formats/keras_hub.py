@@ -10,7 +10,6 @@ from typing import Any
 
 from vit_core.config import ViTConfig, pair
 from vit_core.family import LAYER, POSITIONS
-from vit_core.files.documents import Document
 from vit_core.files.names import (
     CONFIG_NAME,
     PRESET_BESIDE,
@@ -37,7 +36,8 @@ from vit_core.formats.rules import (
     raw,
     table,
 )
-from vit_core.formats.side import SMALLEST, json_beside, preprocessor, spread, statistics
+from vit_core.formats.side import json_beside, statistics
+from vit_core.pictures.others import of_keras_hub
 
 _EMBEDDING, _ENCODER = "layers/vi_t_patching_and_embedding/", "layers/vi_t_encoder/"
 _BLOCK = _ENCODER + "encoder_layers/vi_t_encoder_block{_}/"
@@ -91,7 +91,6 @@ def _files(native: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 # ---- the preset's documents --------------------------------------------------------------------------------------
 
-_NEUTRAL = {"scale": 1.0, "offset": 0.0, "norm_mean": 0.0, "norm_std": 1.0}
 _FIELDS = {
     "num_heads": "num_attention_heads",
     "layer_norm_epsilon": "layer_norm_eps",
@@ -114,7 +113,7 @@ def _read_side(path: Path) -> Side:
         *size, channels = shape
         side.config["image_size"] = size[0] if size[0] == size[1] else tuple(size)
     if converter := json_beside(path, PRESET_CONVERTER).object("config"):
-        side.processor = processor_of(converter, size, channels)
+        side.processor = of_keras_hub(converter, size, channels)
         if side.processor is None:
             side.notes.append(
                 f"{converter.source} names no size of pictures: how they are prepared is not carried over"
@@ -122,27 +121,6 @@ def _read_side(path: Path) -> Side:
     if converter.get("crop_to_aspect_ratio"):
         side.notes.append("keras-hub crops pictures to the aspect ratio; the preprocessor resizes the whole picture")
     return side
-
-
-def processor_of(converter: Document, size: list[int] | None, channels: int) -> dict[str, Any] | None:
-    """The mean and the deviation that a converter's arithmetic on pixel values of 0 to 255 stands for.
-
-    It multiplies by `scale`, adds `offset`, and in keras-hub 0.21 subtracts `norm_mean` and divides by `norm_std`.
-    """
-    values = {name: converter.numbers(name) for name in _NEUTRAL}
-    scale, offset, mean, std = (spread(_NEUTRAL[n] if v is None else v, channels) for n, v in values.items())
-    lengths = {len(each) for each in (scale, offset, mean, std)}
-    if lengths != {channels} or not all(SMALLEST < factor < 1 / SMALLEST for factor in (*scale, *std)):
-        shown = ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
-        raise ValueError(
-            f"{converter.source}: scale must be positive, one a channel as offset, norm_mean and norm_std, got {shown}."
-        )
-    return preprocessor(
-        converter.lengths("image_size") or size,
-        [(m - o) / (255 * s) for m, o, s in zip(mean, offset, scale, strict=True)],
-        [d / (255 * s) for d, s in zip(std, scale, strict=True)],
-        converter.text("interpolation", "bilinear"),
-    )
 
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:

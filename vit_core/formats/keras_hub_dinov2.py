@@ -18,13 +18,15 @@ from vit_core.family import (
     MASK_TOKEN,
     MLP_SCALE,
     POSITIONS,
+    REGISTERS,
 )
 from vit_core.files.names import CONFIG_NAME, PRESET_CONVERTER
 from vit_core.formats.format import Format, Side, Tensors
 from vit_core.formats.keras import KERAS_H5
-from vit_core.formats.keras_hub import processor_of, variables
+from vit_core.formats.keras_hub import variables
 from vit_core.formats.rules import CONV, KEY, LINEAR, QUERY, VALUE, Heads, Rule, raw, table
 from vit_core.formats.side import json_beside
+from vit_core.pictures.others import of_keras_hub
 
 _EMBEDDING, _BLOCK = "layers/dinov2_embedding/", "layers/dinov2_encoder/layers/dinov2_layer{_}/"
 _ATTENTION = _BLOCK + "attention/attention/"
@@ -38,7 +40,7 @@ def _projected(name: str, canonical: str) -> tuple[Rule, ...]:
 _RULES = table(
     raw(_EMBEDDING + "cls_token", "embeddings.cls_token"),
     (Rule(_EMBEDDING + "mask_token", (MASK_TOKEN,), axes=2),),
-    raw(_EMBEDDING + "register_tokens", "embeddings.register_tokens"),
+    raw(_EMBEDDING + "register_tokens", REGISTERS),
     raw(_EMBEDDING + "position_embeddings", POSITIONS),
     variables(_EMBEDDING + "patch_embeddings/projection", "embeddings.patch_embeddings.projection", CONV),
     variables(_BLOCK + "norm1", LAYER + "layernorm_before"),
@@ -90,7 +92,7 @@ def _read_side(path: Path) -> Side:
         side.config["position_kernel"] = "timm" if backbone["antialias_in_interpolation"] else "hf"
         side.notes.append("keras-hub resizes positions by kernels of its own, this package as transformers does")
     if converter := json_beside(path, PRESET_CONVERTER).object("config"):
-        side.processor = processor_of(converter, None, 3)
+        side.processor = of_keras_hub(converter, None, 3)
     return side
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import CLASSES, AutoConfig, ViTConfig, config_class
-from vit_core.family import ATTENTION_SCALE, FAMILIES, Family, family_of, member_of
+from vit_core.family import ATTENTION_SCALE, FAMILIES, REGISTERS, Family, family_of, member_of
 from vit_core.files import hub
 from vit_core.files.documents import blaming
 from vit_core.files.names import CONFIG_NAME, PREPROCESSOR_NAME, PRESET_BESIDE, PRESET_TASK_MODEL
@@ -45,6 +45,8 @@ StrPath = str | os.PathLike[str]
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".ckpt", ".pth.tar", ".pyth")
 _SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}(\.\w+)$")
 _FLAX_CHECKPOINT = re.compile(r"checkpoint_\d+")  # as flax.training.checkpoints names them
+# What transformers' Trainer and accelerate save beside weights.
+_OF_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)(_\d+)?\.")
 # Folders that another library alone reads: files in them, its name, and what to do.
 _SHARED_OUT = (
     (
@@ -61,7 +63,7 @@ _SHARED_OUT = (
 )
 _BOOKKEEPING = (
     (r"(^|\.)n_averaged$", "how many models were averaged"),
-    (r"^(opt_state|optimizer)[./]", "the optimizer's state"),
+    (r"(^|[./])(opt_state|optimizer)[./]", "the optimizer's state"),
     (r"(^|[./])step$", "the number of a step"),
     (r"(^|[./])relative_position_index$", "which row of a table each pair of tokens has, which the grid says"),
     (r"(^|[./])(\w*_)?rng(_key)?$", "the state of random numbers"),
@@ -73,8 +75,12 @@ _PARTS_OF_MODELS = (
         "an adapter of PEFT, not merged: load it with peft and save model.merge_and_unload()",
     ),
     (r"(^|\.)_?flat_param$", "FSDP's shard of flattened parameters: save with StateDictType.FULL_STATE_DICT"),
+    (
+        r"\.(SCB|weight_format|qweight|qzeros|weight_(scale|scale_inv|packed)|zero_point)$"
+        r"|\.weight\.(absmax|quant_map|quant_state)\b",
+        "what a quantised layer is made of: load it with the library that quantised it, and save it dequantised",
+    ),
 )
-_REGISTERS = "embeddings.register_tokens"
 _prepare = partial(renamed_head, place="classifier", name="classifier")  # for Hugging Face's names
 # The names of Hugging Face's formats that stand once in a model, without the trunk's prefix.
 _ONCE = [
@@ -165,7 +171,7 @@ def _read(
         promised = {n: shard for n, shard in (named.weight_map or {}).items() if n not in named.tensors}
         checkpoint = as_checkpoint(replace(named, tensors=tensors, weight_map=named.weight_map and promised), family)
         if named.tensors and not checkpoint.tensors:
-            raise ValueError(_no_vit(path, named.tensors, prefix))
+            raise ValueError(_no_vit(path, named.tensors, "none", prefix))
         _check_one_model(path, under)
         checkpoint = folded(checkpoint) if fold else checkpoint
         checkpoint = headless(checkpoint) if head == "drop" else checkpoint
@@ -188,8 +194,8 @@ def _read(
     processor = processor or side.processor
     family = family or side.family or fmt.speaks_of(tensors)
     member, files = family_of(stored) if stored else member_of(found, fmt.families, family), named.files
-    registers = found.get(_REGISTERS)
-    if registers is not None and (member.row_of(_REGISTERS) is None or ATTENTION_SCALE.format(0) not in found):
+    registers = found.get(REGISTERS)
+    if registers is not None and (member.row_of(REGISTERS) is None or ATTENTION_SCALE.format(0) not in found):
         raise ValueError(
             f"{path} is no plain ViT ({fmt.title}):\n  {registers.source}: register tokens, which only DINOv2 has"
         )
@@ -257,7 +263,8 @@ def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
     """
     if any(find(folder, name).is_file() for name in usual):
         return []
-    found = [name for name in listing(folder) if name.endswith(SUFFIXES) or _FLAX_CHECKPOINT.fullmatch(name)]
+    held = [name for name in listing(folder) if not _OF_TRAINERS.match(name)]
+    found = [name for name in held if name.endswith(SUFFIXES) or _FLAX_CHECKPOINT.fullmatch(name)]
     for each in (folder, *([] if found else folder.iterdir())):
         for names, library, todo in _SHARED_OUT:
             if any((each / name).is_file() for name in names):
@@ -317,7 +324,7 @@ def _score(tensors: Tensors) -> int:
 def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[str, Under]:
     """What each format finds of its names; "" for Hugging Face's formats.
 
-    Flax's trees are joined by dots in msgpack, by slashes in .npz, whosever names they hold.
+    Flax's trees are joined by dots in msgpack, by slashes in .npz, whosever names they hold, and by either elsewhere.
     """
     names = unwrapped({n: t for n, t in tensors.items() if not first_match(_BOOKKEEPING, n)})
 
@@ -325,7 +332,8 @@ def _found(tensors: Tensors, claimed: str, prefix: str | None = None) -> dict[st
         other = {".": "/", "/": "."}[separator]
         return {n.replace(other, separator): t for n, t in names.items()}, prefix and prefix.replace(other, separator)
 
-    dotted, before = joined(".") if claimed == NPZ.format else (names, prefix)
+    tree = claimed == NPZ.format or (any("/" in name for name in names) and not any("." in name for name in names))
+    dotted, before = joined(".") if tree else (names, prefix)
     own = find_prefix(dotted, _ONCE, _prepare, lambda inside: len(recognise(inside, claimed)[2]), before)
     if own.score == len(names):
         return {"": own}
@@ -350,11 +358,11 @@ def _format_of(named: Named, prefix: str | None) -> tuple[Format | None, Under]:
     return FORMATS.get(name), found[name]
 
 
-def _no_vit(path: Path, tensors: Tensors, prefix: str | None) -> str:
+def _no_vit(path: Path, tensors: Tensors, known: str, prefix: str | None = None) -> str:
     shown = ", ".join(sorted(tensors)[:5])
     formats = ", ".join(["Hugging Face's ViT", *(fmt.title for fmt in FORMATS.values())])
     return (
-        f"{path} holds {len(tensors)} tensors ({shown} ...), none of a ViT"
+        f"{path} holds {len(tensors)} tensors ({shown} ...), {known} of a ViT"
         f"{'' if prefix is None else f' under the prefix {prefix!r}'}: expected the names of {formats}, with one "
         f"prefix or none. Its names begin with {seen(tensors)}: pass prefix= with what a ViT's begin with, if one does."
     )
@@ -376,6 +384,8 @@ def _canonical(
             "Pass head='drop' for the model below it."
         )
     if unknown.keys() - in_head and not ignore_unknown:
+        if len(unknown.keys() - in_head) > len(matched):
+            raise ValueError(_no_vit(path, tensors, "few"))
         raise ValueError(
             f"{path} holds what no ViT of {fmt.title} has: {', '.join(sorted(unknown.keys() - in_head)[:8])}. Pass "
             "ignore_unknown=True to leave that out, if it has no part in what the model computes."

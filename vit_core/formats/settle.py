@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import isqrt
 from typing import Any
@@ -18,7 +18,10 @@ from vit_core.family import (
     MLP_SCALE,
     POSITION_BIAS,
     POSITIONS,
+    REGISTERS,
     SHARED_POSITION_BIAS,
+    Dinov2Config,
+    Family,
     has_mask_token,
     parted,
 )
@@ -71,13 +74,19 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
     if "layer_scale" in config.defaults and ATTENTION_SCALE.format(0) in tensors and not config.layer_scale:
         config = config.copy(layer_scale=_FIRST_SCALE)
     _add_mask_token(config, tensors, notes)
+    _place_registers(config, tensors, notes)
     if POSITIONS in tensors:
         tensors[POSITIONS] = _with_class_row(tensors[POSITIONS], config, notes)
-    _add_zero_biases(tensors, config, notes)
+    layers = range(config.num_hidden_layers)
+    of_layers = [module.format(i) for module in (_ATTENTION, _FIRST, _SECOND) for i in layers]
+    add_zero_biases(tensors, [_PROJECTION, *of_layers, *linear_heads(opened.family)], notes)
+    _widen_head(config, side.config.get("pool"), tensors, notes)
     parts = opened.family.parts_in(tensors)
     missing = sorted(set(specs(config, parts)) - set(tensors))
-    if missing:
-        raise ValueError(f"{opened.path} lacks {', '.join(missing[:8])}, which every ViT of {fmt.title} has.")
+    heads_alone = all((row := opened.family.row_of(name)) is not None and row.head for name in missing)
+    if missing and not (heads_alone and head == "fresh"):
+        todo = ": pass head='drop' for the model below its head" if heads_alone else ""
+        raise ValueError(f"{opened.path} lacks {', '.join(missing[:8])}, which every ViT of {fmt.title} has{todo}.")
     architecture = opened.family.architecture_of(parts)
     if opened.config is None:
         config = config.copy(architectures=[architecture])
@@ -166,6 +175,38 @@ def _with_class_row(positions: Tensor, config: ViTConfig, notes: list[str]) -> T
     return positions.changed(("below a row of", "zeros"), below_zeros, shape=(batch, rows + 1, width))
 
 
+def _place_registers(config: ViTConfig, tensors: dict[str, Tensor], notes: list[str]) -> None:
+    """Registers with the positions that a file has for them, which it then has no more: DINOv2 has none for its."""
+    count, first = config.num_register_tokens, config.position_prefix
+    registers, positions = tensors.get(REGISTERS), tensors.get(POSITIONS)
+    if registers is None or positions is None or positions.shape[1] != first + count + config.num_patches:
+        return
+
+    def placed(array: Array) -> Array:
+        return array + positions.read()[:, first : first + count]
+
+    def without(array: Array) -> Array:
+        return np.delete(array, np.s_[first : first + count], axis=1)
+
+    changed = registers.changed(("plus rows of", positions.source), placed)
+    tensors[REGISTERS] = replace(changed, verify=in_turn((registers.verify, positions.verify)))
+    shape = (1, first + config.num_patches, positions.shape[2])
+    tensors[POSITIONS] = positions.changed(("without rows of", registers.source), without, shape=shape)
+    notes.append("the registers' rows of the position embeddings are added to the registers")
+
+
+def _widen_head(config: ViTConfig, pool: str | None, tensors: dict[str, Tensor], notes: list[str]) -> None:
+    """The head of a DINOv2, which reads the class token and the mean of the patches, of one that reads one of them."""
+    head, width = tensors.get("classifier.weight"), config.hidden_size
+    if not isinstance(config, Dinov2Config) or head is None or head.shape[1:] != (width,):
+        return
+    zeros = ((0, 0), (width, 0) if pool == "mean" else (0, width))
+    shape = (head.shape[0], 2 * width)
+    tensors["classifier.weight"] = head.changed(("beside", "zeros"), lambda array: np.pad(array, zeros), shape=shape)
+    read = "the mean of the patches" if pool == "mean" else "the class token"
+    notes.append(f"zeros stand beside the weights of the head, which reads {read} alone")
+
+
 def _add_mask_token(config: ViTConfig, tensors: dict[str, Tensor], notes: list[str]) -> None:
     """The mask token that every model of a member has, as zeros: formats of trained models leave it out."""
     if has_mask_token(config, asked=False) and MASK_TOKEN not in tensors:
@@ -175,10 +216,13 @@ def _add_mask_token(config: ViTConfig, tensors: dict[str, Tensor], notes: list[s
         notes.append("zeros stand for the mask token, which the file has not")
 
 
-def _add_zero_biases(tensors: dict[str, Tensor], config: ViTConfig, notes: list[str]) -> None:
-    """Biases that a model was built without, as zeros."""
-    layers = range(config.num_hidden_layers)
-    modules = [_PROJECTION, *(m.format(i) for m in (_ATTENTION, _FIRST, _SECOND) for i in layers)]
+def linear_heads(family: Family) -> list[str]:
+    """The linear layers of a member's heads."""
+    return [row.name for row in family.table if row.head and row.kind == "linear" and "{}" not in row.name]
+
+
+def add_zero_biases(tensors: dict[str, Tensor], modules: Iterable[str], notes: list[str]) -> None:
+    """Biases of these modules that a model was built without, as zeros."""
     lacking = [m for m in modules if f"{m}.weight" in tensors and f"{m}.bias" not in tensors]
     for name in lacking:
         weight = tensors[f"{name}.weight"]
@@ -243,7 +287,8 @@ def _config(
                 "for the model below it."
             )
         del values["pool"]
-    if headed and values.get("pool") == "mean" and "pool" not in made.defaults and made.pool != "mean":
+    pools = "pool" in made.defaults or made.pool == "mean" or issubclass(made, Dinov2Config)
+    if headed and values.get("pool") == "mean" and not pools:
         raise ValueError(
             f"{opened.path} has a head on the mean of the patches, where {opened.family.title}'s is on its tokens: "
             "pass head='drop' for the model below it."
@@ -263,7 +308,8 @@ def _image_size(opened: Checkpoint, tensors: Mapping[str, Tensor], patch: list[i
     tables = (tensors.get(name) for name in (POSITION_BIAS.format(0), SHARED_POSITION_BIAS))
     if POSITIONS in tensors:
         rows = tensors[POSITIONS].shape[1]
-        side = next((isqrt(n) for n in (rows - before, rows) if n > 0 and isqrt(n) ** 2 == n), None)
+        more = before + (tensors[REGISTERS].shape[1] if REGISTERS in tensors else 0)  # timm's may have positions
+        side = next((isqrt(n) for n in (rows - before, rows, rows - more) if n > 0 and isqrt(n) ** 2 == n), None)
     elif (table := next((table for table in tables if table is not None), None)) is not None:
         rows = table.shape[0]
         side = (isqrt(max(rows - 3, 0)) + 1) // 2

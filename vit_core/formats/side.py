@@ -9,12 +9,11 @@ from typing import Any
 
 from vit_core.files.documents import Document, read_json_object
 from vit_core.files.saving import beside
+from vit_core.pictures.others import RESAMPLE, SMALLEST, spread
 from vit_core.pictures.processing import ViTImageProcessor
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _STATISTICS = ("image_mean", "image_std", "resample", "rescale_factor")
-SMALLEST = 1e-30  # scale of pixel values, which has an inverse in float32
-RESAMPLE = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}  # PIL's numbers
 
 
 def json_beside(path: Path, name: str) -> Document:
@@ -31,41 +30,6 @@ def one_name(activation: Any) -> Any:
 def labels(names: Sequence[str]) -> dict[str, Any]:
     """Fields of a configuration for the names of the labels, none where there are none."""
     return {"id2label": dict(enumerate(names))} if names else {}
-
-
-def preprocessor(
-    image_size: int | list[int] | None,
-    mean: float | list[float] | None,
-    std: float | list[float] | None,
-    interpolation: str,
-    resized: dict[str, int] | None = None,
-) -> dict[str, Any] | None:
-    """What preprocessor_config.json says of pictures resized to `image_size` (int or (height, width), pixels).
-
-    They are resized whole, or to the size `resized`, of which the middle is taken.
-    """
-    if image_size is None or mean is None or std is None:
-        return None
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    size = {"height": height, "width": width}
-    crop = {"do_center_crop": True, "crop_size": size} if resized else {}
-    return {
-        "image_processor_type": _cropping(resized) if resized else "ViTImageProcessor",
-        "do_resize": True,
-        "size": resized or size,
-        "resample": RESAMPLE.get(interpolation, RESAMPLE["bicubic"]),
-        **crop,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": mean,
-        "image_std": std,
-    }
-
-
-def _cropping(resized: dict[str, int]) -> str:
-    """The class of transformers that crops what is resized so: Bit's alone keeps the ratio."""
-    return "BitImageProcessor" if "shortest_edge" in resized else "DeiTImageProcessor"
 
 
 def stated(stored: dict[str, Any] | None) -> ViTImageProcessor:
@@ -99,11 +63,6 @@ def statistics(stored: dict[str, Any] | None, channels: int) -> tuple[list[float
         mean, std = [0.5] * channels, [0.5] * channels
     mean, std = ([value / scale for value in values] for values in (mean, std))
     return mean, std, interpolation(processor.resample) or "bicubic"
-
-
-def spread(values: Any, channels: int = 3) -> list[float]:
-    """One value for each channel; a single one counts for all of them."""
-    return list(values) if isinstance(values, list | tuple) else [values] * channels
 
 
 def interpolation(resample: int | None) -> str | None:

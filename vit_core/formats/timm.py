@@ -26,6 +26,7 @@ from vit_core.family import (
     MSN,
     PARTS,
     POSITIONS,
+    REGISTERS,
     VIT,
     Dinov2Config,
     Family,
@@ -34,7 +35,7 @@ from vit_core.family import (
 )
 from vit_core.files.names import CONFIG_NAME
 from vit_core.files.tensor import Tensor
-from vit_core.formats.format import Format, Side, Tensors
+from vit_core.formats.format import Format, Side, Tensors, first_match
 from vit_core.formats.heads import renamed_head
 from vit_core.formats.huggingface import SAFETENSORS
 from vit_core.formats.rules import (
@@ -47,7 +48,8 @@ from vit_core.formats.rules import (
     raw,
     table,
 )
-from vit_core.formats.side import json_beside, labels, one_name, preprocessor, statistics
+from vit_core.formats.side import json_beside, labels, one_name, statistics
+from vit_core.pictures.others import of_timm, resized_by_timm, size_of_timm
 
 _TITLE = "timm's VisionTransformer (DeiT, DINO, DINOv2)"
 _HEAD_OF_TWO = "head_cls"  # what `head` is called here where there is a `head_dist` beside it
@@ -56,7 +58,7 @@ _MASK_TOKEN = "mask_token_of_dinov2"  # what that is called here: it has an axis
 RULES = table(
     raw("cls_token", "embeddings.cls_token"),
     raw("dist_token", "embeddings.distillation_token"),
-    raw("reg_token", "embeddings.register_tokens", also=("register_tokens",)),
+    raw("reg_token", REGISTERS, also=("register_tokens",)),
     (Rule(_MASK_TOKEN, (MASK_TOKEN,), axes=2),),
     raw("pos_embed", POSITIONS),
     module("patch_embed.proj", "embeddings.patch_embeddings.projection"),
@@ -88,14 +90,31 @@ _REFUSED = (
 _LEFT_OUT = (
     (r"(^|\.)(dino_|ibot_)?head\.(mlp|last_layer)\.", "the projection head of DINO's training"),
     (r"^(module\.)?linear\.", "a linear probe on several layers"),
+    (r"(^|\.)fc\.(fc|bn)\d\.", "the projection head of MSN's training"),
+    (r"(^|\.)masked_embed$", "the mask token of iBOT's training"),
 )
 _OLD_SCALES = re.compile(r"^(blocks\.\d+)\.gamma_([12])$")
-_LARGEST = 4096  # pixels of an edge that is cropped
 _IN_CHUNKS = re.compile(r"^blocks\.\d+\.(\d+\.)")  # as DINOv2's training shares its layers out, by their own numbers
 _GATED = {"mlp.fc1.": "mlp.w12.", "mlp.fc2.": "mlp.w3."}  # timm's names of a gated MLP, and those of DINOv2's authors
 _ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "quick_gelu": "quick_gelu"}
 POOLS = {"token": "cls", "avg": "mean"}
 _NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge", "g": "giant", "G": "gigantic"}
+# What names of architectures alone say: numbers of heads, the first that fits, SigLIP's activation, and of models whose
+# arrays are called as a ViT's what else these compute.
+_HEADS = (
+    (r"vit_giant_.*(dinov2|tipsv2)", 24),
+    (r"vit_base_patch16_gap_", 16),
+    (r"vit_base_patch\d+_plus_", 14),
+    (r"vit_betwixt_", 10),
+    (r"(vit|deit3)_medium_", 8),
+    (r"vit_(so400m|giantopt)_", 16),
+    *((f"(vit|deit3?|flexivit|eva|beit|beitv2)_{word}(_|$)", VARIANTS[letter][3]) for letter, word in _NAMES.items()),
+)
+_BY_TANH = r"vit_(base_patch32|giantopt_patch16|so400m_patch16)_siglip_gap_|vit_large_patch16_siglip_gap_512"
+_NO_VIT = (
+    (r"_rope_|dinov3|lingbot|sapiens|^vit_pe_|^eva02_(?!enormous)", "rotary position embeddings"),
+    (r"^eva02_enormous_|_rpn_", "norms behind attention and MLP"),
+)
 
 
 def _prepare(tensors: Tensors) -> Tensors:
@@ -147,37 +166,24 @@ def read_side(path: Path) -> Side:
     stored = json_beside(path, CONFIG_NAME)
     if "architecture" not in stored:
         return Side(notes=["no timm config.json beside the weights: the preprocessing of the pictures is not known"])
-    arguments, pretrained = stored.object("model_args"), stored.object("pretrained_cfg") or stored
-    config = _of_architecture(stored.text("architecture", ""))
+    arguments, architecture = stored.object("model_args"), stored.text("architecture", "")
+    if reason := first_match(_NO_VIT, architecture):
+        raise ValueError(f"{path} is timm's {architecture}, which has {reason}, and no ViT here: load it with timm.")
+    config = {"hidden_act": "gelu"} | _of_architecture(architecture)
     names = {"embed_dim": "hidden_size", "depth": "num_hidden_layers", "num_heads": "num_attention_heads"}
     config |= {ours: arguments.integer(theirs) for theirs, ours in names.items() if theirs in arguments}
-    size = arguments.lengths("img_size") or _without_channels(pretrained.lengths("input_size", [3]))
+    size = size_of_timm(stored)
     config["image_size"] = size[0] if isinstance(size, list) and size[0] == size[1] else size
-    activation = arguments.text("act_layer", "gelu")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
-    config["hidden_act"] = _ACTIVATIONS[activation]
+    if activation := arguments.text("act_layer", ""):
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"{path} has act_layer={activation!r}, expected one of {', '.join(_ACTIVATIONS)}.")
+        config["hidden_act"] = _ACTIVATIONS[activation]
     if pool := arguments.text("global_pool", "") or stored.text("global_pool", ""):
         config["pool"] = POOLS.get(pool, pool)
-    side = Side(config | labels(stored.texts("label_names")), family=_named_member(stored.text("architecture", "")))
-    mean, std = pretrained.numbers("mean"), pretrained.numbers("std")
-    share, mode = pretrained.number("crop_pct"), pretrained.text("crop_mode", "center")
-    resized = _resized(size, share, mode) if size and share else None
-    side.processor = preprocessor(size, mean, std, pretrained.text("interpolation", "bicubic"), resized)
-    if share and not resized and (share != 1 or mode != "squash"):
-        side.notes.append(f"timm crops pictures ({mode}, crop_pct {share}); the preprocessor resizes the whole picture")
+    side = Side(config | labels(stored.texts("label_names")), family=_named_member(architecture))
+    side.processor, remark = of_timm(stored)
+    side.notes += [remark] if remark else []
     return side
-
-
-def _resized(size: int | list[int], share: float, mode: str) -> dict[str, int] | None:
-    """The size of which timm takes the middle of `size`, as a processor states it; None for what it can't state."""
-    edges = [edge / share if share else 0 for edge in (pair(size) if isinstance(size, int) else size)]
-    if not all(1 <= edge <= _LARGEST for edge in edges):
-        return None
-    height, width = map(math.floor, edges)
-    if mode == "center" and height == width:
-        return {"shortest_edge": height}
-    return {"height": height, "width": width} if mode == "squash" and share != 1 else None
 
 
 def crop_of(processor: dict[str, Any]) -> tuple[float, str] | None:
@@ -187,7 +193,7 @@ def crop_of(processor: dict[str, Any]) -> tuple[float, str] | None:
     size, crop = processor["size"], processor["crop_size"]
     wanted, mode = crop["height"] / next(iter(size.values())), "center" if "shortest_edge" in size else "squash"
     for share in (wanted, math.nextafter(wanted, 0)):  # timm rounds the quotient down
-        if _resized([crop["height"], crop["width"]], share, mode) == size and processor.get("do_resize", True):
+        if resized_by_timm([crop["height"], crop["width"]], share, mode) == size and processor.get("do_resize", True):
             return share, mode
     return None
 
@@ -198,19 +204,11 @@ def _named_member(architecture: str) -> Family | None:
     return next((family for word, family in named.items() if word in architecture), None)
 
 
-def _without_channels(size: int | list[int] | None) -> int | list[int] | None:
-    return size[1:] if isinstance(size, list) else size
-
-
 def _of_architecture(name: str) -> dict[str, Any]:
-    """The number of heads that timm's name of an architecture stands for, where it is a known one."""
-    if name.startswith("vit_giant_") and "dinov2" in name:
-        return {"num_attention_heads": 24}
-    match = re.match(r"(?:vit|deit3?)_(tiny|small|base|large|huge|giant|gigantic)_patch", name)
-    if not match:
-        return {}
-    letter = next(letter for letter, word in _NAMES.items() if word == match[1])
-    return {"num_attention_heads": VARIANTS[letter][3]}
+    """What timm's name of an architecture alone says: how many heads, and another activation function."""
+    heads = next((number for pattern, number in _HEADS if re.match(pattern, name)), None)
+    found: dict[str, Any] = {} if heads is None else {"num_attention_heads": heads}
+    return found | ({"hidden_act": "gelu_new"} if re.match(_BY_TANH, name) else {})
 
 
 def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -36,6 +37,7 @@ from vit_core.pictures.images import (
     load_rgb,
     shown,
 )
+from vit_core.pictures.others import stated_by_others
 from vit_core.pictures.steps import Steps, size_dict
 
 __all__ = [
@@ -254,6 +256,7 @@ class ViTImageProcessor:
     ) -> Self:
         """The processor of a folder, a JSON file or a hub repository, with arguments of `__init__` set anew.
 
+        Where there is no preprocessor_config.json, that of timm's config.json or keras-hub's preset.
         The backend is torchvision where the file names a fast processor, as transformers 4 writes them; use_fast, as
         there, says which. Raises FileNotFoundError, ValueError for a file that is no processor's, TypeError for an
         override that is no argument.
@@ -263,14 +266,14 @@ class ViTImageProcessor:
         overrides = understood({**overrides, "token": token}, "from_pretrained")
         token = overrides.pop("token")
 
-        def path() -> Path:
+        def stored() -> Any:  # Self, which a nested function has no name for
             if Path(pretrained_model_name_or_path).is_file():
-                return Path(pretrained_model_name_or_path)
+                return cls.from_json_file(pretrained_model_name_or_path)
             from vit_core.files import hub
 
-            return hub.cached_file(
+            fetch = partial(
+                hub.cached_file,
                 pretrained_model_name_or_path,
-                PREPROCESSOR_NAME,
                 cache_dir=cache_dir,
                 force_download=force_download,
                 local_files_only=local_files_only,
@@ -278,14 +281,24 @@ class ViTImageProcessor:
                 revision=revision,
                 subfolder=subfolder,
             )
+            try:
+                return cls.from_json_file(fetch(PREPROCESSOR_NAME))
+            except hub.NotCachedError:
+                raise
+            except FileNotFoundError:
+                if (document := stated_by_others(fetch)) is None:
+                    raise
+                return cls.from_dict(document)
 
-        processor = settled(Path(pretrained_model_name_or_path) / subfolder, lambda: cls.from_json_file(path()))
+        processor: Self = settled(Path(pretrained_model_name_or_path) / subfolder, stored)
         return cls.from_dict(processor.to_dict(), **overrides) if overrides else processor
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
         """The processor in a `preprocessor_config.json`, old or new. Raises OSError, or ValueError naming the file."""
         values = read_json_object(Path(path))
+        if {"model_type", "architecture"} & values.keys() and not any(values.get(key) for key in _TYPE_KEYS):
+            raise ValueError(f"{path} is a model's configuration, no processor's: pass its folder.")
         with blaming(path):
             return cls.from_dict(values)
 
