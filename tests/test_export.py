@@ -429,6 +429,7 @@ def test_what_no_file_holds(tmp_path: Path) -> None:
         (lambda: DIGITS, {"input": "image", "image_processor": ViTImageProcessor(do_resize=False)}, "many sizes"),
         (lambda: DIGITS, {"problem_type": "regression", "outputs": "labels"}, "A regression has no labels"),
         (lambda: torch.ViTForImageClassification.from_pretrained(DIGITS, dtype="bfloat16"), {}, "hold no bfloat16"),
+        (lambda: DIGITS, {"position_kernel": "hf-4.44", "dynamic": ("size",)}, "leave size out of dynamic"),
         (lambda: CHECKPOINTS / "mae" / "pt_safetensors", {"outputs": "states"}, "MAE draws .* ask for features"),
     ]
     for model, options, words in refused:

@@ -739,6 +739,9 @@ def test_a_file_that_a_csv_lists_twice_and_columns_that_are_not_read(tmp_path: P
     table.write_text("\n".join([*rows, "a.png,y"]))
     with pytest.raises(ValueError, match=r"a\.png has the labels x and y\.$"):
         read_pictures(table)
+    table.write_text("\n".join([*rows, "a.png,"]))
+    with pytest.raises(ValueError, match=r"a\.png has no label\.$"):
+        read_pictures(table)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])

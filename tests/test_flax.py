@@ -812,6 +812,13 @@ def test_scan_equals_the_unrolled_model(cls: str, name: str) -> None:
     assert_same(scanned(**call), unrolled(**call))
 
 
+def test_scan_gives_the_tokens_that_are_asked_for() -> None:
+    unrolled, scanned = (build("ViTModel", {"scan_layers": scan}) for scan in (False, True))
+    output = scanned(pixels(), tokens=1)
+    assert output.last_hidden_state.shape == (2, 1, 16)
+    assert_same(output, unrolled(pixels(), tokens=1))
+
+
 @pytest.mark.parametrize("cls", SCANNED)
 def test_scan_has_the_gradients_of_the_unrolled_model(cls: str) -> None:
     unrolled, scanned = (build(cls, {"scan_layers": scan}) for scan in (False, True))

@@ -857,7 +857,7 @@ def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
     uncropped = DeiTImageProcessor(do_center_crop=False)
     uncropped.save_pretrained(tmp_path)
     assert AutoImageProcessor.from_pretrained(tmp_path) == uncropped
-    for key in ("model_type", "architecture"):  # of transformers and of timm
+    for key in ("model_type", "architecture", "registered_name"):  # of transformers, of timm and of Keras
         (tmp_path / "config.json").write_text(json.dumps({key: "vit", "image_size": 32}))
         with pytest.raises(
             ValueError, match=r"config\.json is a model's configuration, no processor's: pass its folder"

@@ -37,7 +37,7 @@ FLAGS = {"epochs": 2, "batch_size": 8, "accumulate": 2, "ema": 0.9, "mixup": 0.2
 
 # Trainings one after the other, each a command of its own, by processes that find each other once.
 TRAININGS = """
-import json, os, runpy, sys
+import json, runpy, sys
 for name, line in json.loads(sys.argv[1]).items():
     print(f"==== {name}", flush=True)
     sys.argv = line
@@ -46,7 +46,6 @@ for name, line in json.loads(sys.argv[1]).items():
     except SystemExit as ended:
         if ended.code:
             raise
-    os.environ.pop("JAX_COORDINATOR_ADDRESS", None)
 """
 
 

@@ -506,6 +506,8 @@ def test_a_loss_that_takes_logits_for_probabilities(name: str) -> None:
     for metrics in ({"metrics": [name]}, {"weighted_metrics": {"logits": [keras.metrics.get(name)]}}):
         with pytest.warns(UserWarning, match=words):
             model.compile("sgd", **metrics)
+    with pytest.warns(UserWarning, match="^SparseCategoricalCrossentropy takes probabilities, "):
+        model.compile("sgd", "crossentropy")
     model.compile("sgd", "mse", metrics=["acc", keras.metrics.AUC(from_logits=True), keras.metrics.F1Score()])
     build("ViTModel").compile("sgd", name, metrics=[name])  # gives no logits
 

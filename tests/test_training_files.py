@@ -273,7 +273,7 @@ def test_files_of_pytorch_that_are_no_state_dicts_are_named(tmp_path: Path, kind
 
 def test_parts_of_a_model_are_named(tmp_path: Path) -> None:
     """Names as PEFT gives them to a model in training and to its adapters, FSDP to flattened shards, bitsandbytes and
-    GPTQ to what they quantise.
+    GPTQ to what they quantise, PyTorch to what it prunes.
     """
     state = state_of(CLS / "model.safetensors")
     query = "base_model.model.vit.encoder.layer.0.attention.attention.query"
@@ -287,6 +287,9 @@ def test_parts_of_a_model_are_named(tmp_path: Path) -> None:
             state | {f"{query}.SCB": torch.ones(4)},
             state | {f"{query}.weight.quant_state.bitsandbytes__nf4": torch.ones(4)},
             state | {f"{query}.qweight": torch.ones(4)},
+        ),
+        "what a pruning computes weights of: .*prune.remove": (
+            state | {"classifier.weight_orig": torch.ones(4), "classifier.weight_mask": torch.ones(4)},
         ),
         "parameters as integers, .*save it dequantised": (
             state | {"classifier.weight": state["classifier.weight"].to(torch.int8)},
@@ -497,7 +500,8 @@ def test_a_checkpoint_alone_in_a_folder_is_found(tmp_path: Path, name: str) -> N
 
 def test_what_trainers_save_is_no_weights_file(tmp_path: Path) -> None:
     source, options = SOURCES["timm"]
-    for name in ("training_args.bin", "optimizer.bin", "scheduler.pt", "scaler.pt", "rng_state_0.pth"):
+    names = "training_args.bin optimizer.bin scheduler.pt scaler.pt sampler_1.bin dl_state_dict.bin rng_state_0.pth"
+    for name in names.split():
         torch.save({}, tmp_path / name)
     (tmp_path / "checkpoint-500").mkdir()
     with pytest.raises(FileNotFoundError, match=r"it holds checkpoint-500, .*training_args\.bin\. Pass the folder"):
@@ -569,13 +573,16 @@ def test_names_of_flax_joined_by_slashes_in_safetensors(tmp_path: Path, before: 
 
 
 def test_the_names_of_another_library_are_not_called_a_vits(tmp_path: Path) -> None:
-    """Those of MMPretrain, of which few are timm's."""
+    """Those of MMPretrain, of which few are timm's; a whole ViT beside more of another model is one."""
     renamed = {"blocks.": "layers.", "norm": "ln", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
     state = state_of(SOURCES["timm"][0])
     for old, new in renamed.items():
         state = {name.replace(old, new): tensor for name, tensor in state.items()}
     torch.save({"state_dict": {f"backbone.{name}": t for name, t in state.items()}}, tmp_path / "m.pt")
     with pytest.raises(ValueError, match=r"m\.pt holds \d+ tensors \(.*\), few of a ViT: expected the names of"):
+        read(tmp_path / "m.pt")
+    torch.save(state_of(SOURCES["timm"][0]) | {f"decode.{i}": torch.ones(1) for i in range(99)}, tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"holds what no ViT of timm.* has: decode\.0, .* ignore_unknown=True"):
         read(tmp_path / "m.pt")
 
 

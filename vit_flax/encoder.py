@@ -236,12 +236,12 @@ def computed(
 def scanned(
     layer: Any, x: Array, of_layers: OfLayers, bias: Array | None, options: calls.Options, train: bool
 ) -> tuple[Array, tuple[Any, Any]]:
-    """As `ViTLayers`, by one layer whose parameters are stacked; none leaves tokens out."""
-    asked, depth = options.of_all_tokens, options.depth
+    """As `ViTLayers`, by one layer whose parameters are stacked; the options ask it for all tokens."""
+    depth = options.depth
 
     def step(layer: Any, x: Array, of_layer: OfLayers) -> tuple[Array, tuple[Array, Array | None]]:
         mask, rate = of_layer
-        x, probs = asked.parted(layer(x, mask, bias, asked, train, rate))
+        x, probs = options.parted(layer(x, mask, bias, options, train, rate))
         return x, (x, probs)
 
     def first(stacked: Any) -> Any:

@@ -87,7 +87,8 @@ def processes(settings: Settings) -> Iterator[Place]:
     parallel = settings.parallel
     if parallel not in PARALLEL:
         raise ValueError(f"--parallel must be one of {', '.join(PARALLEL)}, got {parallel}.")
-    if any(name in os.environ for name in (*LAUNCHED, *STATED.values())):
+    named = any(name in os.environ for name in (*LAUNCHED, *STATED.values()))
+    if named and not jax.distributed.is_initialized():
         try:
             stated: dict[str, Any] = {name: int(os.environ[key]) for name, key in STATED.items() if key in os.environ}
             jax.distributed.initialize(**stated, heartbeat_timeout_seconds=TIMEOUT, shutdown_timeout_seconds=TIMEOUT)

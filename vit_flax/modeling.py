@@ -61,8 +61,8 @@ class FlaxViTModule(ViTModule):
             self.pooler = self.pooler_class(**self.common)
 
     def watched(self) -> bool:
-        """Whether a caller may see that the last layer leaves tokens out: what it records, or intercepts."""
-        return intercepted() or (self.scope is not None and bool(self.scope.mutable))
+        """Whether the last layer leaves no tokens out: it is scanned over, or a caller may see it."""
+        return self.scan_layers or intercepted() or (self.scope is not None and bool(self.scope.mutable))
 
     def __call__(
         self,

@@ -98,8 +98,7 @@ class Training(keras.Model):
     def compile(self, optimizer: Any = "rmsprop", loss: Any = None, **kwargs: Any) -> None:
         """Keras's `compile`; without a loss the model's own is trained, whatever was compiled before.
 
-        Warns of losses and metrics that would take a classifier's logits for probabilities, as their names alone ask
-        for.
+        Warns of losses and metrics that would take a classifier's logits for probabilities, as their names alone do.
         Raises ValueError for weights of losses without a loss, and for losses by other names than the main output's.
         """
         loss = _only(loss, "Losses", self.main_name)
@@ -379,6 +378,8 @@ class Served(keras.Model):
 
 def _of_probabilities(given: Any, of: Any) -> str | None:
     """The class of a loss or metric of Keras, or of its name, that takes probabilities where it can take logits."""
+    if str(given).lower() in ("crossentropy", "ce"):  # as Keras calls that which fits the labels
+        return "SparseCategoricalCrossentropy"
     try:
         found = of.get(given) if isinstance(given, str) else given
     except ValueError:  # a name such as "acc", which `compile` knows, or nobody

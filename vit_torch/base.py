@@ -252,10 +252,10 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         lost = [name for name in table if name not in read_again]
         if computed := [name for name in lost if _is_computed(name, state)]:
             raise ValueError(
-                f"{len(computed)} parameters are computed from others by a parametrization or a pruning: "
-                f"{', '.join(computed[:8])}. Make them weights first, by "
-                'torch.nn.utils.parametrize.remove_parametrizations(layer, "weight"), or '
-                'torch.nn.utils.prune.remove(layer, "weight"). Then save again.'
+                f"{len(computed)} parameters are computed from others by a parametrization, a norm or a pruning: "
+                f"{', '.join(computed[:8])}. Make them weights first, by what is for it in torch.nn.utils: "
+                'parametrize.remove_parametrizations(layer, "weight"), prune.remove(layer, "weight"), '
+                "remove_weight_norm(layer) or remove_spectral_norm(layer). Then save again."
             )
         if lost:
             raise ValueError(

@@ -46,7 +46,9 @@ SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".
 _SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}(\.\w+)$")
 _FLAX_CHECKPOINT = re.compile(r"checkpoint_\d+")  # as flax.training.checkpoints names them
 # What transformers' Trainer and accelerate save beside weights.
-_OF_TRAINERS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state|random_states)(_\d+)?\.")
+_OF_TRAINERS = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|sampler|dl_state_dict|rng_state|random_states)(_\d+)?\."
+)
 # Folders that another library alone reads: files in them, its name, and what to do.
 _SHARED_OUT = (
     (
@@ -79,6 +81,10 @@ _PARTS_OF_MODELS = (
         r"\.(SCB|weight_format|qweight|qzeros|weight_(scale|scale_inv|packed)|zero_point)$"
         r"|\.weight\.(absmax|quant_map|quant_state)\b",
         "what a quantised layer is made of: load it with the library that quantised it, and save it dequantised",
+    ),
+    (
+        r"\.(weight|bias)_(orig|mask)$",
+        'what a pruning computes weights of: end it by torch.nn.utils.prune.remove(layer, "weight"), and save again',
     ),
 )
 _prepare = partial(renamed_head, place="classifier", name="classifier")  # for Hugging Face's names
@@ -384,7 +390,7 @@ def _canonical(
             "Pass head='drop' for the model below it."
         )
     if unknown.keys() - in_head and not ignore_unknown:
-        if len(unknown.keys() - in_head) > len(matched):
+        if len(unknown.keys() - in_head) > len(matched) and not any(layer for _, layer in matched.values()):
             raise ValueError(_no_vit(path, tensors, "few"))
         raise ValueError(
             f"{path} holds what no ViT of {fmt.title} has: {', '.join(sorted(unknown.keys() - in_head)[:8])}. Pass "

@@ -59,6 +59,7 @@ __all__ = [
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
+_KEYS_OF_MODELS = {"model_type", "architecture", "registered_name"}  # in what transformers, timm and Keras say of one
 
 # return_tensors: the module, its function that takes a NumPy array, and the extra that installs it
 _FRAMEWORKS = {
@@ -297,7 +298,7 @@ class ViTImageProcessor:
     def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
         """The processor in a `preprocessor_config.json`, old or new. Raises OSError, or ValueError naming the file."""
         values = read_json_object(Path(path))
-        if {"model_type", "architecture"} & values.keys() and not any(values.get(key) for key in _TYPE_KEYS):
+        if not any(values.get(key) for key in _TYPE_KEYS) and not _KEYS_OF_MODELS.isdisjoint(values):
             raise ValueError(f"{path} is a model's configuration, no processor's: pass its folder.")
         with blaming(path):
             return cls.from_dict(values)

@@ -248,6 +248,11 @@ def _check_model(model: Any, wanted: Exported) -> None:
         )
     if getattr(getattr(model, "module", None), "scan_layers", False):
         raise ValueError("A model with scan_layers=True is not exported: load it without, its weights are the same.")
+    if wanted.any_size and config.position_kernel == "hf-4.44":
+        raise ValueError(
+            "position_kernel='hf-4.44' leaves positions alone at the model's own size, which a file for any size can't "
+            "tell: leave size out of dynamic."
+        )
     if config.dtype == "bfloat16":
         raise ValueError("Exported files hold no bfloat16: load the model in float32.")
 

@@ -243,10 +243,12 @@ def _from_csv(source: Path) -> tuple[list[tuple[Path, str]], list[str]]:
             rows.append((source.parent / row["file"].rstrip(), (row["label"] or "").strip()))
         else:
             problems.append(f"line {reader.line_num} of {source} has no file")
-    labels: dict[Path, dict[str, None]] = {}
+    labels: dict[Path, set[str]] = {}
     for path, label in rows:
-        labels.setdefault(path, {})[label] = None
-    several = [f"{path} has the labels {' and '.join(given)}" for path, given in labels.items() if len(given) > 1]
+        labels.setdefault(path, set()).update([label] if label else [])
+    several = [
+        f"{path} has the labels {' and '.join(sorted(given))}" for path, given in labels.items() if len(given) > 1
+    ]
     if not several and (again := len(rows) - len(labels)):
         print(f"{source}: {again} lines repeat a file, which may be trained on and held out at once.")
     return rows, problems + [f"{path} has no label" for path, label in rows if not label] + several
