@@ -378,7 +378,7 @@ class Served(keras.Model):
 
 def _of_probabilities(given: Any, of: Any) -> str | None:
     """The class of a loss or metric of Keras, or of its name, that takes probabilities where it can take logits."""
-    if str(given).lower() in ("crossentropy", "ce"):  # as Keras calls that which fits the labels
+    if isinstance(given, str) and given.lower() in ("crossentropy", "ce"):  # as Keras calls that which fits the labels
         return "SparseCategoricalCrossentropy"
     try:
         found = of.get(given) if isinstance(given, str) else given

@@ -19,7 +19,7 @@ from vit_core.position import bilinear_matrix, relative_position_index
 from vit_torch.attention import additive_bias
 from vit_torch.backbone import ViTBackbone
 from vit_torch.base import ViTPreTrainedModel
-from vit_torch.embeddings import weight
+from vit_torch.embeddings import has_own_grid, weight
 from vit_torch.encoder import (
     ViTAttention,
     ViTDropPath,
@@ -163,7 +163,7 @@ class BeitEncoder(ViTEncoder):
         (height, width), source = calls.grid(size, self.config), self.config.grid
         rows, columns = (torch.arange(n, device=device) for n in (height, width))
         index = relative_position_index(rows, columns, height, width, torch)
-        if not interpolate or calls.has_own_grid(size, self.config):
+        if not interpolate or has_own_grid(size, self.config):
             return BeitPositions(index, None, bias)
         resize = (
             bilinear_matrix(

@@ -82,7 +82,7 @@ class ViTEmbeddings(nn.Module):
 
 def resized_positions(table: Tensor, size: Sequence[int], config: ViTConfig) -> Tensor:
     """Position embeddings (1, S, D) for an image of `size`, height x width; rows before the patches' are untouched."""
-    if calls.has_own_grid(size, config):
+    if has_own_grid(size, config):
         return table
     source, target, first = config.grid, calls.grid(size, config), config.position_prefix
     wide = torch.promote_types(table.dtype, torch.float32)
@@ -99,6 +99,15 @@ def resized_positions(table: Tensor, size: Sequence[int], config: ViTConfig) -> 
     grid = (rows @ table[0, first:].to(wide).reshape(source[0], -1)).reshape(-1, source[1], table.shape[2])
     patches = (columns @ grid).flatten(0, 1)[None].to(table.dtype)
     return torch.cat([table[:, :first], patches], dim=1)
+
+
+def has_own_grid(size: Sequence[int], config: ViTConfig) -> bool:
+    """`calls.has_own_grid`; of a size that torch.compile leaves open it is not known, and asking would fix it."""
+    if not torch.compiler.is_dynamo_compiling():
+        return calls.has_own_grid(size, config)
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return all(statically_known_true(n == own) for n, own in zip(calls.grid(size, config), config.grid, strict=True))
 
 
 def weight(config: ViTConfig, name: str) -> nn.Parameter:
