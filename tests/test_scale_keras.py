@@ -215,7 +215,9 @@ def test_a_wrong_start_says_how(pictures: Path, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match="--parallel none, and TF_CONFIG names worker"):
         finetune(pictures, tmp_path)
     for config, expected in (
-        ("{cluster}", "TF_CONFIG is not valid JSON: Expecting property name"),
+        ("{cluster}", "TF_CONFIG must be JSON like .*: Expecting property name"),
+        ("null", "TF_CONFIG must be JSON like"),
+        ('{"cluster": {"worker": "127.0.0.1:1"}}', "TF_CONFIG must be JSON like .*: The tasks for job 'worker' must"),
         ('{"cluster": {"worker": ["127.0.0.1:1"]}}', "got the type None and the index None"),
         (
             '{"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, "task": {"type": "worker", "index": 2}}',

@@ -284,9 +284,8 @@ def test_parts_of_a_model_are_named(tmp_path: Path) -> None:
         "FSDP's shard of flattened .*FULL_STATE_DICT": ({"_fsdp_wrapped_module._flat_param": torch.ones(9)},),
         "that shared it out, .*zero_to_fp32": ({n: t[:0].flatten() for n, t in state.items()},),
         "what a quantised layer is made of: .*save it dequantised": (
-            state | {f"{query}.SCB": torch.ones(4)},
+            *(state | {f"{query}.{n}": torch.ones(4)} for n in ("SCB", "qweight", "weight_scale_inv", "weight_packed")),
             state | {f"{query}.weight.quant_state.bitsandbytes__nf4": torch.ones(4)},
-            state | {f"{query}.qweight": torch.ones(4)},
         ),
         "what a pruning computes weights of: .*prune.remove": (
             state | {"classifier.weight_orig": torch.ones(4), "classifier.weight_mask": torch.ones(4)},
@@ -553,6 +552,18 @@ def test_googles_names_in_a_train_state_of_flax(tmp_path: Path, name: str) -> No
         (tmp_path / "m.msgpack").write_bytes(serialization.to_bytes(content))
         found = read(tmp_path / "m.msgpack")
         assert (found.format, bits(found)) == (name, bits(read(source)))
+
+
+@pytest.mark.parametrize("name", ["google", "big_vision"])
+def test_what_googles_trainings_keep_beside_the_model(tmp_path: Path, name: str) -> None:
+    source = FORMATS / name / "model.npz"
+    with np.load(source) as file:
+        state = dict(file)
+    beside = ("opt/0/mu/head/kernel", "chrono/accum_train_time", "opt_state/0/count", "optimizer/mu/kernel")
+    np.savez(tmp_path / "m.npz", **state, **dict.fromkeys(beside, np.ones(2)))
+    found = read(tmp_path / "m.npz")
+    assert (found.format, found.unknown, bits(found)) == (name, {}, bits(read(source)))
+    assert all(any(reason in note for note in found.notes) for reason in ("optimizer's state", "clock of a training"))
 
 
 def test_names_of_flax_in_an_npz(tmp_path: Path) -> None:

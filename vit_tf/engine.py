@@ -73,19 +73,22 @@ def processes(settings: Settings) -> Iterator[Place]:
         raise ValueError(f"--parallel must be one of {', '.join(PARALLEL)}, got {settings.parallel}.")
     cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
     try:
-        tasks = cluster.cluster_spec().as_dict()
-    except ValueError as error:
-        raise ValueError(f"TF_CONFIG is not valid JSON: {error}.") from error
+        tasks, task_type, task_id = cluster.cluster_spec().as_dict(), cluster.task_type, cluster.task_id
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            'TF_CONFIG must be JSON like {"cluster": {"worker": ["HOST:PORT", ...]}, "task": {"type": "worker", '
+            f'"index": 0}}}}: {error}.'
+        ) from error
     if (set(tasks) == {"worker"}) != (settings.parallel == "multiworker") or set(tasks) - {"worker"}:
         raise ValueError(
             f"--parallel {settings.parallel}, and TF_CONFIG names {', '.join(tasks) or 'no task'}: multiworker needs "
             "it in the environment of every process, with tasks of the type worker alone; none and mirrored go without."
         )
     others = len(tasks.get("worker", [])) - 1
-    if tasks and (cluster.task_type != "worker" or cluster.task_id not in range(others + 1)):
+    if tasks and (task_type != "worker" or task_id not in range(others + 1)):
         raise ValueError(
             'TF_CONFIG must name the task of this process, "task": {"type": "worker", "index": 0}, with an index up '
-            f"to {others}: got the type {cluster.task_type!r} and the index {cluster.task_id!r}."
+            f"to {others}: got the type {task_type!r} and the index {task_id!r}."
         )
     strategies = {"none": tf.distribute.get_strategy, "mirrored": tf.distribute.MirroredStrategy}
     strategy = strategies.get(settings.parallel, tf.distribute.MultiWorkerMirroredStrategy)()
@@ -95,7 +98,7 @@ def processes(settings: Settings) -> Iterator[Place]:
     try:
         with strategy.scope():
             keras.utils.set_random_seed(settings.seed)  # from which layers that drop something draw their own
-            yield Place(strategy, cluster.task_id or 0, len(tasks.get("worker", [0])))
+            yield Place(strategy, task_id or 0, len(tasks.get("worker", [0])))
     except tf.errors.UnavailableError as error:
         raise SystemExit(
             f"Another process of this training was lost: {error.message.splitlines()[0]}\n"
