@@ -12,6 +12,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, overload
 
@@ -387,6 +388,7 @@ class ViTConfig:
             )
 
     @classmethod
+    @cache
     def fields(cls) -> tuple[str, ...]:
         """The names of the fields that make an architecture: what the class, down to its member's, is made with."""
         found: list[str] = []

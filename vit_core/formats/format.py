@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +76,19 @@ class Format:
         found: dict[str, tuple[Rule, str]] = {}
         left: dict[str, str] = {}
         for name in tensors:
-            rule = next(((r, layer) for r in self.rules if (layer := r.layer_of(name)) is not None), None)
-            if rule is not None:
+            if rule := self.rule_of(name):
                 found[name] = rule
             elif reason := first_match(self.left_out, name):
                 left[name] = reason
         return found, left
+
+    @cached_property
+    def rule_of(self) -> Callable[[str], tuple[Rule, str] | None]:
+        """The rule and the layer of a name; None where it has none. Looked up once: prefixes and members are tried."""
+        rules = self.rules
+        return lru_cache(1 << 12)(
+            lambda name: next(((rule, layer) for rule in rules if (layer := rule.layer_of(name)) is not None), None)
+        )
 
     @property
     def has_head_axis(self) -> bool:
@@ -134,6 +142,7 @@ class Format:
 FOLD = "pass fold_layer_scale=True to multiply its layer scales into the layers before them, which rounds"
 
 
+@lru_cache(1 << 12)
 def first_match(patterns: tuple[tuple[str, str], ...], name: str) -> str | None:
     """The reason that stands beside the first pattern that a name matches."""
     return next((reason for pattern, reason in patterns if re.search(pattern, name)), None)
