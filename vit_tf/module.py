@@ -118,7 +118,8 @@ class Builder:
 
 
 def _built(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
-    layer.build(input_shape)
+    with tf.name_scope(""):  # TensorFlow compiles a kernel for each new name: those of a layer serve in every block
+        layer.build(input_shape)
     return layer
 
 
