@@ -554,7 +554,7 @@ def test_flags_of_another_method(flags: dict[str, Any], words: str, tmp_path: Pa
 
 def test_an_mae_is_begun_with_the_sizes_of_a_vit(pictures: Path, tmp_path: Path) -> None:
     need("torch")
-    with pytest.raises(ValueError, match="is no MAE's, whose decoder --method mae trains: pass --scratch"):
+    with pytest.raises(ValueError, match=r"is no MAE's, whose .* trains: pass --model with an MAE's, or --scratch"):
         settings_of("torch", "pretrain", pictures, tmp_path, method="mae")
 
 

@@ -219,8 +219,8 @@ def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
         return None, changes
     if not settings.scratch:
         raise ValueError(
-            f"--model {settings.model} is no MAE's, whose decoder --method mae trains: pass --scratch to take its "
-            "sizes alone."
+            f"--model {settings.model} is no MAE's, whose decoder --method mae trains: pass --model with an MAE's, or "
+            "--scratch to begin anew with the sizes of this one."
         )
     taken = {name: getattr(stored, name) for name in ViTMAEConfig.fields() if hasattr(stored, name)}
     return ViTMAEConfig(**{"norm_pix_loss": True, **taken}), changes
