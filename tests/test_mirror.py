@@ -41,6 +41,7 @@ TORCH_FILES = {
     "dalle.py": "DALL-E's encoder, computed in PyTorch whatever the framework",
     "devices.py": "PyTorch alone places models where it is told",
     "onnx_int8.py": "ONNX Runtime's quantiser of the files that PyTorch writes",
+    "saving.py": "modules of PyTorch can be replaced, wrapped and quantised in many ways that no file can hold",
 }
 OWN_CLASSES = {
     "tf": {"ViTDecoder": "a sequence of two, which in torch is an nn.Sequential"},

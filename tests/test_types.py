@@ -42,6 +42,8 @@ pixels: {tensor} = inputs["pixel_values"]
 output = model(**inputs)
 logits = output.logits
 states = model(pixels, output_hidden_states=True).hidden_states
+vector = model.features(pixels, pool="mean")
+vectors = model.features(pixels, layers=(-2, -1))
 model.save_pretrained("copy")
 saved = processor.save_pretrained("copy")
 found = AutoModelForImageClassification.from_pretrained("copy")
@@ -61,7 +63,8 @@ DIALECTS: dict[str, dict[str, str]] = {
 TYPES = {
     "pictures": "list[str]", "processor": "ViTImageProcessor", "model": "{P}ViTForImageClassification",
     "again": "{P}ViTForImageClassification", "report": "LoadReport", "inputs": "BatchFeature", "pixels": "{T}",
-    "output": "ImageClassifierOutput[{T}]", "logits": "{T}", "states": "tuple[{T}, ...] | None", "saved": "list[str]",
+    "output": "ImageClassifierOutput[{T}]", "logits": "{T}", "states": "tuple[{T}, ...] | None",
+    "vector": "{T}", "vectors": "tuple[{T}, ...]", "saved": "list[str]",
     "found": "{P}ViTForImageClassification", "config": "ViTConfig", "unused": "dict[str, Any]",
     "classifier": "ImageClassificationPipeline", "label": "str", "score": "float", "several": "str",
 }  # fmt: skip

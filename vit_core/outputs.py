@@ -7,9 +7,10 @@ names. Ints and slices give values, as `to_tuple` does.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar
+from functools import wraps
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, Self, TypeVar, cast, overload
 
 from vit_core.pictures.images import shown
 
@@ -78,6 +79,45 @@ class Returns(Protocol[Output]):
     @property
     def output_class(self) -> type[Output]:
         """What its calls return."""
+
+
+class Features(Protocol[Output]):
+    """A model's `features`: of one layer they are a tensor, of several a tuple of them."""
+
+    @overload
+    def __call__(
+        self,
+        pixel_values: Any,
+        layers: int = -1,
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+        **others: Any,
+    ) -> Output: ...
+
+    @overload
+    def __call__(
+        self,
+        pixel_values: Any,
+        layers: Sequence[int],
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+        **others: Any,
+    ) -> tuple[Output, ...]: ...
+
+
+def of_layers(method: Callable[..., tuple[T, ...]]) -> Features[T]:
+    """A method that gives a tensor for each of `layers`, in a tuple, as one that gives that of a single layer alone."""
+
+    @wraps(method)
+    def features(self: Any, pixel_values: Any, layers: int | Sequence[int] = -1, *args: Any, **kwargs: Any) -> Any:
+        found = method(self, pixel_values, layers, *args, **kwargs)
+        return found[0] if isinstance(layers, int) else found
+
+    return cast(Features[T], features)
 
 
 def _pairs(value: Any) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from vit_core.family import DECODER_LAYER, LAYER, has_head
 from vit_core.files.tensor import Tensor, aligned, own
 from vit_core.formats.reading import read
 from vit_core.initialization import draw
-from vit_core.outputs import Output, Returns
+from vit_core.outputs import Output, Returns, of_layers
 from vit_core.params import FLAX, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_flax.attention import choose
@@ -161,6 +161,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         )
         return output if options.return_dict else output.to_tuple()
 
+    @of_layers
     def features(
         self,
         pixel_values: Any,
@@ -170,7 +171,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         normalize: bool = True,
         interpolate_pos_encoding: bool | None = None,
         params: Params | None = None,
-    ) -> Any:
+    ) -> tuple[Array, ...]:
         """Features of pixels (B, C, H, W) after one layer, an array, or after several, a tuple of them.
 
         `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
@@ -180,7 +181,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         Compiled once for each kind of call. Raises ValueError for what does not fit.
         """
         shapes(pixel_values)
-        found = self._run(
+        found: tuple[Array, ...] = self._run(
             params,
             {"pixel_values": pixel_values},
             {},
@@ -191,7 +192,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
             normalize=bool(normalize),
             interpolate_pos_encoding=calls.interpolates(self.config, interpolate_pos_encoding),
         )
-        return found[0] if isinstance(layers, int) else found
+        return found
 
     def rngs(self, inputs: dict[str, Any], dropout_rng: Any, train: bool) -> dict[str, Any]:
         """The keys of a call, by the names that its module draws with. Raises ValueError for one that is missing."""

@@ -19,6 +19,7 @@ from jax import Array
 from vit_core import calls
 from vit_core.config import pair
 from vit_core.family import family_of
+from vit_core.outputs import of_layers
 from vit_flax.activations import activation
 from vit_flax.base import FlaxViTPreTrainedModel, intercepted, shapes
 from vit_flax.embeddings import ViTEmbeddings
@@ -106,6 +107,7 @@ class FlaxViTModule(ViTModule):
         """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
         return self.pooler(x) if self.add_pooling_layer else None
 
+    @of_layers
     def features(
         self,
         pixel_values: Array,
@@ -114,7 +116,7 @@ class FlaxViTModule(ViTModule):
         reshape: bool = False,
         normalize: bool = True,
         interpolate_pos_encoding: bool | None = None,
-    ) -> Any:
+    ) -> tuple[Array, ...]:
         """As those of the wrapper classes; pure, for `module.apply({"params": params}, ..., method="features")`."""
         depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
         interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
@@ -128,8 +130,7 @@ class FlaxViTModule(ViTModule):
         states = self.encoder(x, None, bias, options).hidden_states
         assert states is not None
         size = self.size_of(pixel_values) if reshape else None
-        found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
-        return found[0] if isinstance(layers, int) else found
+        return tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
 
     def pooled(self, x: Array, pool: str, size: Sequence[int] | None = None, normalize: bool = True) -> Array:
         """What `features` makes of tokens (B, S, D); maps of the patches of an image of `size`, where that is given."""

@@ -117,30 +117,6 @@ class TFViTModel(TFViTPreTrainedModel):
         """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
         return self.pooler(x) if "pooler" in self.parts else None
 
-    def features(
-        self,
-        pixel_values: Tensor,
-        layers: int | Sequence[int] = -1,
-        pool: str | None = None,
-        reshape: bool = False,
-        normalize: bool = True,
-        interpolate_pos_encoding: bool | None = None,
-    ) -> Any:
-        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
-
-        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
-        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
-        all "patches" (B, N, D), as maps with `reshape`, (B, D, h, w) or, where the model was built with channels_last,
-        (B, h, w, D). `normalize` applies the final LayerNorm to each. Layers that are not asked for are not computed.
-        Raises ValueError for what does not fit.
-        """
-        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
-        given = self._named(pixel_values, {"interpolate_pos_encoding": interpolate_pos_encoding})
-        self._check(given)
-        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
-        found = self._features(given["pixel_values"], depths, pool, reshape, normalize, interpolate)
-        return found[0] if isinstance(layers, int) else found
-
     @compiled
     def _features(
         self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
@@ -198,10 +174,6 @@ class TFViTWithHead(TFViTPreTrainedModel):
         options = calls.resolve_options(self.config, *asked)
         asked = (options.output_attentions, options.output_hidden_states, True, options.tokens)
         return options, self.base_model(*inputs, *asked, training=training)
-
-    def features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Those of the trunk; see `TFViTModel.features`."""
-        return self.base_model.features(pixel_values, *args, **kwargs)
 
     def answer(self, options: calls.Options, trunk: BaseModelOutputWithPooling, **found: Any) -> Any:
         """The output of what the head has found, as the call asks for it."""

@@ -125,34 +125,15 @@ class ViTModel(ViTPreTrainedModel):
         """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
         return self.pooler(x) if self.pooler is not None else None
 
-    def features(
-        self,
-        pixel_values: Tensor,
-        layers: int | Sequence[int] = -1,
-        pool: str | None = None,
-        reshape: bool = False,
-        normalize: bool = True,
-        interpolate_pos_encoding: bool | None = None,
-    ) -> Any:
-        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
-
-        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
-        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
-        all "patches" (B, N, D), as maps (B, D, h, w) with `reshape`. `normalize` applies the final LayerNorm to each.
-        Layers that are not asked for are not computed. Raises ValueError for what does not fit.
-        """
-        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
-        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
-        given = shapes(pixel_values, None, None, None)
-        calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
-
-        x = self.embeddings(pixel_values, None, interpolate)
-        bias = self.encoder.score_bias(None, x.dtype, pixel_values.shape[2:], interpolate)
+    def _features(
+        self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
+    ) -> tuple[Tensor, ...]:
+        x = self.embeddings(pixels, None, interpolate)
+        bias = self.encoder.score_bias(None, x.dtype, pixels.shape[2:], interpolate)
         options = calls.features_options(self.config, depths, pool, self._watched_after(max(depths)))
         states = self.encoder(x, None, bias, options).hidden_states
-        size = pixel_values.shape[2:] if reshape else None
-        found = tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
-        return found[0] if isinstance(layers, int) else found
+        size = pixels.shape[2:] if reshape else None
+        return tuple(self.pooled(states[i], pool, size, normalize) for i in depths)
 
     def pooled(self, x: Tensor, pool: str, size: Sequence[int] | None = None, normalize: bool = True) -> Tensor:
         """What `features` makes of tokens (B, S, D); maps of the patches of an image of `size`, where that is given."""
@@ -206,10 +187,6 @@ class ViTWithHead(ViTPreTrainedModel):
         options = calls.resolve_options(self.config, *asked, self.base_model.watched())
         asked = (options.output_attentions, options.output_hidden_states, True, options.tokens)
         return options, self.base_model(*inputs, *asked)
-
-    def features(self, pixel_values: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Those of the trunk; see `ViTModel.features`."""
-        return self.base_model.features(pixel_values, *args, **kwargs)
 
     def answer(self, options: calls.Options, trunk: BaseModelOutputWithPooling, **found: Any) -> Any:
         """The output of what the head has found, as the call asks for it."""
