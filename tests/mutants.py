@@ -593,8 +593,8 @@ MUTANTS = (
     Mutant(
         "flax: the layers do without BEiT's shared bias",
         "vit_flax/beit.py",
-        "BeitPositions(positions.rows, positions.resize, shared(positions))",
-        "BeitPositions(positions.rows, positions.resize, bias)",
+        "(*positions[:2], shared(positions))",
+        "(*positions[:2], bias)",
         golden("flax", "sdpa-beit_mim"),
     ),
     Mutant(

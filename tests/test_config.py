@@ -117,6 +117,14 @@ def test_runtime_choices_are_not_written() -> None:
     assert "attn_implementation" not in ViTConfig(attn_implementation="eager").to_dict()
 
 
+def test_what_a_model_was_loaded_from_is_no_field_of_it() -> None:
+    """Under both names, as the files of older versions of transformers say it."""
+    config = ViTConfig.from_dict({"_name_or_path": "org/name"})
+    assert config.name_or_path == config._name_or_path == config.copy().name_or_path == "org/name"
+    assert config == ViTConfig()
+    assert config.to_dict() == ViTConfig().to_dict()
+
+
 def test_unused_overrides(tmp_path: Path) -> None:
     ViTConfig(hidden_size=36, num_attention_heads=4).save_pretrained(tmp_path)
     config, unused = ViTConfig.from_pretrained(tmp_path, return_unused_kwargs=True, hidden_size=48, colour="red")

@@ -385,6 +385,7 @@ def test_importing_and_using_it_imports_no_framework() -> None:
 def test_batch_feature() -> None:
     feature = BatchFeature(pixel_values=np.zeros(3))
     assert feature.pixel_values is feature["pixel_values"] is dict(**feature)["pixel_values"]
+    assert feature.data["pixel_values"] is feature.pixel_values
     with pytest.raises(AttributeError, match="labels"):
         _ = feature.labels
     with pytest.raises(TypeError, match='return_tensors="pt"'):

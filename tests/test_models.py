@@ -455,6 +455,15 @@ def test_parts_are_called_as_transformers_are(backend: Any) -> None:
         assert_close(numbers(trunk.pooler(normed)), expected.pooler_output, SAME)
 
 
+@pytest.mark.parametrize("cls", ["Dinov2Model", "Dinov2WithRegistersModel"])
+def test_embeddings_resize_positions_as_their_model_does(cls: str, backend: Any) -> None:
+    """Without being asked, where it does so: by themselves as in it."""
+    model = backend.build(cls, config_for(cls, **TINY), dtype="float64", seed=0)
+    px = pixels(ViTConfig(**{**TINY, "image_size": 24}), dtype="float64")
+    expected = backend.call(model, pixel_values=px, output_hidden_states=True).hidden_states[0]
+    assert_close(numbers(backend.trunk(model)[0].embeddings(backend.tensor(px))), expected, SAME)
+
+
 def numbers(tensor: Any) -> np.ndarray:
     return np.asarray(tensor.detach().cpu() if hasattr(tensor, "detach") else tensor)
 

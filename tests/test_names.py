@@ -86,7 +86,7 @@ def test_a_model_is_made_of_a_configuration(backend: Any, given: Any) -> None:
 def test_the_first_argument_by_its_name(backend: Any) -> None:
     package = backend.package
     model = classifier(backend)
-    assert model.name_or_path == str(CLS)
+    assert model.name_or_path == model.config.name_or_path == str(CLS)
     for cls in (package.AutoModelForImageClassification, package.ViTConfig):
         cls.from_pretrained(pretrained_model_name_or_path=CLS)
     assert package.AutoImageProcessor.from_pretrained(pretrained_model_name_or_path=DIGITS)

@@ -35,6 +35,11 @@ def build(cls: str = "ViTForImageClassification", **changes: Any) -> Any:
     return getattr(vit_torch, cls)(CONFIG.copy(**changes), seed=0).eval().double()
 
 
+def of_member(cls: str) -> Any:
+    """A model of any member, as `build` makes ViT's."""
+    return getattr(vit_torch, cls)(config_for(cls, **TINY), seed=0).eval().double()
+
+
 def pixels(batch: int = 2, size: tuple[int, int] = (16, 16)) -> Any:
     drawn = np.random.default_rng(0).standard_normal((batch, 3, *size))
     return torch.from_numpy(drawn).to(torch.get_default_device())
@@ -306,6 +311,38 @@ def test_layers_with_the_signature_of_transformers() -> None:
         layer.attention = Layer(layer.attention)
     model.vit.encoder.layer[0] = Layer(model.vit.encoder.layer[0])
     assert_close(model(pixels(), head_mask=mask).logits, build()(pixels(), head_mask=mask).logits, SAME)
+
+
+@pytest.mark.parametrize("cls", ["ViTModel", "BeitModel"])
+def test_hooks_build_anew_what_layers_are_given(cls: str) -> None:
+    """As libraries do that copy or detach it: a tuple of the same kind, of what was in the other."""
+
+    def anew(value: Any) -> Any:
+        return type(value)([anew(each) for each in value]) if isinstance(value, tuple) else value
+
+    model = of_member(cls)
+    expected = model(pixels()).last_hidden_state
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda _, given: anew(given))
+    assert_close(model(pixels()).last_hidden_state, expected, SAME)
+
+
+@pytest.mark.parametrize("cls", ["ViTForMaskedImageModeling", "DeiTModel", "BeitModel", "BeitBackbone",
+                                 "Dinov2WithRegistersModel", "ViTMAEForPreTraining"])  # fmt: skip
+def test_parameters_come_when_they_are_used(cls: str) -> None:
+    """As accelerate's offloading does it: a module's own are on the meta device but in its forward pass."""
+    model = of_member(cls)
+    call = {"pixel_values": pixels(size=(20, 24)), "interpolate_pos_encoding": True}
+    if cls.startswith("ViTMAE"):
+        call["noise"] = torch.rand(2, 30)
+    expected = model(**call)[0]
+    for module in model.modules():
+        own = dict(module.named_parameters(recurse=False))
+        away = {name: torch.nn.Parameter(each.to("meta")) for name, each in own.items()}
+        module._parameters.update(away)
+        module.register_forward_pre_hook(lambda module, _, own=own: module._parameters.update(own))
+        module.register_forward_hook(lambda module, _, __, away=away: module._parameters.update(away))
+    assert_close(model(**call)[0], expected, SAME)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "export"])
@@ -646,6 +683,24 @@ def test_a_backbone_is_called_with_what_it_knows() -> None:
     call = build("ViTBackbone").forward_with_filtered_kwargs
     output = call(pixels(), output_hidden_states=True, head_mask=None, dilation=2)
     assert (len(output.feature_maps), len(output.hidden_states)) == (1, len(CONFIG.stage_names))
+
+
+def test_a_configuration_of_transformers_can_be_set() -> None:
+    """As its models of an encoder and a decoder do it, before they call their encoder."""
+
+    class Theirs:
+        def to_dict(self) -> dict[str, Any]:
+            return {
+                **CONFIG.to_dict(),
+                "output_attentions": True,
+                "torchscript": False,
+                "transformers_version": "4.57.6",
+            }
+
+    model = build()
+    model.config = Theirs()
+    assert isinstance(model.config, ViTConfig)
+    assert len(model(pixels()).attentions) == 2
 
 
 def test_outputs_are_pytrees() -> None:

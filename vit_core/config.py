@@ -55,8 +55,8 @@ BACKBONE_DEFAULTS: dict[str, Any] = {
 STAGES = {"out_features": "out_indices", "out_indices": "out_features"}  # each says what the other says
 LABELS = ("num_labels", "id2label", "label2id")
 _MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of names
-# Set by a caller, never by a file: how attention is computed is no property of the weights.
-_RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None}
+# Of a model in memory, never written: how attention is computed, and what the model was loaded from.
+_RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None, "name_or_path": ""}
 
 
 _ASKED = {"_commit_hash": None, "is_encoder_decoder": False}
@@ -156,6 +156,7 @@ class ViTConfig:
     architectures: list[str] | None
     dtype: str | None
     attn_implementation: str | None
+    name_or_path: str
 
     def __init__(
         self,
@@ -186,9 +187,9 @@ class ViTConfig:
         for name, value in fields.items():
             setattr(self, name, value)
         self._check_model_type(kwargs.pop("model_type", self.model_type))
-        if "_attn_implementation" in kwargs:
-            old = kwargs.pop("_attn_implementation")
-            kwargs["attn_implementation"] = kwargs.get("attn_implementation") or old
+        for name in _RUNTIME_DEFAULTS:
+            if (old := kwargs.pop(f"_{name}", None)) is not None:  # the name of transformers
+                kwargs[name] = kwargs.get(name) or old
         if "torch_dtype" in kwargs:
             old = kwargs.pop("torch_dtype")
             kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
@@ -285,6 +286,15 @@ class ViTConfig:
     @_attn_implementation.setter
     def _attn_implementation(self, name: str | None) -> None:
         self.attn_implementation = name
+
+    @property
+    def _name_or_path(self) -> str:
+        """Hugging Face's older name for `name_or_path`."""
+        return self.name_or_path
+
+    @_name_or_path.setter
+    def _name_or_path(self, name: str) -> None:
+        self.name_or_path = name
 
     @property
     def use_return_dict(self) -> bool:
@@ -479,7 +489,7 @@ class ViTConfig:
             *_RUNTIME_DEFAULTS,
             *LABELS,
             "torch_dtype",
-            "_attn_implementation",
+            *(f"_{name}" for name in _RUNTIME_DEFAULTS),
             *merged,
         }
         unused = {k: v for k, v in overrides.items() if k not in known} if return_unused_kwargs else {}
@@ -589,7 +599,9 @@ class ViTConfig:
         return now.keys() == seen.keys() and all(value is seen[name] for name, value in now.items())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ViTConfig) and vars(self) == vars(other)
+        if not isinstance(other, ViTConfig):
+            return False
+        return {**vars(self), "name_or_path": ""} == {**vars(other), "name_or_path": ""}
 
     __hash__ = None  # type: ignore[assignment]  # it is mutable
 

@@ -311,6 +311,7 @@ class PretrainedModel(ABC):
             overrides["position_kernel"] = position_kernel
         overrides["dtype"] = resolve_dtype(dtype if torch_dtype is None else torch_dtype, checkpoint.dtypes)
         used, model_kwargs = cls.config_class.from_dict(vars(config or stored), return_unused_kwargs=True, **overrides)
+        used.name_or_path = str(pretrained_model_name_or_path)
         if unknown := model_kwargs.keys() - (known := cls._arguments()):
             raise TypeError(
                 f"{cls.__name__}.from_pretrained() got unexpected keywords: {', '.join(sorted(unknown))}. They are "
@@ -343,7 +344,7 @@ class PretrainedModel(ABC):
             model = cls.from_tensors(used, tensors, seed, **model_kwargs)
         made = model[0] if isinstance(model, tuple) else model  # Flax's, with the parameters beside it
         report = made.load_additions(checkpoint.by_any_name(), report, strict=not ignore_mismatched_sizes)
-        made.name_or_path = str(pretrained_model_name_or_path)
+        made.name_or_path = used.name_or_path
         made.preprocessor = _fitting(checkpoint.processor, stored, used)
         if output_loading_info:
             return model, report

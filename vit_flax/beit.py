@@ -8,7 +8,7 @@ Parameters stand in the tree of its `modeling_flax_beit`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, overload
+from typing import Any, ClassVar, Literal, overload
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,13 +35,10 @@ from vit_flax.modeling import (
 from vit_flax.module import ViTModule
 from vit_flax.outputs import BeitModelOutputWithPooling, MaskedLMOutput
 
-
-class BeitPositions(NamedTuple):
-    """How the tokens of a call stand to each other, and what every layer adds to its scores beside that."""
-
-    rows: Array  # (S, S), of the tables
-    resize: tuple[Array, Array] | None  # along (height, width), where the tables are of another grid
-    bias: Array | None  # (B or 1, h or 1, S or 1, S)
+# How the tokens of a call stand to each other: rows (S, S) of the tables; what resizes these along (height, width),
+# where they are of another grid; and what every layer adds to its scores beside that, (B or 1, h or 1, S or 1, S). A
+# plain tuple: programs that hook a layer build another one of what is in it.
+BeitPositions = tuple[Array, tuple[Array, Array] | None, Array | None]
 
 
 class BeitRelativePositionBias(ViTModule):
@@ -54,10 +51,10 @@ class BeitRelativePositionBias(ViTModule):
 
     def __call__(self, positions: BeitPositions) -> Array:
         """(B or 1, h, S, S), with the other bias of the positions."""
-        resize = positions.resize
+        rows, resize, beside = positions
         table = self.relative_position_bias_table if resize is None else self.resized(*resize)
-        bias = table.T[:, positions.rows][None].astype(self.dtype)
-        return bias if positions.bias is None else bias + positions.bias
+        bias = table.T[:, rows][None].astype(self.dtype)
+        return bias if beside is None else bias + beside
 
     def resized(self, rows: Array, columns: Array) -> Array:
         """The table for another grid, by one matrix along each axis; the rows with a CLS token are untouched."""
@@ -155,17 +152,17 @@ class BeitEncoder(ViTEncoder):
             return bias
         positions = self.positions(size, interpolate, bias)
         if shared is not None:
-            positions = BeitPositions(positions.rows, positions.resize, shared(positions))
-        return positions if own else positions.bias
+            positions = (*positions[:2], shared(positions))
+        return positions if own else positions[2]
 
     def positions(self, size: Sequence[int], interpolate: bool, bias: Array | None) -> BeitPositions:
         """How the tokens of an image of `size`, height x width, stand to each other."""
         (height, width), source = calls.grid(size, self.config), self.config.grid
         index = relative_position_index(jnp.arange(height), jnp.arange(width), height, width, jnp)
         if not interpolate or calls.has_own_grid(size, self.config):
-            return BeitPositions(index, None, bias)
+            return index, None, bias
         rows, columns = (resizing(2 * s - 1, 2 * t - 1) for s, t in zip(source, (height, width), strict=True))
-        return BeitPositions(index, (rows, columns), bias)
+        return index, (rows, columns), bias
 
 
 def resizing(source: int, target: Any) -> Array:

@@ -68,7 +68,7 @@ class ViTEmbeddings(ViTModule):
         self,
         pixel_values: Array,
         bool_masked_pos: Array | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool | None = None,
         train: bool = False,
     ) -> Array:
         x = self.patch_embeddings(pixel_values)
@@ -78,7 +78,7 @@ class ViTEmbeddings(ViTModule):
         tokens = [expanded(getattr(self, name), x) for name in self.config.tokens]
         x = jnp.concatenate([*tokens, x], axis=1)  # (B, S, D)
         if (table := self.position_embeddings) is not None:
-            if interpolate_pos_encoding:
+            if calls.interpolates(self.config, interpolate_pos_encoding):
                 table = resized_positions(table, self.size_of(pixel_values), self.config)
             x = x + table.astype(x.dtype)
         if self.register_tokens is not None:

@@ -8,7 +8,7 @@ paths of its `modeling_flax_beit`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -28,16 +28,10 @@ from vit_tf.modeling import TFViTForImageClassification, TFViTModel, TFViTWithHe
 from vit_tf.module import ViTModule
 from vit_tf.outputs import BeitModelOutputWithPooling, MaskedLMOutput
 
-
-class BeitPositions(NamedTuple):
-    """How the tokens of a call stand to each other, and what every layer adds to its scores beside that.
-
-    Tensors of integers are what a layer's dtype policy leaves as they are: matrices that resize it would round.
-    """
-
-    rows: Tensor  # (S, S), of the tables
-    resize: tuple[Tensor, Tensor] | None  # to this grid, (height, width), where the tables are of another
-    bias: Tensor | None  # (B or 1, h or 1, S or 1, S)
+# How the tokens of a call stand to each other: rows (S, S) of the tables; the grid (height, width) to resize these to,
+# where they are of another; and what every layer adds to its scores beside that, (B or 1, h or 1, S or 1, S). Tensors
+# of integers are what a layer's dtype policy leaves as they are: matrices that resize it would round.
+BeitPositions = tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]
 
 
 class BeitRelativePositionBias(ViTModule):
@@ -52,11 +46,11 @@ class BeitRelativePositionBias(ViTModule):
 
     def call(self, positions: BeitPositions) -> Tensor:
         """(B or 1, h, S, S), with the other bias of the positions."""
-        resize, table = positions.resize, self.relative_position_bias_table.value
+        (rows, resize, beside), table = positions, self.relative_position_bias_table.value
         # A reshape to its own shape: its gradient is dense, where that of a gather alone is a tf.IndexedSlices.
         table = tf.reshape(table, table.shape) if resize is None else self.resized(*resize)
-        bias = tf.transpose(tf.gather(tf.cast(table, self.compute_dtype), positions.rows), (2, 0, 1))[None]
-        return bias if positions.bias is None else bias + positions.bias
+        bias = tf.transpose(tf.gather(tf.cast(table, self.compute_dtype), rows), (2, 0, 1))[None]
+        return bias if beside is None else bias + beside
 
     def resized(self, height: Tensor, width: Tensor) -> Tensor:
         """The table for another grid, by one matrix along each axis; the rows with a CLS token are untouched."""
@@ -171,16 +165,16 @@ class BeitEncoder(ViTEncoder):
             return bias
         positions = self.positions(self.size_of(pixel_values), interpolate, bias)
         if shared is not None:
-            positions = BeitPositions(positions.rows, positions.resize, shared(positions))
-        return positions if own else positions.bias
+            positions = (*positions[:2], shared(positions))
+        return positions if own else positions[2]
 
     def positions(self, size: Sequence[Any], interpolate: bool, bias: Tensor | None) -> BeitPositions:
         """How the tokens of an image of `size`, height x width, stand to each other."""
         height, width = calls.grid(size, self.config)
         index = relative_position_index(tf.range(height), tf.range(width), height, width, ops)
         if not interpolate or calls.has_own_grid(size, self.config):
-            return BeitPositions(index, None, bias)
-        return BeitPositions(index, (tf.convert_to_tensor(height), tf.convert_to_tensor(width)), bias)
+            return index, None, bias
+        return index, (tf.convert_to_tensor(height), tf.convert_to_tensor(width)), bias
 
 
 class BeitPooler(ViTModule):

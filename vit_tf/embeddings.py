@@ -61,11 +61,11 @@ class ViTEmbeddings(ViTModule):
         self,
         pixel_values: Tensor,
         bool_masked_pos: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
+        interpolate_pos_encoding: bool | None = None,
         training: bool = False,
     ) -> Tensor:
-        size = self.size_of(pixel_values)
-        if not interpolate_pos_encoding:
+        size, interpolate = self.size_of(pixel_values), calls.interpolates(self.config, interpolate_pos_encoding)
+        if not interpolate:
             pixel_values = checked_size(pixel_values, size, self.config)
         x = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
@@ -75,7 +75,7 @@ class ViTEmbeddings(ViTModule):
         x = tf.concat([*tokens, x], axis=1)  # (B, S, D)
         if self.position_embeddings is not None:
             table = self.position_embeddings.value
-            x = x + tf.cast(resized_positions(table, size, self.config) if interpolate_pos_encoding else table, x.dtype)
+            x = x + tf.cast(resized_positions(table, size, self.config) if interpolate else table, x.dtype)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = tf.concat([x[:, :first], repeated(self.register_tokens, batch, x.dtype), x[:, first:]], axis=1)

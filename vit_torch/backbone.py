@@ -53,7 +53,7 @@ class ViTBackbone(ViTModel, Backbone):
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
 
         x = self.embeddings(pixel_values, None, interpolate)
-        bias = self.encoder.score_bias(None, x.dtype, pixel_values.shape[2:], interpolate)
+        bias = self.encoder.score_bias(None, x.dtype, pixel_values, interpolate)
         encoded = self.encoder(x, None, bias, calls.backbone_options(self.config, options))
         assert encoded.hidden_states is not None
         pool = "patches" if self.config.reshape_hidden_states else "tokens"

@@ -68,6 +68,12 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         self._parts = parts
         self.register_load_state_dict_pre_hook(_accept_new_names)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As any module's; a configuration of transformers, as its models of two give their parts one, is read."""
+        if name == "config" and not isinstance(value, ViTConfig) and hasattr(value, "to_dict"):
+            value = self.config_class.from_dict(value.to_dict())
+        super().__setattr__(name, value)
+
     if TYPE_CHECKING:
 
         @overload

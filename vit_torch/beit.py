@@ -6,8 +6,7 @@ transformers 4.57.6, whose modules it has, but for grids that are not square: ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +35,10 @@ from vit_torch.losses import visual_token_loss
 from vit_torch.modeling import ViTForImageClassification, ViTModel, ViTWithHead
 from vit_torch.outputs import BeitModelOutputWithPooling, MaskedLMOutput
 
-
-class BeitPositions(NamedTuple):
-    """How the tokens of a call stand to each other, and what every layer adds to its scores beside that."""
-
-    rows: Tensor  # (S, S), of the tables
-    resize: tuple[Tensor, Tensor] | None  # along (height, width), where the tables are of another grid
-    bias: Tensor | None  # (B or 1, h or 1, S or 1, S)
+# How the tokens of a call stand to each other: rows (S, S) of the tables; what resizes these along (height, width),
+# where they are of another grid; and what every layer adds to its scores beside that, (B or 1, h or 1, S or 1, S). A
+# plain tuple: programs that hook a layer build another one of what is in it.
+BeitPositions = tuple[Tensor, tuple[Tensor, Tensor] | None, Tensor | None]
 
 
 class BeitRelativePositionBias(nn.Module):
@@ -54,10 +50,11 @@ class BeitRelativePositionBias(nn.Module):
 
     def forward(self, positions: BeitPositions) -> Tensor:
         """(B or 1, h, S, S), with the other bias of the positions."""
-        tokens, resize = positions.rows.shape[0], positions.resize
+        rows, resize, beside = positions
+        tokens = rows.shape[0]
         table = self.relative_position_bias_table if resize is None else self.resized(*resize)
-        bias = table.t().index_select(1, positions.rows.flatten()).view(1, -1, tokens, tokens)
-        return bias if positions.bias is None else bias + positions.bias
+        bias = table.t().index_select(1, rows.flatten()).view(1, -1, tokens, tokens)
+        return bias if beside is None else bias + beside
 
     def resized(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The table for another grid, by one matrix along each axis; the rows with a CLS token are untouched."""
@@ -145,26 +142,26 @@ class BeitEncoder(ViTEncoder):
         self.relative_position_bias = BeitRelativePositionBias(config, SHARED_POSITION_BIAS) if shared else None
 
     def score_bias(
-        self, attention_mask: Tensor | None, dtype: torch.dtype, size: Sequence[int], interpolate: bool
+        self, attention_mask: Tensor | None, dtype: torch.dtype, pixel_values: Tensor, interpolate: bool
     ) -> Any:
         """As ViT's, with the shared relative position bias; `BeitPositions` where each layer has a bias of its own."""
         own, shared = self.config.use_relative_position_bias, self.relative_position_bias
         bias = additive_bias(attention_mask, dtype)
         if not own and shared is None:
             return bias
-        positions = self.positions(size, interpolate, bias)
+        positions = self.positions(pixel_values, interpolate, bias)
         if shared is not None:
-            positions = BeitPositions(positions.rows, positions.resize, shared(positions))
-        return positions if own else positions.bias
+            positions = (*positions[:2], shared(positions))
+        return positions if own else positions[2]
 
-    def positions(self, size: Sequence[int], interpolate: bool, bias: Tensor | None) -> BeitPositions:
-        """How the tokens of an image of `size`, height x width, stand to each other."""
-        device = next(self.parameters()).device
+    def positions(self, pixel_values: Tensor, interpolate: bool, bias: Tensor | None) -> BeitPositions:
+        """How the tokens of pictures stand to each other, where these are: parameters may come there layer by layer."""
+        size, device = pixel_values.shape[2:], pixel_values.device
         (height, width), source = calls.grid(size, self.config), self.config.grid
         rows, columns = (torch.arange(n, device=device) for n in (height, width))
         index = relative_position_index(rows, columns, height, width, torch)
         if not interpolate or has_own_grid(size, self.config):
-            return BeitPositions(index, None, bias)
+            return index, None, bias
         resize = (
             bilinear_matrix(
                 torch.arange(2 * t - 1, dtype=torch.float64, device=device),
@@ -174,7 +171,7 @@ class BeitEncoder(ViTEncoder):
             )
             for s, t in zip(source, (height, width), strict=True)
         )
-        return BeitPositions(index, (next(resize), next(resize)), bias)
+        return index, (next(resize), next(resize)), bias
 
 
 class BeitPooler(nn.Module):

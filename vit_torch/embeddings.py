@@ -52,7 +52,10 @@ class ViTEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.embeddings_dropout_prob)
 
     def forward(
-        self, pixel_values: Tensor, bool_masked_pos: Tensor | None = None, interpolate_pos_encoding: bool = False
+        self,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
     ) -> Tensor:
         if not (torch.compiler.is_compiling() or self.looked or torch.jit.is_tracing()):
             self._look(pixel_values)
@@ -63,8 +66,8 @@ class ViTEmbeddings(nn.Module):
         tokens = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self.config.tokens]
         x = torch.cat([*tokens, x], dim=1)  # (B, S, D)
         if (table := self.position_embeddings) is not None:
-            size = pixel_values.shape[2:]
-            x = x + (resized_positions(table, size, self.config) if interpolate_pos_encoding else table)
+            size, interpolate = pixel_values.shape[2:], calls.interpolates(self.config, interpolate_pos_encoding)
+            x = x + (resized_positions(table, size, self.config) if interpolate else table)
         if self.register_tokens is not None:
             first = self.config.position_prefix
             x = torch.cat([x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]], dim=1)

@@ -6,7 +6,6 @@ those of `modeling_vit` of transformers 4.57.6.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -164,9 +163,9 @@ class ViTEncoder(nn.Module):
         self.checkpointing: dict[str, Any] | None = None
 
     def score_bias(
-        self, attention_mask: Tensor | None, dtype: torch.dtype, size: Sequence[int], interpolate: bool
+        self, attention_mask: Tensor | None, dtype: torch.dtype, pixel_values: Tensor, interpolate: bool
     ) -> Any:
-        """What the layers add to their scores, for a mask and pictures of a `size`, height x width."""
+        """What the layers add to their scores, for a mask and pictures."""
         return additive_bias(attention_mask, dtype)
 
     def forward(

@@ -110,7 +110,7 @@ class ViTModel(ViTPreTrainedModel):
 
         x = self.embeddings(pixel_values, bool_masked_pos, interpolate)
         assert pixel_values is not None
-        bias = self.encoder.score_bias(attention_mask, x.dtype, pixel_values.shape[2:], interpolate)
+        bias = self.encoder.score_bias(attention_mask, x.dtype, pixel_values, interpolate)
         encoded = self.encoder(x, head_mask, bias, options)
         x = self.layernorm(encoded.last_hidden_state)
         output = self.output_class(
@@ -129,7 +129,7 @@ class ViTModel(ViTPreTrainedModel):
         self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
     ) -> tuple[Tensor, ...]:
         x = self.embeddings(pixels, None, interpolate)
-        bias = self.encoder.score_bias(None, x.dtype, pixels.shape[2:], interpolate)
+        bias = self.encoder.score_bias(None, x.dtype, pixels, interpolate)
         options = calls.features_options(self.config, depths, pool, self._watched_after(max(depths)))
         states = self.encoder(x, None, bias, options).hidden_states
         size = pixels.shape[2:] if reshape else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from accelerate.state import AcceleratorState
 from captum.attr import LayerActivation, LayerGradientXActivation, LayerIntegratedGradients
 from hypothesis import given
 from oracle import MODELS, architectures, assert_close, pair, patch_mask, pixels
-from oracle_tolerances import ONNX_FLOAT32
+from oracle_tolerances import ONNX_FLOAT32, OUTPUT_FLOAT32
 from oracle_tolerances import OUTPUT_FLOAT64 as SAME
 from torch import nn
 
@@ -179,6 +180,24 @@ def test_accelerate_gives_float32_back() -> None:
         output = accelerator.prepare(model)(pixel_values=x, labels=torch.tensor([0, 1]), output_hidden_states=True)
         assert {t.dtype for t in (output.loss, output.logits, *output.hidden_states)} == {torch.float32}
         assert output["logits"] is output.logits
+
+
+def test_a_model_of_two_takes_ours(tmp_path: Path) -> None:
+    """An encoder in one with a decoder, which gives it a configuration of transformers, generates, and is saved."""
+    small = {"vocab_size": 20, "n_embd": SMALL["hidden_size"], "n_layer": 1, "n_head": 2, "bos_token_id": 0}
+    config = transformers.GPT2Config(**small, eos_token_id=1, pad_token_id=1, add_cross_attention=True)
+    decoder, labels, found = transformers.GPT2LMHeadModel(config), torch.tensor([[2, 3], [4, 5]]), []
+    for encoder in pair("ViTModel", SMALL, attention="sdpa"):
+        model = transformers.VisionEncoderDecoderModel(encoder=encoder, decoder=copy.deepcopy(decoder)).eval()
+        model.config.decoder_start_token_id, model.config.pad_token_id = 0, 1
+        x = pixels(encoder)
+        words = model.generate(x, max_new_tokens=3, do_sample=False)
+        found.append((model(pixel_values=x, labels=labels).loss, words.double()))
+    model.save_pretrained(tmp_path)  # ours, which they open as theirs
+    again = transformers.VisionEncoderDecoderModel.from_pretrained(tmp_path)
+    assert_close(again(pixel_values=x, labels=labels).loss, found[0][0], OUTPUT_FLOAT32, "loaded again")
+    for theirs, ours in zip(*found, strict=True):
+        assert_close(ours, theirs, OUTPUT_FLOAT32, "loss and words")
 
 
 def test_the_pipeline() -> None:

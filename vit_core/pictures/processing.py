@@ -82,6 +82,11 @@ class BatchFeature(dict[str, Any]):
         except KeyError:
             raise AttributeError(f"There is no {name!r} here, only {sorted(self)}.") from None
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """Itself: that of transformers is no dict, and has one."""
+        return self
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move torch tensors to a device and cast the floating ones to a dtype, in place. Returns self.
 

@@ -49,7 +49,7 @@ _Source = tuple[str, str | None]  # name and revision
 _ONE, _OTHER = _PAIR = ("A", "B")
 _SHOWN = 4  # labels
 _BLOCK = 1 << 20  # numbers of a tensor that are in memory in float64 at once
-_OF_THE_FILE = ("dtype", "transformers_version", "_name_or_path")  # fields that are nothing of the model
+_OF_THE_FILE = ("dtype", "transformers_version")  # fields that are nothing of the model
 _ALIKE = ("image_size", "patch_size", "num_channels", "num_hidden_layers")  # for both to take the same pixels
 
 
