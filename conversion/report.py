@@ -60,9 +60,9 @@ class Report:
     target: str
     target_format: str
     files: list[str]  # that were written, within the target
-    entries: list[Entry]
+    entries: list[Entry] = field(repr=False)
     notes: list[str]
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     dry_run: bool
     verification: Verification | None = None
 

@@ -140,6 +140,13 @@ def test_a_stream_that_is_closed(name: str, monkeypatch: pytest.MonkeyPatch, cap
     assert "nope.png" not in capfd.readouterr().out
 
 
+def test_the_drawing_of_a_notebook_in_another_environment(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for drawing in ("module://json.tool", "agg", "module://nowhere.backend_inline"):
+        monkeypatch.setenv("MPLBACKEND", drawing)
+        vit("--version")
+        assert os.environ.get("MPLBACKEND") == (None if "nowhere" in drawing else drawing)
+
+
 def test_ctrl_c_is_quiet(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
@@ -323,6 +330,8 @@ def test_classify_the_standard_input(vit: Command, monkeypatch: pytest.MonkeyPat
     assert "the image in 0 bytes is no picture" in vit.refused("classify", "-")
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
     assert "which is a terminal: pipe one in" in vit.refused("classify", "-")
+    monkeypatch.setattr(sys, "stdin", None)  # as Python has it after `<&-`
+    assert "which is closed: pipe one in" in vit.refused("classify", "-")
 
 
 def test_unreadable_pictures_are_reported_and_the_rest_go_on(vit: Command, tmp_path: Path) -> None:
@@ -422,6 +431,11 @@ def test_inspect_tells_the_truth(vit: Command, folder: str) -> None:
         assert sorted(each["shape"]) == sorted(array.shape)
         assert (each["dtype"], each["number"]) == (str(array.dtype), array.size)
     assert document["parameters"][0]["name"] == "embeddings.cls_token"
+
+
+def test_a_terminal_that_says_it_has_no_columns(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "173,706" in vit("inspect", DIGITS).out
 
 
 def test_inspect_folds_layers_that_are_alike(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -563,6 +563,7 @@ def test_the_report_names_every_tensor_and_its_bytes(tmp_path: Path) -> None:
     assert (kernel.source, kernel.transform) == ("vit.encoder.layer.1.intermediate.dense.weight", "transpose (1, 0)")
     assert [done for _, done, _ in seen][-1] == seen[0][2] == sum(t.nbytes for t in stored.values())
     assert json.loads(json.dumps(report.to_dict()))["files"] == ["model.safetensors", "config.json"]
+    assert kernel.target not in repr(report)  # which a notebook shows of a call
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:

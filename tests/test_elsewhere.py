@@ -46,6 +46,11 @@ def loops(path: str) -> None:
         pass
 
 
+def removes_and_loops(path: str) -> None:
+    os.remove(path)
+    loops(path)
+
+
 def breaks_down(path: str) -> None:
     os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -163,16 +168,33 @@ def test_a_program_that_can_not_start_python_asks_itself(monkeypatch: pytest.Mon
 
 
 def test_ctrl_c_ends_both(tmp_path: Path) -> None:
-    code = "from test_elsewhere import elsewhere, loops, GOOD; elsewhere(loops, GOOD)"
+    path = tmp_path / "file"
+    path.touch()
+    code = (
+        "from pathlib import Path; from test_elsewhere import elsewhere, removes_and_loops\n"
+        f"elsewhere(removes_and_loops, Path({str(path)!r}))"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with interruptible():
         first = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE)
-    while not (second := psutil.Process(first.pid).children()):
+    while path.exists():  # until the second process is at it
         time.sleep(0.01)
+    second = psutil.Process(first.pid).children()
     first.send_signal(signal.SIGINT)
     assert b"KeyboardInterrupt" in first.communicate(timeout=120)[1]
     assert first.returncode == -signal.SIGINT
     assert not second[0].is_running() or second[0].status() == psutil.STATUS_ZOMBIE
+
+
+def test_ctrl_c_while_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What that process says later answers no question."""
+    monkeypatch.setattr(module, "_process", module._Process())
+    with monkeypatch.context() as patch, interruptible():
+        patch.setattr(module, "_START", f"import os; os.kill(os.getppid(), {int(signal.SIGINT)}); {module._START}")
+        with pytest.raises(KeyboardInterrupt):
+            elsewhere(process, GOOD)
+    assert elsewhere(prints, GOOD) == "answer"
+    module._process.end()
 
 
 # ---- HDF5 --------------------------------------------------------------------------------------------------------

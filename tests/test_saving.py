@@ -40,6 +40,7 @@ from saves import (
 from conversion import convert, read
 from vit_core.config import ViTConfig
 from vit_core.files import saving
+from vit_core.files.disk import write_atomically
 from vit_core.files.documents import read_json_object
 from vit_core.formats import FORMATS
 from vit_core.formats.huggingface import CONTAINERS, find_weights, read_checkpoint
@@ -497,6 +498,13 @@ from saves import Model, stopping
 with stopping(int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL)):
     Model.of(0.5).save_pretrained(Path(sys.argv[1]))
 """
+
+
+@pytest.mark.parametrize("name", ["gone/x.npz", "x" * 250 + ".npz"], ids=["no folder", "too long with the suffix"])
+def test_what_can_not_be_written_is_called_by_its_own_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OSError, match="npz") as raised:
+        write_atomically(tmp_path / name, b"")
+    assert raised.value.filename == str(tmp_path / name)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills a process by signal")

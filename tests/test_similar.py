@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_a_row_is_found_without_a_framework(vectors: Path) -> None:
     result = process(sys.executable, "-c", code)
     assert result.stderr == "0 []\n"
     assert OTHER_TWO.name in result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_a_model_in_a_folder_whose_name_is_no_text(vit: Command, tmp_path: Path) -> None:
+    model = shutil.copytree(DIGITS, tmp_path / os.fsdecode(b"\xff"))
+    for suffix in (".npy", ".jsonl"):
+        source = tmp_path / f"x{suffix}"
+        assert vit("embed", TWO, OTHER_TWO, "--model", model, "--out", source).code == 0
+        found = vit.json("similar", model / "pictures" / TWO.name, "--in", source)
+        assert (found["model"], found["neighbours"][0]["file"]) == (str(model), str(TWO))
 
 
 def test_a_query_is_made_as_the_vectors_were(vit: Command, vectors: Path, tmp_path: Path) -> None:

@@ -119,14 +119,15 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path`, whole and on disk, when the block ends without an error."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with _Writer(io.FileIO(part, "x+")) as file:
+        with _Writer(io.FileIO(str(part), "x+")) as file:
             keep_permissions(path, part)
             yield file
             file.flush()
             sync(file.fileno())
         os.replace(part, path)
     except BaseException as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # of a name that is too long
+            part.unlink()
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(part)):
             error.filename = str(path)  # a full disk does not say what was being written
         raise

@@ -60,14 +60,18 @@ class _Process:
     def ask(self, question: list[str]) -> dict[str, Any] | None:
         """The answer to a question, None where no process can be started."""
         with self._lock:
-            for _ in range(2):  # one that was idle for too long has ended: another is asked
-                if not self._starts():
-                    return None
-                if answer := self._answer(question):
-                    found: dict[str, Any] = json.loads(answer)
-                    return found
-                if code := self._ended():
-                    return {"error": _why(question[-1], code)}
+            try:
+                for _ in range(2):  # one that was idle for too long has ended: another is asked
+                    if not self._starts():
+                        return None
+                    if answer := self._answer(question):
+                        found: dict[str, Any] = json.loads(answer)
+                        return found
+                    if code := self._ended():
+                        return {"error": _why(question[-1], code)}
+            except BaseException:  # Ctrl-C: what it has yet to say would be taken for the answer to the next question
+                self._ended(kill=True)
+                raise
         return None
 
     def _answer(self, question: list[str]) -> bytes:
@@ -80,10 +84,6 @@ class _Process:
             return process.stdout.readline()
         except BrokenPipeError:
             return b""
-        except BaseException:  # Ctrl-C: the answer would be taken for that to the next question
-            process.kill()
-            self._ended()
-            raise
 
     def _starts(self) -> bool:
         """Whether the process is there; it is started when it is not."""
@@ -100,16 +100,17 @@ class _Process:
         )
         assert self._running.stdout is not None
         if self._running.stdout.readline() != _READY:
-            self._running.kill()
-            self._ended()
+            self._ended(kill=True)
             return False
         return True
 
-    def _ended(self) -> int:
+    def _ended(self, kill: bool = False) -> int:
         """Close what leads to the process, and wait for its exit code."""
         process, self._running = self._running, None
         if process is None:
             return 0
+        if kill:
+            process.kill()
         with suppress(BrokenPipeError), process:
             pass
         return process.returncode
@@ -117,9 +118,7 @@ class _Process:
     def end(self) -> None:
         """End the process, where it is there."""
         with self._lock:
-            if self._running is not None:
-                self._running.kill()  # a forked process may keep open what would tell it
-            self._ended()
+            self._ended(kill=True)  # a forked process may keep open what would tell it
 
 
 def _why(path: str, code: int) -> str:

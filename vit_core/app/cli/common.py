@@ -15,8 +15,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from io import TextIOWrapper
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Annotated, Any
 
 import typer
@@ -109,6 +111,7 @@ def execute(command: typer.Typer, program: str, arguments: list[str] | None = No
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is shown as \xe9, and is no error
             stream.reconfigure(errors="backslashreplace")
+    _forget_a_notebooks_drawing()
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # one line says what failed, without those of every retry
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
@@ -145,6 +148,13 @@ def _open_what_is_closed() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
+
+
+def _forget_a_notebooks_drawing() -> None:
+    """Matplotlib, which Keras imports as well, refuses a backend that is in the notebook's environment alone."""
+    _, _, module = os.environ.get("MPLBACKEND", "").partition("://")
+    if module and find_spec(module.partition(".")[0]) is None:
+        del os.environ["MPLBACKEND"]
 
 
 def _let_go() -> None:
@@ -247,8 +257,9 @@ def _walk(folder: str) -> Iterator[Path]:
 
 
 def _stdin() -> bytes:
-    if sys.stdin.isatty():
-        raise ValueError("`-` reads a picture from the standard input, which is a terminal: pipe one in.")
+    if sys.stdin is None or sys.stdin.isatty():
+        found = "closed" if sys.stdin is None else "a terminal"
+        raise ValueError(f"`-` reads a picture from the standard input, which is {found}: pipe one in.")
     return sys.stdin.buffer.read()
 
 
@@ -313,8 +324,7 @@ def drawing_format(out: Path, example: str, sources: Iterable[str], option: str 
 
 def console() -> Console:
     """The standard output, for tables, which are not squeezed where it is no terminal."""
-    squeezed = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return _Console(highlight=False, width=None if squeezed else 160)
+    return _Console(highlight=False, width=get_terminal_size(fallback=(160, 0)).columns)
 
 
 class _Console(Console):

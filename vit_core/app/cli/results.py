@@ -193,7 +193,12 @@ def _encoded(vector: Array) -> str:
 
 def json_line(row: Row, default: Callable[[Array], Any] = np.ndarray.tolist) -> bytes:
     """A line of JSON, whose vectors are what `default` makes of them. Raises ValueError for what is not finite."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False, default=default).encode() + b"\n"
+    return json_bytes(row, allow_nan=False, default=default)
+
+
+def json_bytes(document: Row, **options: Any) -> bytes:
+    """A document as JSON in UTF-8; bytes of a path that are no text become `\\udc80` and the like, which JSON has."""
+    return json.dumps(document, ensure_ascii=False, **options).encode(errors="backslashreplace") + b"\n"
 
 
 def _text(value: str) -> str:

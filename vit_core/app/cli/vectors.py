@@ -23,6 +23,7 @@ from vit_core.app.cli.results import (
     Row,
     Table,
     Writer,
+    json_bytes,
     pyarrow,
     write_json_lines,
     write_parquet,
@@ -111,7 +112,7 @@ def _beside(path: Path) -> Path:
 
 
 def _write_beside(out: Path, document: Row) -> None:
-    write_atomically(_beside(out), json.dumps(document, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_atomically(_beside(out), json_bytes(document, indent=2))
 
 
 def _read_beside(path: Path) -> Document:
