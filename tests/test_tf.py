@@ -23,8 +23,8 @@ from adapters import with_noise
 from closeness import assert_close, leaves, relative_error
 from command import PEAK
 from conftest import CHECKPOINTS
+from members import BARE, PRETRAINED, config_for
 from members import MODELS as EVERY_MODEL
-from members import config_for
 from PIL import Image
 from test_models import BAD_CALLS, TINY
 
@@ -526,6 +526,12 @@ class Sequence(keras.utils.PyDataset):
         return self.batch
 
 
+def loader(*columns: np.ndarray) -> Any:
+    """A DataLoader of PyTorch's, which Keras takes as it is."""
+    data = pytest.importorskip("torch.utils.data")
+    return data.DataLoader(list(zip(*columns, strict=True)), batch_size=3)
+
+
 DATA: dict[str, Callable[[np.ndarray], tuple[Any, ...]]] = {
     "array": lambda x: (x, LABELS),
     "dict": lambda x: ({"pixel_values": x}, LABELS),
@@ -533,6 +539,7 @@ DATA: dict[str, Callable[[np.ndarray], tuple[Any, ...]]] = {
     "dataset of dicts": lambda x: (dataset({"pixel_values": x, "labels": LABELS}),),
     "generator": lambda x: ((batch for batch in [(x, LABELS)]),),
     "sequence": lambda x: (Sequence(x, LABELS),),
+    "loader": lambda x: (loader(x, LABELS),),
 }
 
 
@@ -543,6 +550,19 @@ def test_data_from_0_to_255_is_warned_of_once(kind: str) -> None:
     with pytest.warns(UserWarning, match="^pixel_values are from 0"):
         model.evaluate(*DATA[kind](x), steps=1, verbose=0)
     model.evaluate(*DATA[kind](x), steps=1, verbose=0)
+
+
+def test_a_loader_of_what_is_read_in_turn() -> None:
+    data = pytest.importorskip("torch.utils.data")
+
+    class Stream(data.IterableDataset):  # type: ignore[misc,name-defined]
+        def __iter__(self) -> Any:
+            yield from zip(pixels(6), LABELS, strict=True)
+
+    model = build()
+    model.compile(run_eagerly=True)
+    arrays = model.evaluate(pixels(6), LABELS, batch_size=6, verbose=0)
+    assert_close(model.evaluate(data.DataLoader(Stream(), batch_size=6), steps=1, verbose=0), arrays, SAME)
 
 
 def test_regularisation_joins_the_loss() -> None:
@@ -886,6 +906,28 @@ def test_functional_models_of_parts() -> None:
     assert_same(found["first"], expected.hidden_states[1])
     assert_same(found["last"], expected.hidden_states[2])
     assert_same(found["all"].logits, expected.logits)
+
+
+@pytest.mark.parametrize("cls", [name for name in BARE if name not in PRETRAINED])
+def test_models_of_parts_are_saved_and_cloned(cls: str, tmp_path: Path) -> None:
+    """What a user builds of a model's layers, in Keras's archive and by `clone_model`."""
+
+    def rates(layer: Any) -> list[float]:
+        return [each.rate for each in layer._flatten_layers() if isinstance(each, ViTDropPath)]
+
+    options = {"use_relative_position_bias": False} if cls == "BeitModel" else {}  # it is the model that gives it
+    model, x = build(cls, drop_path_rate=0.3, **options), pixels()
+    inputs = keras.Input((3, 16, 16), dtype=keras.config.floatx())
+    state = model.layernorm(model.encoder(model.embeddings(inputs)).last_hidden_state)
+    made = keras.Model(inputs, getattr(model, "pooler", keras.layers.Flatten())(state))
+    made.save(tmp_path / "parts.keras")
+    loaded, cloned = keras.saving.load_model(tmp_path / "parts.keras"), keras.models.clone_model(made)
+    cloned.set_weights(made.get_weights())
+    for again in (loaded, cloned):
+        assert_same(again(x), made(x))
+        layers = [*again.get_layer("encoder").layer, *model.encoder.layer]
+        assert [rates(layer) for layer in layers] == [[0.3, 0.3]] * 2 and type(layers[0]) is type(layers[1])
+        assert again.get_layer("embeddings").config == model.config
 
 
 # ---- channels last -----------------------------------------------------------------------------------------------
@@ -1295,6 +1337,15 @@ def test_litert(cls: str, tmp_path: Path) -> None:
         assert_close(value, expected[name].numpy(), tolerances.both_rounded(model.config), name)
 
 
+@pytest.mark.filterwarnings("ignore")  # of TensorFlow's converter and interpreter
+def test_the_converter_of_tensorflow_takes_a_model() -> None:
+    """`from_keras_model` asks Keras for the shape that the model was built with, whether it was called or not."""
+    model, x = build(options={"dtype": "float32"}), pixels(1).astype("float32")
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    found = tf.lite.Interpreter(model_content=content).get_signature_runner("serving_default")(pixel_values=x)
+    assert_close(found["logits"], model(x).logits.numpy(), tolerances.both_rounded(model.config))
+
+
 @pytest.mark.filterwarnings("ignore")  # of the converters
 @pytest.mark.parametrize("cls", ["ViTForImageClassification", "BeitModel", "Dinov2Backbone"])
 @pytest.mark.parametrize("form", ["onnx", "openvino"])
@@ -1532,6 +1583,11 @@ def test_dtype_policies_of_one_model(policy: str) -> None:
     losses = fit(model, pixels(6).astype(np.float64), LABELS, epochs=6 if scaled else 3)["loss"]
     assert losses[-1] < losses[0]
     assert {v.dtype for v in model.weights} == {model.variable_dtype}
+
+
+def test_policies_by_path_leave_out_what_is_left_out() -> None:
+    model = build(options={"dtype": keras.dtype_policies.DTypePolicyMap("float32")}, num_labels=0)
+    assert model(pixels()).logits.dtype == "float32"
 
 
 # ---- processes, devices, frameworks ------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         self._functions: dict[str, Any] = {}  # of `compiled`, by the names of the methods
         self._traced: tuple[int, ...] = ()  # the variables they were traced with
         self.__dict__["_seen"] = {}  # the configuration's values then
-        self.build()
+        self.build(tuple(self._pixels_spec().shape))  # which TensorFlow's converter to LiteRT asks Keras for
         if seed is not None:
             self.init_weights(seed)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import layers, ops
 from tensorflow import Tensor
@@ -11,6 +12,7 @@ from tensorflow import Tensor
 from vit_tf.losses import wide
 
 
+@keras.saving.register_keras_serializable("vit_tf")
 class Dense(layers.Dense):
     """Keras's Dense as one product of matrices, which TensorFlow fuses with the bias and an exact GELU.
 
@@ -38,6 +40,7 @@ class Dense(layers.Dense):
             self.lora_kernel_a.assign(factor)
 
 
+@keras.saving.register_keras_serializable("vit_tf")
 class LayerNorm(layers.LayerNormalization):
     """Keras's LayerNormalization over the last axis with the two-pass variance (Ba et al. 2016, section 3).
 

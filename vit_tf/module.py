@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import keras
 import tensorflow as tf
 from keras import layers, ops
 from tensorflow import Tensor
 
-from vit_core.config import ViTConfig
+from vit_core.config import ViTConfig, config_class
 from vit_core.family import LAYER, family_of
 from vit_core.initialization import DRAWN, constant, draw, uniform_bound
 from vit_core.params import Spec, spec_of
@@ -21,6 +21,7 @@ from vit_tf.layers import Dense, LayerNorm
 loading: ContextVar[Callable[..., Tensor] | None] = ContextVar("loading", default=None)
 
 
+@keras.saving.register_keras_serializable("vit_tf")
 class Normal(keras.initializers.Initializer):
     """A normal distribution of standard deviation `std`, cut at -`bound` and `bound`; zeros while a model is loaded."""
 
@@ -45,6 +46,7 @@ class Normal(keras.initializers.Initializer):
         return {"std": self.std, "bound": self.bound}
 
 
+@keras.saving.register_keras_serializable("vit_tf")
 class Uniform(keras.initializers.Initializer):
     """A uniform distribution between -`bound` and `bound`; zeros while a model is loaded."""
 
@@ -105,7 +107,7 @@ class Builder:
 
     def identity(self, name: str) -> layers.Identity:
         """What stands in the place of a layer that the configuration leaves out."""
-        return layers.Identity(dtype=self.dtype_policy, name=name)
+        return layers.Identity(dtype=self.dtype_policy.compute_dtype, name=name)  # Keras saves none with a policy
 
     def dropout_layer(self, rate: float) -> layers.Dropout:
         """Dropout."""
@@ -126,9 +128,37 @@ def _built(layer: Any, input_shape: tuple[int | None, ...]) -> Any:
 class ViTModule(Builder, layers.Layer):
     """What every layer knows, handed down by `Builder.child`; `channels_axis` is 1 or 3, where pixels have theirs."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Each is known to Keras, which saves and clones the models that users make of layers."""
+        super().__init_subclass__(**kwargs)
+        keras.saving.register_keras_serializable(cls.__module__.partition(".")[0])(cls)
+
+    def __new__(cls, **given: Any) -> Self:
+        """A layer that knows its arguments; all are keywords."""
+        layer: Self = super().__new__(cls, **given)
+        layer.__dict__["_given"] = given
+        return layer
+
     def __init__(self, config: ViTConfig, channels_axis: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config, self.channels_axis = config, channels_axis
+
+    def get_config(self) -> dict[str, Any]:
+        """For Keras: the arguments, a class among them by the name that Keras knows it by."""
+        given = {n: keras.saving.get_registered_name(v) if isinstance(v, type) else v for n, v in self._given.items()}
+        return {**given, **super().get_config(), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A layer from `get_config`, built, its weights not yet loaded."""
+        stored, classes = config["config"], {n: v for n, v in config.items() if n.endswith("_class")}
+        found = {n: keras.saving.get_registered_object(name) for n, name in classes.items()}
+        layer = cls(**{**config, **found, "config": config_class(stored["model_type"]).from_dict(stored)})
+        layer.build()
+        return layer
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        """For Keras: nothing is left to build."""
 
     def build(self, input_shape: Any = None) -> None:
         """Of a layer that has variables, or others inside."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
 from types import GeneratorType
@@ -160,6 +161,10 @@ class Training(keras.Model):
             return self._looked_into(data)
         if isinstance(data, keras.utils.PyDataset) and not self._trunk().looked:
             self._look_at(data[0])
+        elif hasattr(data, "collate_fn") and not self._trunk().looked:  # a DataLoader of PyTorch's
+            with suppress(NotImplementedError):  # of datasets that are only read in turn
+                first = data.dataset[0]
+                self._look_at(tuple(data.collate_fn(first if data.batch_sampler is None else [first])))
         pixels = None if self._trunk().looked else _pixels(getattr(data, "element_spec", data))
         if isinstance(pixels, np.ndarray):
             self.look(pixels[:32])
