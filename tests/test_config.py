@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from contextlib import nullcontext
@@ -123,6 +124,21 @@ def test_what_a_model_was_loaded_from_is_no_field_of_it() -> None:
     assert config.name_or_path == config._name_or_path == config.copy().name_or_path == "org/name"
     assert config == ViTConfig()
     assert config.to_dict() == ViTConfig().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "values"),
+    [
+        ("dtype", "torch_dtype", ["float16", "float32"]),
+        ("attn_implementation", "_attn_implementation", ["sdpa", "eager"]),
+        ("name_or_path", "_name_or_path", ["a", "b"]),
+    ],
+)
+def test_an_override_holds_under_either_name(name: str, other: str, values: list[str]) -> None:
+    for first, second in itertools.product((name, other), repeat=2):
+        config = ViTConfig.from_dict({first: values[0]}, **{second: values[1]})
+        assert getattr(config, name) == values[1]
+        assert getattr(config.copy(**{second: values[0]}), name) == values[0]
 
 
 def test_unused_overrides(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from vit_core.outputs import OUTPUTS
+
 ROOT = Path(__file__).parent.parent
 FRONT_DOORS = ("vit_core", "vit_torch", "vit_tf", "vit_flax", "conversion")
 
@@ -45,6 +47,12 @@ def test_comments_are_the_descriptions_of_fields_but_for_those_of_tools(site: Pa
     pages = [page.read_text() for page in (site / "docs" / "api").glob("*.html")]
     assert any("L + 1 of (B, S, D), before the final LayerNorm" in page for page in pages)
     assert not [page for page in pages if re.search("<p>(fmt|noqa|type): ", page)]
+
+
+def test_what_calls_return_and_no_tool_of_it_is_in_the_reference(site: Path) -> None:
+    shown = re.findall(r'id="vit_core\.outputs\.(\w+)"', (site / "docs" / "api" / "models.html").read_text())
+    assert shown
+    assert set(shown) <= {"ModelOutput", "ClassGradients", *(output.__name__ for output in OUTPUTS)}
 
 
 @pytest.mark.parametrize("package", FRONT_DOORS)

@@ -1494,6 +1494,17 @@ def test_a_call_of_ones_own_hands_on_what_it_does_not_name() -> None:
         assert fit(model, pixels(), LABELS[:2])["loss"][0] != pytest.approx(float(expected.loss), rel=1e-3)
 
 
+@pytest.mark.parametrize("cls", ["ViTModel", "ViTForImageClassification"])
+def test_features_ask_nothing_of_a_call_of_ones_own(cls: str) -> None:
+    plain = build(cls)
+
+    class Own(type(plain)):  # type: ignore[misc]
+        def call(self, pixel_values: Any, training: bool = False) -> Any:
+            return super().call(pixel_values, training=training)
+
+    assert_same(Own(plain.config, seed=0).features(pixels()), plain.features(pixels()))
+
+
 def test_compile_without_a_loss_is_the_models_own_whatever_was_before() -> None:
     config = ViTConfig.from_pretrained(CHECKPOINTS / "cls" / "pt_safetensors")
     model = vit_tf.TFViTForImageClassification(config, seed=0)

@@ -685,21 +685,29 @@ def test_a_backbone_is_called_with_what_it_knows() -> None:
     assert (len(output.feature_maps), len(output.hidden_states)) == (1, len(CONFIG.stage_names))
 
 
+def test_a_class_of_ones_own_may_call_a_layer_features() -> None:
+    class Own(vit_torch.ViTPreTrainedModel):
+        def __init__(self, config: ViTConfig) -> None:
+            super().__init__(config)
+            self.features = torch.nn.Linear(config.hidden_size, 2)
+
+    assert Own(CONFIG).features(torch.ones(3, CONFIG.hidden_size)).shape == (3, 2)
+
+
 def test_a_configuration_of_transformers_can_be_set() -> None:
     """As its models of an encoder and a decoder do it, before they call their encoder."""
 
     class Theirs:
         def to_dict(self) -> dict[str, Any]:
-            return {
-                **CONFIG.to_dict(),
-                "output_attentions": True,
-                "torchscript": False,
-                "transformers_version": "4.57.6",
-            }
+            return {**self.to_diff_dict(), "num_beams": 1, "torchscript": False}
+
+        def to_diff_dict(self) -> dict[str, Any]:
+            return {**CONFIG.to_diff_dict(), "output_attentions": True, "transformers_version": "4.57.6"}
 
     model = build()
     model.config = Theirs()
     assert isinstance(model.config, ViTConfig)
+    assert "num_beams" not in model.config.to_dict()
     assert len(model(pixels()).attentions) == 2
 
 

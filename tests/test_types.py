@@ -101,6 +101,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> str:
         (folder / f"script_{backend}.py").write_text(SCRIPT.format(package=package, **DIALECTS[backend]) + reveals)
         loaded = [f'{package}.{name}.from_pretrained("folder")' for name in MODELS]
         models = "".join(f"reveal_type({model})\nreveal_type({model}(1))\n" for model in loaded)
+        models += f'{package}.ViTModel.from_pretrained("").features(1, layer=1)  # type: ignore[call-overload]\n'
         if backend == "torch":  # as docs/torch.md freezes layers
             heads = [f'{package}.{name}.from_pretrained("folder").{trunk}' for name, trunk in TRUNKS.items()]
             models += "".join(f"{head}.encoder.layer[:3].requires_grad_(False)\n" for head in heads)
@@ -133,6 +134,15 @@ def test_a_users_script_has_those_types(backend: Any, tmp_path: Path, monkeypatc
         if "{T}" not in type_name and "[" not in type_name:
             assert type(names[name]).__name__ == type_name.format(P=backend.prefix), name
     assert type(names["logits"]) is type(names["output"]["logits"])
+
+
+def test_help_shows_the_arguments_of_features_and_both_of_its_results(backend: Any) -> None:
+    """Of models with a head as of those without."""
+    shown = {str(inspect.signature(getattr(backend.package, name).features)) for name in MODELS}
+    tensor = DIALECTS[backend.name]["tensor"].split(".")[-1]
+    assert len(shown) == 1
+    assert "layers: 'int | Sequence[int]' = -1" in (said := shown.pop())
+    assert said.endswith(f"-> '{tensor} | tuple[{tensor}, ...]'")
 
 
 def test_every_model_has_types(said: str, backend: Any) -> None:

@@ -57,7 +57,7 @@ LABELS = ("num_labels", "id2label", "label2id")
 _MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of names
 # Of a model in memory, never written: how attention is computed, and what the model was loaded from.
 _RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None, "name_or_path": ""}
-
+_OTHER_NAMES = {"torch_dtype": "dtype", **{f"_{name}": name for name in _RUNTIME_DEFAULTS}}  # of transformers
 
 _ASKED = {"_commit_hash": None, "is_encoder_decoder": False}
 
@@ -187,12 +187,9 @@ class ViTConfig:
         for name, value in fields.items():
             setattr(self, name, value)
         self._check_model_type(kwargs.pop("model_type", self.model_type))
-        for name in _RUNTIME_DEFAULTS:
-            if (old := kwargs.pop(f"_{name}", None)) is not None:  # the name of transformers
-                kwargs[name] = kwargs.get(name) or old
-        if "torch_dtype" in kwargs:
-            old = kwargs.pop("torch_dtype")
-            kwargs["dtype"] = old if kwargs.get("dtype") is None else kwargs["dtype"]
+        for other, name in _OTHER_NAMES.items():
+            if (value := kwargs.pop(other, None)) is not None:
+                kwargs[name] = kwargs.get(name) or value
         labels = {name: kwargs.pop(name, None) for name in LABELS}
         stages = kwargs.pop("stage_names", None)  # which transformers writes, and reads off the number of layers
         kwargs = {name: value for name, value in kwargs.items() if not self._follows(name, value)}
@@ -488,8 +485,7 @@ class ViTConfig:
             *made.defaults,
             *_RUNTIME_DEFAULTS,
             *LABELS,
-            "torch_dtype",
-            *(f"_{name}" for name in _RUNTIME_DEFAULTS),
+            *_OTHER_NAMES,
             *merged,
         }
         unused = {k: v for k, v in overrides.items() if k not in known} if return_unused_kwargs else {}
@@ -502,8 +498,9 @@ class ViTConfig:
             merged = {k: v for k, v in merged.items() if k not in LABELS}
         if used.keys() & STAGES:
             merged = {k: v for k, v in merged.items() if k not in STAGES}
-        if "dtype" in used or "torch_dtype" in used:
-            merged = {k: v for k, v in merged.items() if k not in ("dtype", "torch_dtype")}
+        for names in map(set, _OTHER_NAMES.items()):
+            if used.keys() & names:
+                merged = {k: v for k, v in merged.items() if k not in names}
         config = made(**{**merged, **used})
         return (config, unused) if return_unused_kwargs else config
 

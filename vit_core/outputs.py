@@ -82,7 +82,7 @@ class Returns(Protocol[Output]):
 
 
 class Features(Protocol[Output]):
-    """A model's `features`: of one layer they are a tensor, of several a tuple of them."""
+    """A model's `features`: of one layer they are a tensor, of several a tuple of them. `params` are for Flax."""
 
     @overload
     def __call__(
@@ -93,7 +93,7 @@ class Features(Protocol[Output]):
         reshape: bool = False,
         normalize: bool = True,
         interpolate_pos_encoding: bool | None = None,
-        **others: Any,
+        params: Any = None,
     ) -> Output: ...
 
     @overload
@@ -105,16 +105,19 @@ class Features(Protocol[Output]):
         reshape: bool = False,
         normalize: bool = True,
         interpolate_pos_encoding: bool | None = None,
-        **others: Any,
+        params: Any = None,
     ) -> tuple[Output, ...]: ...
 
 
-def of_layers(method: Callable[..., tuple[T, ...]]) -> Features[T]:
-    """A method that gives a tensor for each of `layers`, in a tuple, as one that gives that of a single layer alone."""
+def of_layers(method: Callable[..., T | tuple[T, ...]]) -> Features[T]:
+    """A method that gives a tensor for each of `layers`, in a tuple, as one that gives that of a single layer alone.
+
+    Its annotation, which `help()` shows, is that of both.
+    """
 
     @wraps(method)
     def features(self: Any, pixel_values: Any, layers: int | Sequence[int] = -1, *args: Any, **kwargs: Any) -> Any:
-        found = method(self, pixel_values, layers, *args, **kwargs)
+        found: Any = method(self, pixel_values, layers, *args, **kwargs)
         return found[0] if isinstance(layers, int) else found
 
     return cast(Features[T], features)

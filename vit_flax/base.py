@@ -171,7 +171,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         normalize: bool = True,
         interpolate_pos_encoding: bool | None = None,
         params: Params | None = None,
-    ) -> tuple[Array, ...]:
+    ) -> Array | tuple[Array, ...]:
         """Features of pixels (B, C, H, W) after one layer, an array, or after several, a tuple of them.
 
         `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,

@@ -116,7 +116,7 @@ class FlaxViTModule(ViTModule):
         reshape: bool = False,
         normalize: bool = True,
         interpolate_pos_encoding: bool | None = None,
-    ) -> tuple[Array, ...]:
+    ) -> Array | tuple[Array, ...]:
         """As those of the wrapper classes; pure, for `module.apply({"params": params}, ..., method="features")`."""
         depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
         interpolate = calls.interpolates(self.config, interpolate_pos_encoding)

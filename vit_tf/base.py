@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial, wraps
 from typing import Any, Literal, Self, overload
 
@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
-from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig
@@ -20,7 +19,7 @@ from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.files.tensor import own
 from vit_core.formats.reading import read
 from vit_core.initialization import constant, draw
-from vit_core.outputs import Output, Returns, of_layers
+from vit_core.outputs import Output, Returns
 from vit_core.params import TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_tf.attention import choose
@@ -138,33 +137,6 @@ class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
         asked: dict[str, Any] = {name: inputs.get(name) for name in (*ASKED, "tokens")}
         options = calls.resolve_options(self.config, **asked)
         return super().__call__(**{**inputs, **{name: getattr(options, name) for name in ASKED}})
-
-    @of_layers
-    def features(
-        self,
-        pixel_values: Tensor,
-        layers: int | Sequence[int] = -1,
-        pool: str | None = None,
-        reshape: bool = False,
-        normalize: bool = True,
-        interpolate_pos_encoding: bool | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
-
-        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
-        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
-        all "patches" (B, N, D), as maps with `reshape`, (B, D, h, w) or, where the model was built with channels_last,
-        (B, h, w, D). `normalize` applies the final LayerNorm to each. Layers that are not asked for are not computed.
-        Raises ValueError for what does not fit.
-        """
-        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
-        given = self._named(pixel_values, {"interpolate_pos_encoding": interpolate_pos_encoding})
-        self._check(given)
-        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
-        found: tuple[Tensor, ...] = self.base_model._features(
-            given["pixel_values"], depths, pool, reshape, normalize, interpolate
-        )
-        return found
 
     def compute_output_spec(self, pixel_values: Any = None, *others: Any, **inputs: Any) -> Any:
         """For Keras: the output's shapes and dtypes, of the inputs of a call in any of its forms."""

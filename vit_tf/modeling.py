@@ -20,6 +20,7 @@ from tensorflow import Tensor
 
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
+from vit_core.outputs import of_layers
 from vit_core.params import spec_of
 from vit_tf.activations import activation
 from vit_tf.base import TFViTPreTrainedModel, compiled
@@ -117,6 +118,33 @@ class TFViTModel(TFViTPreTrainedModel):
         """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
         return self.pooler(x) if "pooler" in self.parts else None
 
+    @of_layers
+    def features(
+        self,
+        pixel_values: Tensor,
+        layers: int | Sequence[int] = -1,
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
+
+        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
+        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
+        all "patches" (B, N, D), as maps with `reshape`, (B, D, h, w) or, where the model was built with channels_last,
+        (B, h, w, D). `normalize` applies the final LayerNorm to each. Layers that are not asked for are not computed.
+        Raises ValueError for what does not fit.
+        """
+        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        given = self._named(pixel_values, {})  # a call of one's own may not have the option
+        self._check({**given, "interpolate_pos_encoding": interpolate})
+        found: tuple[Tensor, ...] = self.base_model._features(
+            given["pixel_values"], depths, pool, reshape, normalize, interpolate
+        )
+        return found
+
     @compiled
     def _features(
         self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
@@ -149,6 +177,7 @@ class TFViTWithHead(TFViTPreTrainedModel):
 
     trunk_class: type[TFViTModel] = TFViTModel
     tokens: int | None = None  # of the trunk's, the first ones that the head reads; None for all
+    features = TFViTModel.features
 
     def build_parts(self) -> None:
         options = {"data_format": self.data_format, "dtype": self.dtype_policy, "name": self.base_model_prefix}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -17,7 +17,7 @@ from vit_core.files.tensor import Tensor as StoredTensor
 from vit_core.formats.reading import read
 from vit_core.initialization import BOUND, DRAWN, constant, draw, uniform_bound
 from vit_core.loading import LoadReport, resolve_dtype
-from vit_core.outputs import Output, Returns, of_layers
+from vit_core.outputs import Output, Returns
 from vit_core.parameter_groups import ParameterGroup
 from vit_core.params import TORCH, TORCH_V5, Spec, native_name, parse_name, specs
 from vit_core.pretrained import PretrainedModel
@@ -70,8 +70,8 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As any module's; a configuration of transformers, as its models of two give their parts one, is read."""
-        if name == "config" and not isinstance(value, ViTConfig) and hasattr(value, "to_dict"):
-            value = self.config_class.from_dict(value.to_dict())
+        if name == "config" and not isinstance(value, ViTConfig) and hasattr(value, "to_diff_dict"):
+            value = self.config_class.from_dict(value.to_diff_dict())  # what its file holds, no words of generation
         super().__setattr__(name, value)
 
     if TYPE_CHECKING:
@@ -86,32 +86,6 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
 
         def __call__(self, *inputs: Any, **options: Any) -> Any:
             """What `forward` gives."""
-
-    @of_layers
-    def features(
-        self,
-        pixel_values: Tensor,
-        layers: int | Sequence[int] = -1,
-        pool: str | None = None,
-        reshape: bool = False,
-        normalize: bool = True,
-        interpolate_pos_encoding: bool | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
-
-        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
-        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
-        all "patches" (B, N, D), as maps (B, D, h, w) with `reshape`. `normalize` applies the final LayerNorm to each.
-        Layers that are not asked for are not computed. Raises ValueError for what does not fit.
-        """
-        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
-        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
-        given = shapes(pixel_values, None, None, None)
-        calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
-        found: tuple[Tensor, ...] = self.base_model._features(
-            pixel_values, depths, pool, reshape, normalize, interpolate
-        )
-        return found
 
     @property
     def parts(self) -> frozenset[str]:  # type: ignore[override]

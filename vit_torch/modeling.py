@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vit_core import calls
 from vit_core.config import ViTConfig, pair
 from vit_core.family import HEADS
+from vit_core.outputs import of_layers
 from vit_core.params import spec_of
 from vit_torch.activations import ViTActivation
 from vit_torch.base import ViTPreTrainedModel, shapes, watched
@@ -125,6 +126,32 @@ class ViTModel(ViTPreTrainedModel):
         """The pooled output (B, O) of the normalised tokens (B, S, D), where there is any."""
         return self.pooler(x) if self.pooler is not None else None
 
+    @of_layers
+    def features(
+        self,
+        pixel_values: Tensor,
+        layers: int | Sequence[int] = -1,
+        pool: str | None = None,
+        reshape: bool = False,
+        normalize: bool = True,
+        interpolate_pos_encoding: bool | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Features of pixels (B, C, H, W) after one layer, a tensor, or after several, a tuple of them.
+
+        `layers` counts as `hidden_states` does: 0 is the embeddings, -1 the last layer. `pool` takes the CLS token,
+        "cls" (B, D), which is the default, the mean of the patches, "mean" (B, D), the default without a CLS token, or
+        all "patches" (B, N, D), as maps (B, D, h, w) with `reshape`. `normalize` applies the final LayerNorm to each.
+        Layers that are not asked for are not computed. Raises ValueError for what does not fit.
+        """
+        depths, pool = calls.depths(self.config, layers), calls.pooling(self.config, pool, reshape)
+        interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
+        given = shapes(pixel_values, None, None, None)
+        calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
+        found: tuple[Tensor, ...] = self.base_model._features(
+            pixel_values, depths, pool, reshape, normalize, interpolate
+        )
+        return found
+
     def _features(
         self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
     ) -> tuple[Tensor, ...]:
@@ -164,6 +191,7 @@ class ViTWithHead(ViTPreTrainedModel):
     trunk_class: type[ViTModel] = ViTModel
     output_class: type[ModelOutput[Tensor]]
     tokens: int | None = None  # of the trunk's, the first ones that the head reads; None for all
+    features = ViTModel.features
 
     def __init__(self, config: ViTConfig, *, seed: int | None = None) -> None:
         super().__init__(config, self.parts_of(config))
