@@ -141,7 +141,7 @@ def test_a_stream_that_is_closed(name: str, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_the_drawing_of_a_notebook_in_another_environment(vit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    for drawing in ("module://json.tool", "agg", "module://nowhere.backend_inline"):
+    for drawing in ("module://json.tool", "module://.json", "agg", "module://nowhere.backend_inline"):
         monkeypatch.setenv("MPLBACKEND", drawing)
         vit("--version")
         assert os.environ.get("MPLBACKEND") == (None if "nowhere" in drawing else drawing)

@@ -455,7 +455,7 @@ def test_parts_are_called_as_transformers_are(backend: Any) -> None:
         assert_close(numbers(trunk.pooler(normed)), expected.pooler_output, SAME)
 
 
-@pytest.mark.parametrize("cls", ["Dinov2Model", "Dinov2WithRegistersModel"])
+@pytest.mark.parametrize("cls", ["Dinov2Model", "Dinov2WithRegistersModel", "BeitModel"])
 def test_embeddings_resize_positions_as_their_model_does(cls: str, backend: Any) -> None:
     """Without being asked, where it does so: by themselves as in it."""
     model = backend.build(cls, config_for(cls, **TINY), dtype="float64", seed=0)

@@ -552,17 +552,20 @@ def test_data_from_0_to_255_is_warned_of_once(kind: str) -> None:
     model.evaluate(*DATA[kind](x), steps=1, verbose=0)
 
 
-def test_a_loader_of_what_is_read_in_turn() -> None:
-    data = pytest.importorskip("torch.utils.data")
+def test_a_loader_of_items_without_numbers() -> None:
+    pytest.importorskip("torch")
+    from torch.utils.data import DataLoader, IterableDataset
 
-    class Stream(data.IterableDataset):  # type: ignore[misc,name-defined]
+    class Stream(IterableDataset[Any]):
         def __iter__(self) -> Any:
             yield from zip(pixels(6), LABELS, strict=True)
 
-    model = build()
-    model.compile(run_eagerly=True)
-    arrays = model.evaluate(pixels(6), LABELS, batch_size=6, verbose=0)
-    assert_close(model.evaluate(data.DataLoader(Stream(), batch_size=6), steps=1, verbose=0), arrays, SAME)
+    named: Any = {f"{i}.png": item for i, item in enumerate(Stream())}
+    for loader in (DataLoader(Stream(), batch_size=6), DataLoader(named, batch_size=6, sampler=[*named])):
+        model = build()  # which has seen no pixels yet
+        model.compile(run_eagerly=True)
+        found = model.evaluate(loader, steps=1, verbose=0)
+        assert_close(found, model.evaluate(pixels(6), LABELS, batch_size=6, verbose=0), SAME)
 
 
 def test_regularisation_joins_the_loss() -> None:
@@ -1497,12 +1500,13 @@ def test_a_call_of_ones_own_hands_on_what_it_does_not_name() -> None:
 @pytest.mark.parametrize("cls", ["ViTModel", "ViTForImageClassification"])
 def test_features_ask_nothing_of_a_call_of_ones_own(cls: str) -> None:
     plain = build(cls)
+    base = type(plain)
 
-    class Own(type(plain)):  # type: ignore[misc]
-        def call(self, pixel_values: Any, training: bool = False) -> Any:
-            return super().call(pixel_values, training=training)
+    def call(self: Any, pixel_values: Any, training: bool = False) -> Any:
+        return base.call(self, pixel_values, training=training)
 
-    assert_same(Own(plain.config, seed=0).features(pixels()), plain.features(pixels()))
+    own = type("Own", (base,), {"call": call})
+    assert_same(own(plain.config, seed=0).features(pixels()), plain.features(pixels()))
 
 
 def test_compile_without_a_loss_is_the_models_own_whatever_was_before() -> None:

@@ -139,7 +139,7 @@ class ViTModule(Builder, layers.Layer):
         layer.__dict__["_given"] = given
         return layer
 
-    def __init__(self, config: ViTConfig, channels_axis: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *, config: ViTConfig, channels_axis: int = 1, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config, self.channels_axis = config, channels_axis
 

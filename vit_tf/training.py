@@ -162,7 +162,7 @@ class Training(keras.Model):
         if isinstance(data, keras.utils.PyDataset) and not self._trunk().looked:
             self._look_at(data[0])
         elif hasattr(data, "collate_fn") and not self._trunk().looked:  # a DataLoader of PyTorch's
-            with suppress(NotImplementedError):  # of datasets that are only read in turn
+            with suppress(Exception):  # of items that have other keys, or none: what is wrong with data, `fit` says
                 first = data.dataset[0]
                 self._look_at(tuple(data.collate_fn(first if data.batch_sampler is None else [first])))
         pixels = None if self._trunk().looked else _pixels(getattr(data, "element_spec", data))

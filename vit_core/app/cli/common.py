@@ -12,7 +12,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -153,8 +153,9 @@ def _open_what_is_closed() -> None:
 def _forget_a_notebooks_drawing() -> None:
     """Matplotlib, which Keras imports as well, refuses a backend that is in the notebook's environment alone."""
     _, _, module = os.environ.get("MPLBACKEND", "").partition("://")
-    if module and find_spec(module.partition(".")[0]) is None:
-        del os.environ["MPLBACKEND"]
+    with suppress(ValueError):  # of a name that no file can have, such as __main__
+        if module and find_spec(module.partition(".")[0]) is None:
+            del os.environ["MPLBACKEND"]
 
 
 def _let_go() -> None:
