@@ -206,35 +206,50 @@ def test_a_missing_framework_is_one_line() -> None:
     assert result.stderr.endswith(': pip install "vit-trio[torch]"\n')
 
 
+# A command that has its process to itself, another in that process, and which of the modules named here are there then.
+ALONE = """
+import json, sys
+from vit_core.app.cli import main
+first, second, names = json.loads(sys.argv[1])
+sys.argv[1:] = first
+sys.exit(main() or print(",") or main(second) or print(",", json.dumps([n for n in names if n in sys.modules])))
+"""
+
+
 @pytest.fixture(scope="module")
-def predictions(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Any]]:
-    """What `classify` and `attend` predict with a backend, in a process of their own that says nothing else."""
-    commands = [[*map(str, each)] for each in (("classify", NINE), ("attend", NINE, "--out", "map.png"))]
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[list[Any], list[str]]]:
+    """What `classify` and `attend` predict with a backend, in a process of their own that says nothing else.
+
+    And which modules of others it has imported.
+    """
     folder = tmp_path_factory.mktemp("predictions")
 
     @cache
-    def of(backend: str) -> list[Any]:
-        runs = " or print(',') or ".join(f"main({[*each, '--backend', backend, '--json']})" for each in commands)
-        code = f"import sys; from vit_core.app.cli import main; sys.exit({runs})"
-        result = process(sys.executable, "-c", code, cwd=folder)
+    def of(backend: str) -> tuple[list[Any], list[str]]:
+        commands = (["classify", NINE], ["attend", NINE, "--out", "map.png"])
+        runs = [[*map(str, each), "--backend", backend, "--json"] for each in commands]
+        told = json.dumps([*runs, ["jax", "pandas", "sklearn"]])
+        result = process(sys.executable, "-c", ALONE, told, cwd=folder)
         assert (result.returncode, result.stderr) == (0, "")
-        classified, attended = json.loads(f"[{result.stdout}]")
+        classified, attended, imported = json.loads(f"[{result.stdout}]")
         assert [each["backend"] for each in (classified, attended)] == [backend] * 2
-        return [classified["images"][0]["predictions"], attended["predictions"]]
+        return [classified["images"][0]["predictions"], attended["predictions"]], imported
 
     return of
 
 
-def test_backends_agree_and_are_quiet(backend: Any, predictions: Callable[[str], list[Any]]) -> None:
+def test_backends_agree_and_are_quiet(backend: Any, answers: Callable[[str], tuple[list[Any], list[str]]]) -> None:
     import vit_torch
 
     model = vit_torch.ViTForImageClassification.from_pretrained(DIGITS)
     with torch.no_grad():
         logits = model(**vit_torch.ViTImageProcessor.from_pretrained(DIGITS)(NINE, return_tensors="pt")).logits
     bound = tolerances.probabilities(model.config, float(logits.abs().max()))
-    for found, expected in zip(predictions(backend.name), predictions("torch"), strict=True):
+    for found, expected in zip(*(answers(name)[0] for name in (backend.name, "torch")), strict=True):
         assert [p["label"] for p in found] == [p["label"] for p in expected]
         assert_close([p["score"] for p in found], [p["score"] for p in expected], bound, each=True)
+    # Keras imports what is installed; a command that has the process to itself has no use for it.
+    assert answers(backend.name)[1] == ["jax"] * (backend.name == "flax")
 
 
 # ---- classify ---------------------------------------------------------------------------------------------------

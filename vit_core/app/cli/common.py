@@ -83,6 +83,8 @@ DEFAULT_MODEL = str(DIGITS)
 DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 CONTEXT = {"help_option_names": ["-h", "--help"]}  # what typer is to know of every command
 _TASK = "ForImageClassification"
+_UNUSED = ("jax", "matplotlib", "pandas", "sklearn")  # half of an import of Keras where they are installed, for nothing
+_alone = threading.Event()  # set where the process is the command's, and nobody else's Keras misses them
 _DRAWINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 # What arguments of the library are called here that are no options of their own names.
@@ -105,8 +107,13 @@ def tolerance_option(defaults: Mapping[str, float]) -> Any:
 
 
 def execute(command: typer.Typer, program: str, arguments: list[str] | None = None) -> int:
-    """The exit code of a command; its errors and warnings are one line each on the standard error."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """The exit code of a command; its errors and warnings are one line each on the standard error.
+
+    Without `arguments`, which are then the process's, nothing but the command runs in the process.
+    """
+    if arguments is None:
+        arguments = sys.argv[1:]
+        _alone.set()
     _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that the terminal lacks is shown as \xe9, and is no error
@@ -277,13 +284,26 @@ def import_for(
 def import_quietly(backend: str | None) -> None:
     """Import a backend, by default the first installed; TensorFlow prints lines then that no setting of it stops."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # for what it prints later
+    backend = backend or first_installed()
     gc.disable()  # an import leaves hardly any garbage, and looking for it takes a fifth of TensorFlow's
     try:
-        with silence():
-            import_backend(backend or first_installed())
+        with silence(), _hidden(_UNUSED if backend == "tf" and _alone.is_set() else ()):
+            import_backend(backend)
         gc.freeze()  # what a command has imported lives as long as it does
     finally:
         gc.enable()
+
+
+@contextmanager
+def _hidden(names: Collection[str]) -> Iterator[None]:
+    """Modules of these names are not found, unless they have been imported before."""
+    hidden = dict.fromkeys(name for name in names if name not in sys.modules)
+    sys.modules.update(hidden)  # type: ignore[arg-type]  # None is Python's own mark of what can't be imported
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextmanager
