@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_export import in_this_process  # noqa: F401
+from test_export import in_this_process, shallow  # noqa: F401
 from test_readme import run_blocks
 from trainings import EXAMPLES, FRAMEWORKS, ROOT, need
 
@@ -173,11 +173,12 @@ def test_the_numbers_of_the_guide_to_videos(tmp_path: Path, capsys: Any) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tf.lite.Interpreter, in this process
-def test_the_guide_to_deployment(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_guide_to_deployment(shallow: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:  # noqa: F811
     pytest.importorskip("onnxruntime")
     for framework in FRAMEWORKS:
         need(framework)
     assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys) == ["True 1 of 1", "2", "2"]
+    shutil.copytree(shallow, "vit_core/assets/digits", dirs_exist_ok=True)
     for line in commands("deploy.md"):
         run(line, monkeypatch)
     found = {path.name for path in tmp_path.iterdir()}

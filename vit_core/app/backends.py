@@ -23,7 +23,9 @@ from vit_core.outputs import ClassGradients
 
 # By name, which is also that of the extra: the package, and the framework it is written in.
 BACKENDS = {"torch": ("vit_torch", "torch"), "tf": ("vit_tf", "tensorflow"), "flax": ("vit_flax", "flax")}
-
+# What TensorFlow and Keras import wherever it is installed, nearly half of the time of their own import, and what no
+# command needs of them. Only a process that is ours alone may do without it: in another, Keras is to know pandas.
+UNUSED = ("jax", "matplotlib", "pandas", "sklearn")
 
 # Whether a framework that finds its accelerator itself has found one.
 _ACCELERATORS: dict[str, Callable[[], Any]] = {

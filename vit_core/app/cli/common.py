@@ -27,7 +27,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from typer.main import get_command
 
 from vit_core.app.auto import architecture_for
-from vit_core.app.backends import BACKENDS, first_installed, import_backend
+from vit_core.app.backends import BACKENDS, UNUSED, first_installed, import_backend
 from vit_core.app.sources import counted_suffixes, is_missing
 from vit_core.assets import DIGITS
 from vit_core.pictures.images import SUFFIXES, load_image
@@ -83,7 +83,6 @@ DEFAULT_MODEL = str(DIGITS)
 DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 CONTEXT = {"help_option_names": ["-h", "--help"]}  # what typer is to know of every command
 _TASK = "ForImageClassification"
-_UNUSED = ("jax", "matplotlib", "pandas", "sklearn")  # half of an import of Keras where they are installed, for nothing
 _alone = threading.Event()  # set where the process is the command's, and nobody else's Keras misses them
 _DRAWINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
@@ -287,7 +286,7 @@ def import_quietly(backend: str | None) -> None:
     backend = backend or first_installed()
     gc.disable()  # an import leaves hardly any garbage, and looking for it takes a fifth of TensorFlow's
     try:
-        with silence(), _hidden(_UNUSED if backend == "tf" and _alone.is_set() else ()):
+        with silence(), _hidden(UNUSED if backend == "tf" and _alone.is_set() else ()):
             import_backend(backend)
         gc.freeze()  # what a command has imported lives as long as it does
     finally:

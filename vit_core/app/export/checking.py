@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vit_core.app.backends import array, call
+from vit_core.app.backends import UNUSED, array, call
 from vit_core.app.classification import FUNCTIONS, scores_of
 from vit_core.app.differences import Difference
 from vit_core.app.export import runtime
@@ -173,7 +173,8 @@ def _run(file: Path, target: str, calls: Sequence[Array]) -> list[dict[str, Arra
         given, answered = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(given, *calls)
         # -P: not even the folder of the program is on the path
-        command = [sys.executable, "-P", str(runtime.__file__), target, str(file), str(given), str(answered)]
+        command = [sys.executable, "-P", str(runtime.__file__), target, *map(str, (file, given, answered))]
+        command += UNUSED if target in ("saved-model", "litert") else ()
         done = subprocess.run(command, env=os.environ | QUIET, capture_output=True, text=True, check=False)
         if done.returncode:
             said = " ".join(done.stderr.split()[-60:]) or f"exit code {done.returncode}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vit_core.app.training.libraries import library
 
@@ -36,7 +37,7 @@ def draw_curves(path: Path, steps: list[dict[str, Any]], epochs: list[dict[str, 
         axis.set_xlabel("step")
         axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def draw_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
@@ -64,7 +65,7 @@ def draw_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> No
     axis.set_title(f"{counts.trace():g} of {counts.sum():g} right", fontsize=10)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(path, dpi=100)
+        _save(figure, path)
 
 
 def draw_columns(path: Path, columns: Mapping[str, Sequence[np.ndarray]]) -> None:
@@ -77,9 +78,16 @@ def draw_columns(path: Path, columns: Mapping[str, Sequence[np.ndarray]]) -> Non
         for axis, picture in zip(axes, pictures, strict=True):
             axis.imshow(picture, interpolation="nearest")
             axis.set_axis_off()
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def _figure(width: float, height: float) -> Any:
     """A figure of this size in inches, whatever is set for those that are shown on a screen."""
-    return library("matplotlib.figure").Figure(figsize=(width, height), layout="constrained")
+    return library("matplotlib.figure").Figure(figsize=(width, height), dpi=100, layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    """Draw a figure once, where `savefig` draws it twice, which takes as long as an epoch of small pictures."""
+    canvas = library("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
+    canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())).save(path)

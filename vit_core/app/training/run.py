@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields
 from io import StringIO
 from pathlib import Path
+from time import monotonic
 from typing import Any, Self
 
 import numpy as np
@@ -22,6 +23,7 @@ from vit_core.files.disk import write_atomically
 from vit_core.training import Settings
 
 EPOCHS, STEPS, CURVES, SETTINGS, CHECKPOINTS = "metrics.csv", "steps.csv", "curves.png", "settings.json", "checkpoints"
+REDRAWN = 5.0  # seconds after which the curves are drawn anew, which takes half of one: at the end they are in any case
 
 
 class Run:
@@ -42,6 +44,7 @@ class Run:
         self.bar = self.progress.add_task("step", total=self.epochs * steps, completed=done * steps)
         writer = library("tensorboardX").SummaryWriter
         self.writer = writer(str(self.out), purge_step=done * steps + 1) if main else None
+        self.drawn = monotonic()
         if done:
             self.say(f"Resumed after epoch {done}")
 
@@ -59,7 +62,14 @@ class Run:
             self.say(self._stopped())
         if self.writer is not None:
             with suppress(OSError):  # of a full disk, which the run has told
+                self._draw()
                 self.writer.close()
+
+    def _draw(self) -> None:
+        """Draw the curves of the epochs that there are."""
+        if epochs := self.rows[EPOCHS]:
+            draw_curves(self.out / CURVES, self.rows[STEPS], epochs, self.steps)
+        self.drawn = monotonic()
 
     def _interrupt(self, *_: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -117,7 +127,8 @@ class Run:
             self.writer.add_scalar(name, value, new[-1]["step"])
         for name, rows in self.rows.items():
             _write(self.out / name, rows)
-        draw_curves(self.out / CURVES, self.rows[STEPS], self.rows[EPOCHS], self.steps)
+        if monotonic() > self.drawn + REDRAWN:
+            self._draw()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in self.rows[EPOCHS][-1].items() if name != "epoch")
         self.say(f"epoch {epoch + 1} of {self.epochs}  {shown}")
 
