@@ -7,6 +7,8 @@ import gc
 import json
 import os
 import random
+import re
+import shutil
 import sys
 from collections import Counter
 from contextlib import ExitStack
@@ -19,6 +21,9 @@ from adapters import BACKENDS
 from card import left_out, use_card
 from compilation import compile_quickly, compiled_once, leave_graphs
 from hypothesis import HealthCheck, settings
+from safetensors.numpy import load_file, save_file
+
+from vit_core.assets import DIGITS
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINTS = GOLDEN / "ckpt"
@@ -127,6 +132,20 @@ def inputs() -> dict[str, np.ndarray]:
     """The inputs of the golden model cases."""
     found = dict(np.load(GOLDEN / "inputs.npz"))
     return {name: moved(array) if array.dtype == np.float32 else array for name, array in found.items()}
+
+
+@pytest.fixture(scope="session")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits model with the first of its layers alone: what an export or a training costs grows with them."""
+    folder = tmp_path_factory.mktemp("shallow")
+    shutil.copytree(DIGITS, folder, dirs_exist_ok=True)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 1}))
+    tensors = load_file(weights)
+    weights.unlink()  # the installed one may be read-only
+    kept = {name: array for name, array in tensors.items() if not re.search(r"layer\.[1-9]\.", name)}
+    save_file(kept, weights, metadata={"format": "pt"})
+    return folder
 
 
 def moved(array: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,7 +17,6 @@ import numpy as np
 import pytest
 from command import Command
 from conftest import CHECKPOINTS
-from safetensors.numpy import load_file, save_file
 
 from vit_core import export
 from vit_core.app.backends import is_installed
@@ -43,20 +41,6 @@ def need(target: str) -> None:
     modules = TARGETS[target].modules
     if not is_installed(TARGETS[target].backend) or any(find_spec(name) is None for name in modules):
         pytest.skip(f"{target} needs {TARGETS[target].backend} {' '.join(modules)}")
-
-
-@pytest.fixture(scope="session")
-def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits model with the first of its layers alone: what an export costs grows with them."""
-    folder = tmp_path_factory.mktemp("shallow")
-    shutil.copytree(DIGITS, folder, dirs_exist_ok=True)
-    config, weights = folder / "config.json", folder / "model.safetensors"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 1}))
-    tensors = load_file(weights)
-    weights.unlink()  # the installed one may be read-only
-    kept = {name: array for name, array in tensors.items() if not re.search(r"layer\.[1-9]\.", name)}
-    save_file(kept, weights, metadata={"format": "pt"})
-    return folder
 
 
 @pytest.fixture

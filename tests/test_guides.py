@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_export import in_this_process, shallow  # noqa: F401
+from test_export import in_this_process  # noqa: F401
 from test_readme import run_blocks
 from trainings import EXAMPLES, FRAMEWORKS, ROOT, need
 
@@ -54,11 +54,18 @@ def run(line: str, monkeypatch: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:transformers' ViT has no place for a head on the mean")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
-def test_the_commands_of_the_fine_tuning_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_the_commands_of_the_fine_tuning_guide(
+    shallow: Path,
+    tmp_path: Path,
+    monkeypatch: Any,
+    capsys: Any,
+) -> None:
+    """On a model of one layer where they name none."""
     need("torch")
     monkeypatch.chdir(tmp_path)
     for line in commands("finetune.md"):
-        run(line, monkeypatch)
+        demo = line.startswith(("vit finetune", "vit pretrain")) and "--model" not in line
+        run(f"{line} --model {shallow}" if demo else line, monkeypatch)
     assert "Resized: vit.embeddings.position_embeddings from 6x6 to 12x12." in capsys.readouterr().out
     for name in ("my-vit", "my-larger", "my-finetuned", "my-beit-finetuned"):
         assert (tmp_path / name / "model.safetensors").is_file()
@@ -173,7 +180,7 @@ def test_the_numbers_of_the_guide_to_videos(tmp_path: Path, capsys: Any) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tf.lite.Interpreter, in this process
-def test_the_guide_to_deployment(shallow: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:  # noqa: F811
+def test_the_guide_to_deployment(shallow: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     pytest.importorskip("onnxruntime")
     for framework in FRAMEWORKS:
         need(framework)
