@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from command import PEAK
 from conftest import CHECKPOINTS
-from hub_server import HubServer, Repo, client_environment
 from test_models import TINY
 
 from vit_core.app.cli import main
@@ -455,33 +454,6 @@ def test_variants_of_own_files(tmp_path: Path, backend: Any) -> None:
     with pytest.raises(ValueError, match=r"has no variants: leave out variant='ema'"):
         model.save_pretrained(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
-
-
-HUB_USER = """
-import warnings
-import vit_tf
-cls = vit_tf.ViTForImageClassification
-model, report = cls.from_pretrained("org/h5", token="hf_writer", output_loading_info=True)
-assert (report.format, report.missing_keys) == ("tf", []), report
-warnings.simplefilter("default")  # the client's own, of its HTTP library
-model.push_to_hub("me/copy", token="hf_writer")
-model.push_to_hub("me/copy", token="hf_writer", safe_serialization=False)
-print(cls.from_pretrained("me/copy", token="hf_writer", output_loading_info=True)[1].path)
-"""
-
-
-def test_models_go_through_the_hub(tmp_path: Path, keras_model: Any) -> None:
-    """Loaded from shards, pushed as safetensors and then as HDF5, which takes the place of the former."""
-    with HubServer() as server:
-        server.repos["org/h5"] = Repo()
-        folder = CHECKPOINTS / "mini" / "tf_h5_sharded"
-        server.repos["org/h5"].commit({p.name: p.read_bytes() for p in folder.iterdir()})
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", HUB_USER],
-            env=client_environment(server, tmp_path), capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.endswith("/tf_model.h5\n")
 
 
 # ---- without a framework, in little memory -----------------------------------------------------------------------

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from test_config import configs
+from test_h5 import OWN_FILES
 from test_models import TINY, pixels
 from tolerances import UNIT_ROUNDOFF
 
@@ -294,6 +295,11 @@ ema = cls.from_pretrained("me/copy", token="hf_writer", variant="ema")
 for other in (again, ema):
     for name, tensor in model.to_tensors().items():
         assert np.array_equal(tensor.read(), other.to_tensors()[name].read()), name
+model.push_to_hub("me/copy", token="hf_writer", safe_serialization=False)  # in the place of the shards
+own = cls.from_pretrained("me/copy", token="hf_writer", output_loading_info=True)[1]
+assert own.path.endswith("/{own}"), own.path
+report = cls.from_pretrained("org/h5", token="hf_writer", output_loading_info=True)[1]
+assert (report.format, report.missing_keys) == ("tf", []), report
 deep, report = {package}.ViTModel.from_pretrained("org/deep", subfolder="a/b", output_loading_info=True)
 assert not report.missing_keys
 try:
@@ -304,7 +310,10 @@ except OSError as error:
 
 
 def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
-    """Loaded at a tag, pushed in shards and as a variant, and loaded again, by the real client in its own process."""
+    """Loaded at a tag and from HDF5; pushed in shards, as a variant, and in the framework's own format; loaded again.
+
+    By the real client in its own process.
+    """
     files = {p.name: p.read_bytes() for p in CLS.iterdir()}
     files["preprocessor_config.json"] = b'{"image_processor_type": "ViTImageProcessor", "size": 30}'
     with HubServer() as server:
@@ -314,10 +323,12 @@ def test_models_go_through_the_hub(backend: Any, tmp_path: Path) -> None:
         shards = {f"a/b/{p.name}": p.read_bytes() for p in (CHECKPOINTS / "base" / "pt_safetensors_sharded").iterdir()}
         server.repos["org/deep"] = Repo()
         server.repos["org/deep"].commit(shards)
+        server.repos["org/h5"] = Repo()
+        server.repos["org/h5"].commit({p.name: p.read_bytes() for p in (MINI / "tf_h5_sharded").iterdir()})
         (tmp_path / "saved" / "checkpoint-1").mkdir(parents=True)
         for other in ("patients.csv", "checkpoint-1/optimizer.pt"):  # which nobody asked to upload
             (tmp_path / "saved" / other).touch()
-        code = HUB_USER.format(package=backend.package.__name__)
+        code = HUB_USER.format(package=backend.package.__name__, own=OWN_FILES[backend.name])
         done = subprocess.run(
             [sys.executable, "-W", "error", "-c", code, str(tmp_path / "saved")],
             env=client_environment(server, tmp_path / "home"), capture_output=True, text=True, check=False,

@@ -46,6 +46,7 @@ import numpy as np
 import tensorflow as tf
 processor = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * 2)
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # as in the suite
 tf.distribute.MirroredStrategy = cache(tf.distribute.MirroredStrategy)  # a second one mixes its sums with the first's
 from vit_core.cli import main
 from vit_core.training import Settings
@@ -70,7 +71,10 @@ for name, arguments in trainings.items():
 # Two trainings, by processes that find each other once.
 TWO_TRAININGS = """
 from dataclasses import replace
+import tensorflow as tf
 from finetune_keras import FineTuning, processes, train, training_script
+
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})  # as in the suite
 
 def main(settings):
     with processes(settings) as place:

@@ -137,7 +137,8 @@ class Training(keras.Model):
             return
         specs = iterator._distributed_dataset.element_spec if iterator is not None else data_batch
         leaves = [leaf for leaf in tf.nest.flatten(specs) if leaf is not None]
-        if all(isinstance(leaf, tf.TensorSpec) and leaf.shape.rank is not None for leaf in leaves):
+        arrays = (tf.TensorSpec, tf.Tensor, np.ndarray)
+        if all(isinstance(leaf, arrays) and tf.TensorShape(leaf.shape).rank is not None for leaf in leaves):
             self._symbolic_build(data_batch=specs)
         elif self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.trainable_variables)
