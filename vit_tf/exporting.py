@@ -9,13 +9,13 @@ from typing import Any
 from zipfile import ZipFile
 
 import tensorflow as tf
-from keras import export as keras_export
 from tensorflow import Tensor
 
 from vit_core.config import pair
 from vit_core.exports import INPUTS, Exported, Operations
 from vit_tf.litert_int8 import quantise
 from vit_tf.pictures import opened, prepared
+from vit_tf.training import write_archive
 
 EXTRA = "assets.extra"  # where a SavedModel holds what is not of its graph
 OPERATIONS = Operations(
@@ -50,10 +50,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
         return outputs(model, wanted, pixels(given))
 
     def write(folder: str) -> None:
-        archive = keras_export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", serve, [tf.TensorSpec(*spec, name=INPUTS[wanted.input][0])])
-        archive.write_out(folder, verbose=False)
+        write_archive(model, folder, serve, [tf.TensorSpec(*spec, name=INPUTS[wanted.input][0])], verbose=False)
 
     if target == "saved-model":
         write(str(path))

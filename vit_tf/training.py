@@ -26,6 +26,7 @@ from vit_tf.losses import classification_loss, distillation_loss, visual_token_l
 
 TARGETS = ("labels", "teacher_logits")  # what a call may be given for its loss alone
 targets_follow: ContextVar[bool] = ContextVar("targets_follow", default=False)  # whether labels may come after a call
+archived: ContextVar[bool] = ContextVar("archived", default=False)  # whether a model is being written with an endpoint
 
 
 def following(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -345,15 +346,12 @@ class Training(keras.Model):
             served = Served(self)
             keras.Model.export(served, filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
             return
-        archive = export.ExportArchive()
-        archive.track(self)
-        archive.add_endpoint("serve", self._serve, signature)
-        archive.write_out(filepath, verbose=verbose is not False, **kwargs)
+        write_archive(self, filepath, self._serve, signature, verbose=verbose is not False, **kwargs)
 
     @property
     def _default_save_signature(self) -> Any:
         """What `tf.saved_model.save` makes a signature of where it is given none: serving pixels."""
-        return tf.function(self._serve, input_signature=[self._pixels_spec()])
+        return None if archived.get() else tf.function(self._serve, input_signature=[self._pixels_spec()])
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
         """For TensorFlow's files: what Keras says, and the states of the model's own random numbers."""
@@ -368,6 +366,18 @@ class Training(keras.Model):
         channels = self.config.num_channels
         size = (channels, height, width) if self.data_format == "channels_first" else (height, width, channels)
         return tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")
+
+
+def write_archive(model: Any, folder: Any, serve: Callable[..., Any], signature: list[Any], **options: Any) -> None:
+    """Write a model as a SavedModel whose only endpoint is `serve`, which alone is traced."""
+    archive = export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("serve", serve, signature)
+    before = archived.set(True)
+    try:
+        archive.write_out(folder, **options)
+    finally:
+        archived.reset(before)
 
 
 class Served(keras.Model):
