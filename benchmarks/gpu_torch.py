@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo
 from safetensors.torch import load_file
 from tolerances import both_rounded
 from torch import Tensor
@@ -213,7 +212,7 @@ def correctness(
 def inference(shape: Shape, precision: str, table: str, settings: Settings) -> dict[str, Row]:
     """A classifier's call on a batch that is on the device already."""
     dtype, here = use(precision), machine(settings)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     _weights(shape.key, settings.device)  # which are not the memory of a candidate
     x = torch.from_numpy(shape.pixels()).to(settings.device, dtype)
 

@@ -46,6 +46,7 @@ for name, line in json.loads(sys.argv[1]).items():
     except SystemExit as ended:
         if ended.code:
             raise
+    print("PyTorch was imported" if "torch" in sys.modules else "without PyTorch")
 """
 
 
@@ -93,8 +94,10 @@ def by_two(data: dict[str, Path], taught: dict[str, str], tmp_path_factory: pyte
     The folder of the trainings, the exit codes, and what each process printed in each training.
     """
     folder = tmp_path_factory.mktemp("two")
-    tensor = {**taught, "parallel": "tensor"}
-    trainings = {"data": {"model": str(data["model"]), "parallel": "data"}, "taught": tensor, "lost": tensor}
+    trainings = {
+        "taught": {**taught, "parallel": "tensor"},
+        "lost": {"model": str(data["model"]), "parallel": "data"},
+    }
     lines: list[dict[str, list[str]]] = [{}, {}]
     for name, more in trainings.items():
         given = {**FLAGS, **more, "out": folder / name}
@@ -114,11 +117,13 @@ def by_two(data: dict[str, Path], taught: dict[str, str], tmp_path_factory: pyte
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(alone: Path, by_two: ByTwo, tmp_path: Path) -> None:
-    two = by_two[0] / "data"
-    assert ["epoch 2 of 2" in printed["data"] for printed in by_two[2]] == [True, False]
-    assert_close(losses(two), losses(alone), SAME_LOSS, each=True)
-    for row, expected in zip(*(table(out / "metrics.csv") for out in (two, alone)), strict=True):
+def test_two_processes_learn_from_a_teacher_as_one(taught_alone: Path, by_two: ByTwo, tmp_path: Path) -> None:
+    """Each with a part of the parameters on each of its devices."""
+    two = by_two[0] / "taught"
+    assert ["epoch 2 of 2" in printed["taught"] for printed in by_two[2]] == [True, False]
+    assert all(printed["taught"].endswith("without PyTorch\n") for printed in by_two[2])
+    assert_close(losses(two), losses(taught_alone), SAME_LOSS, each=True)
+    for row, expected in zip(*(table(out / "metrics.csv") for out in (two, taught_alone)), strict=True):
         assert_close(row, expected, SAME_LOSS, each=True)
     checkpoints = two / "checkpoints"
     for part in ("ocdbt.process_0", "ocdbt.process_1"):
@@ -131,14 +136,8 @@ def test_two_processes_train_as_one(alone: Path, by_two: ByTwo, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_two_processes_learn_from_a_teacher_as_one(taught_alone: Path, by_two: ByTwo) -> None:
-    assert_close(losses(by_two[0] / "taught"), losses(taught_alone), SAME_LOSS, each=True)
-
-
-@pytest.mark.slow
-def test_a_lost_process_ends_the_run_which_resumes_on_one(
-    data: dict[str, Path], taught: dict[str, str], taught_alone: Path, by_two: ByTwo
-) -> None:
+def test_a_lost_process_ends_the_run_which_resumes_on_one(data: dict[str, Path], alone: Path, by_two: ByTwo) -> None:
+    """Each with the whole of the parameters on each of its devices; the epoch before has the losses of one."""
     folder, (code, lost), (printed, _) = by_two
     out, output = folder / "lost", printed["lost"]
     assert (code, lost) == (-signal.SIGABRT, -signal.SIGKILL), output
@@ -146,9 +145,11 @@ def test_a_lost_process_ends_the_run_which_resumes_on_one(
     assert "most likely indicates that another task died" in output
     assert not (out / "model.safetensors").exists()
     seen = table(out / "steps.csv")[:5]
-    finetune(data, out, **taught)
+    finetune(data, out)
     assert table(out / "steps.csv")[:5] == seen
-    assert_close(losses(out), losses(taught_alone), SAME_LOSS, each=True)
+    assert_close(losses(out), losses(alone), SAME_LOSS, each=True)
+    for row, expected in zip(*(table(folder / "metrics.csv") for folder in (out, alone)), strict=True):
+        assert_close(row, expected, SAME_LOSS, each=True)
     assert (out / "model.safetensors").exists()
 
 
@@ -163,7 +164,7 @@ def test_a_killed_pretraining_on_two_devices_goes_on_with_one(data: dict[str, Pa
         data["pictures"],
         f"--out={tmp_path / 'two'}",
         "--scratch",
-        "--parallel=data",
+        "--parallel=tensor",
         *given,
         dies=True,
     )

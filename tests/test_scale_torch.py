@@ -18,12 +18,17 @@ from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
 from trainings import dying, finish, free_port, losses, need, start, table, write_digits, write_student
 
+from vit_core.assets import DIGITS
+from vit_core.config import ViTConfig
+from vit_core.pictures.processing import ViTImageProcessor
+
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 
 # Trainings one after the other, each with a process group of its own. First an epoch of four steps in float16, by fsdp;
-# the gradients of the first are not finite in the part of one process. Then those of `vit` with these arguments.
+# the gradients of the first are not finite in the part of one process. Then those of `vit` with these arguments, and
+# last a script, in which one process dies.
 TRAININGS = """
-import json, os, sys
+import json, os, runpy, sys
 from pathlib import Path
 import numpy as np
 from vit_core.assets import DIGITS
@@ -55,8 +60,11 @@ os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 for name, (port, arguments) in trainings.items():
     os.environ["MASTER_PORT"] = str(port)
     if os.environ["RANK"] == "0":
-        print(f"==== {name}")
-    if code := main([*arguments, "--backend", "torch", "--out", str(out / name)]):
+        print(f"==== {name}", flush=True)
+    if name == "lost":
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+    elif code := main([*arguments, "--backend", "torch", "--out", str(out / name)]):
         sys.exit(code)
 """
 PRETRAINING = {"method": "beit", "tokenizer": "kmeans", "epochs": 2, "batch_size": 8, "accumulate": 2}
@@ -69,9 +77,20 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The flag of a model of one layer."""
+    need("torch")
+    folder = tmp_path_factory.mktemp("small")
+    config = ViTConfig.from_pretrained(DIGITS, num_hidden_layers=1)
+    import_module("vit_torch").ViTForImageClassification(config, seed=0).save_pretrained(folder)
+    ViTImageProcessor.from_pretrained(DIGITS).save_pretrained(folder)
+    return {"model": str(folder)}
+
+
+@pytest.fixture(scope="module")
+def alone(pictures: Path, small: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone")
-    finetune(pictures, out)
+    finetune(pictures, out, **small)
     return out
 
 
@@ -102,23 +121,33 @@ def taught_alone(pictures: Path, taught: dict[str, str], tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="module")
-def by_two(pictures: Path, taught: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """The folder of the trainings of two processes, which start once, and by name what each training printed."""
+def by_two(
+    pictures: Path, small: dict[str, str], taught: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, str]]:
+    """The folder of the trainings of two processes, which start once, and by name what each training printed.
+
+    In the last of them the second process dies.
+    """
     folder = tmp_path_factory.mktemp("two")
-    teacher = [f"--{name}={value}" for name, value in taught.items()]
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in PRETRAINING.items()]
-    trainings = {"pretrain": ["pretrain", str(pictures), "--parallel", "ddp", "--scratch", *given]}
+    trainings = {"pretrain": ["pretrain", str(pictures), "--parallel", "ddp", "--scratch", *given(small | PRETRAINING)]}
     for parallel in ("ddp", "fsdp"):
-        trainings[parallel] = ["finetune", str(pictures), "--parallel", parallel, *map(str, FLAGS)]
-        trainings[f"taught {parallel}"] = [*trainings[parallel], *teacher]
+        for name, model in ((parallel, small), (f"taught {parallel}", taught)):
+            flags = ("--parallel", parallel, *map(str, FLAGS), *given(model))
+            trainings[name] = ["finetune", str(pictures), *flags]
+    lost = ("--out", str(folder / "lost"), "--parallel", "fsdp", *map(str, FLAGS), *given(small))
+    trainings["lost"] = [*dying("finetune_torch.py", rank=1), str(pictures), *lost]
     (folder / "script.py").write_text(TRAININGS)
     with_ports = {name: (free_port(), arguments) for name, arguments in trainings.items()}
     code, output = torchrun(folder / "script.py", folder, json.dumps(with_ports))
-    assert code == 0, output
+    assert code == 1, output
     _, *parts = output.split("==== ")
     printed = dict(part.split("\n", 1) for part in parts)
     assert printed.keys() == trainings.keys(), output
     return folder, printed
+
+
+def given(flags: dict[str, Any]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
 
 
 @pytest.mark.slow
@@ -161,10 +190,12 @@ def test_all_processes_skip_a_step_that_overflows_in_one(by_two: tuple[Path, dic
 
 
 @pytest.mark.slow
-def test_two_processes_pretrain_as_one(pictures: Path, by_two: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+def test_two_processes_pretrain_as_one(
+    pictures: Path, small: dict[str, str], by_two: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
     """A BEiT: both have the visual tokens that the first one fitted."""
     script = import_module("pretrain_torch")
-    script.main(script.PreTraining(pictures=pictures, out=tmp_path, scratch=True, **PRETRAINING))
+    script.main(script.PreTraining(pictures=pictures, out=tmp_path, scratch=True, **small, **PRETRAINING))
     two, printed = by_two[0] / "pretrain", by_two[1]["pretrain"]
     assert printed.count("Fitting 101 visual tokens to the patches of 45 pictures.") == 1
     assert_close(losses(two), losses(tmp_path), SAME_LOSS, each=True)
@@ -173,20 +204,21 @@ def test_two_processes_pretrain_as_one(pictures: Path, by_two: tuple[Path, dict[
 
 
 @pytest.mark.slow
-def test_a_lost_process_ends_the_run_which_resumes_on_one(pictures: Path, tmp_path: Path) -> None:
-    arguments = (pictures, "--out", tmp_path / "lost", "--parallel", "fsdp", *FLAGS)
-    code, output = torchrun(*dying("finetune_torch.py", rank=1), *arguments)
-    assert code == 1
-    assert "dying.py FAILED" in output and "Signal 9 (SIGKILL) received by PID" in output
-    done = max(int(path.parent.name) for path in (tmp_path / "lost" / "checkpoints").glob("*/.metadata"))
+def test_a_lost_process_ends_the_run_which_resumes_on_one(
+    pictures: Path, small: dict[str, str], by_two: tuple[Path, dict[str, str]]
+) -> None:
+    lost, output = by_two[0] / "lost", by_two[1]["lost"]
+    assert "script.py FAILED" in output and "Signal 9 (SIGKILL) received by PID" in output
+    assert not (lost / "model.safetensors").exists()
+    done = max(int(path.parent.name) for path in (lost / "checkpoints").glob("*/.metadata"))
     assert done == 1
-    seen = table(tmp_path / "lost" / "steps.csv")[: done * 5]
-    assert import_module("vit_torch.engine").checkpoints(tmp_path / "lost" / "checkpoints")[-1] == done
-    finetune(pictures, tmp_path / "lost")
-    rows = table(tmp_path / "lost" / "steps.csv")
+    seen = table(lost / "steps.csv")[: done * 5]
+    assert import_module("vit_torch.engine").checkpoints(lost / "checkpoints")[-1] == done
+    finetune(pictures, lost, **small)
+    rows = table(lost / "steps.csv")
     assert rows[: len(seen)] == seen
     assert [row["step"] for row in rows] == list(range(1, 11))
-    assert (tmp_path / "lost" / "model.safetensors").exists()
+    assert (lost / "model.safetensors").exists()
 
 
 def gloo_threads() -> list[str]:
@@ -213,12 +245,18 @@ def gloo_threads_left() -> list[str]:
     [("finetune_torch", "FineTuning", "fsdp"), ("pretrain_torch", "PreTraining", "ddp")],
 )
 def test_threads_of_the_process_group_end_with_the_run(
-    name: str, settings: str, parallel: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    settings: str,
+    parallel: str,
+    pictures: Path,
+    small: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that is left may be about to free a tensor when Python ends, which then aborts: the run exits with 134."""
     script, engine = import_module(name), import_module("vit_torch.engine")
     flags = {"epochs": 1, "batch_size": 20, "ema": 0.9, "parallel": parallel}
-    given = getattr(script, settings)(pictures=pictures, out=tmp_path, **flags)
+    given = getattr(script, settings)(pictures=pictures, out=tmp_path, **small, **flags)
     with monkeypatch.context() as launched:
         for variable, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}.items():
             launched.setenv(variable, str(value))

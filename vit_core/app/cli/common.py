@@ -286,7 +286,7 @@ def import_quietly(backend: str | None) -> None:
     backend = backend or first_installed()
     gc.disable()  # an import leaves hardly any garbage, and looking for it takes a fifth of TensorFlow's
     try:
-        with silence(), _hidden(UNUSED if backend == "tf" and _alone.is_set() else ()):
+        with silence(), hidden(*(UNUSED if backend == "tf" else ())):
             import_backend(backend)
         gc.freeze()  # what a command has imported lives as long as it does
     finally:
@@ -294,14 +294,14 @@ def import_quietly(backend: str | None) -> None:
 
 
 @contextmanager
-def _hidden(names: Collection[str]) -> Iterator[None]:
-    """Modules of these names are not found, unless they have been imported before."""
-    hidden = dict.fromkeys(name for name in names if name not in sys.modules)
-    sys.modules.update(hidden)  # type: ignore[arg-type]  # None is Python's own mark of what can't be imported
+def hidden(*names: str) -> Iterator[None]:
+    """Modules of these names, unless they have been imported before, are not found in a process of a command alone."""
+    missing = dict.fromkeys(name for name in names if name not in sys.modules and _alone.is_set())
+    sys.modules.update(missing)  # type: ignore[arg-type]  # None is Python's own mark of what can't be imported
     try:
         yield
     finally:
-        for name in hidden:
+        for name in missing:
             del sys.modules[name]
 
 

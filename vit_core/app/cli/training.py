@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext, redirect_stdout, suppress
+from importlib import import_module
 from inspect import Parameter, Signature, signature
 from typing import Any, TypeVar, get_type_hints
 
 from vit_core.app.backends import first_installed
-from vit_core.app.cli.common import import_quietly, print_json, script
+from vit_core.app.cli.common import hidden, import_quietly, print_json, script
 from vit_core.app.training.loop import Place, Training, run
 from vit_core.training import Settings
 
@@ -40,6 +41,7 @@ def train(
     """Run a training to its end; its lines go to the standard error where the output is to be JSON."""
     backend = backend or first_installed()
     import_quietly(backend)
+    _import_writer()
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         found = run(kind, settings, backend)
     if as_json and found is not None:
@@ -51,7 +53,14 @@ def training_script(main: Callable[[Any], None], settings: type[Settings]) -> No
 
     @with_flags_of(settings)
     def command(**flags: Any) -> None:
+        _import_writer()
         main(settings(**flags))
 
     command.__doc__ = main.__doc__
     script(command)
+
+
+def _import_writer() -> None:
+    """Import tensorboardX, which imports PyTorch wherever it is installed, for the type of an argument alone."""
+    with hidden("torch"), suppress(ImportError):  # the training says what is not installed
+        import_module("tensorboardX")
