@@ -18,10 +18,6 @@ from safetensors.numpy import load_file
 from tolerances import SAME_LOSS
 from trainings import dying, finish, free_port, losses, need, start, table, write_digits, write_student
 
-from vit_core.assets import DIGITS
-from vit_core.config import ViTConfig
-from vit_core.pictures.processing import ViTImageProcessor
-
 FLAGS = ("--epochs", 2, "--batch-size", 8, "--accumulate", 2, "--ema", 0.9, "--mixup", 0.2)
 
 # Trainings one after the other, each with a process group of its own. First an epoch of four steps in float16, by fsdp;
@@ -77,14 +73,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def small(shallow: Path) -> dict[str, str]:
     """The flag of a model of one layer."""
-    need("torch")
-    folder = tmp_path_factory.mktemp("small")
-    config = ViTConfig.from_pretrained(DIGITS, num_hidden_layers=1)
-    import_module("vit_torch").ViTForImageClassification(config, seed=0).save_pretrained(folder)
-    ViTImageProcessor.from_pretrained(DIGITS).save_pretrained(folder)
-    return {"model": str(folder)}
+    return {"model": str(shallow)}
 
 
 @pytest.fixture(scope="module")
