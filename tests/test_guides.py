@@ -54,12 +54,7 @@ def run(line: str, monkeypatch: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:transformers' ViT has no place for a head on the mean")
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
-def test_the_commands_of_the_fine_tuning_guide(
-    shallow: Path,
-    tmp_path: Path,
-    monkeypatch: Any,
-    capsys: Any,
-) -> None:
+def test_the_commands_of_the_fine_tuning_guide(shallow: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """On a model of one layer where they name none."""
     need("torch")
     monkeypatch.chdir(tmp_path)

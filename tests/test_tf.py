@@ -1220,9 +1220,7 @@ def exported(saved: tuple[Path, Any]) -> dict[tuple[str, int], Any]:
     kind = importlib.import_module("vit_tf.training").Training
     with patch.object(kind, "_serve", autospec=True, side_effect=kind._serve) as traced:
         any_size.export(folder / "any", verbose=False, input_signature=[spec])
-    assert (
-        traced.call_count <= 2
-    )  # by Keras and by TensorFlow; not what `tf.saved_model.save` would serve, of two models
+    assert traced.call_count <= 2  # by Keras and by TensorFlow, and of no signature that is not asked for
     return expected
 
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -201,3 +202,19 @@ def test_libraries_that_are_missing(
     monkeypatch.setitem(sys.modules, "torch.distributed.checkpoint", None)
     assert vit.refused(*arguments).endswith('pip install "vit-trio[torch]"\n')
     assert not (tmp_path / "out").exists()
+
+
+def test_curves_are_drawn_now_and_then_and_at_the_end(
+    vit: Command, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags, drawn = ("--backend", "torch", "--epochs", 2, "--batch-size", 10, "--validation", 0.5), list[int]()
+    monkeypatch.setattr("vit_core.app.training.run.draw_curves", lambda _, __, epochs, *___: drawn.append(len(epochs)))
+    for seconds, expected in ((1e9, [2]), (-1.0, [1, 2, 2])):
+        drawn.clear()
+        monkeypatch.setattr("vit_core.app.training.run.REDRAWN", seconds)
+        assert vit("finetune", pictures, "--out", tmp_path / str(seconds), *flags).code == 0
+        assert drawn == expected
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    monkeypatch.setattr("vit_core.app.training.run.draw_curves", full)
+    assert vit("finetune", pictures, "--out", tmp_path / str(seconds), *flags).code == 2  # its epochs are done
+    assert "No space left on device" in vit.err

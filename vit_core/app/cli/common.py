@@ -83,7 +83,7 @@ DEFAULT_MODEL = str(DIGITS)
 DEMO = "the digits demo answers, which knows handwritten digits alone: choose another model with --model PATH_OR_ID."
 CONTEXT = {"help_option_names": ["-h", "--help"]}  # what typer is to know of every command
 _TASK = "ForImageClassification"
-_alone = threading.Event()  # set where the process is the command's, and nobody else's Keras misses them
+_alone = threading.Event()  # set where the process is the command's: nothing else in it misses what is `hidden`
 _DRAWINGS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 # What arguments of the library are called here that are no options of their own names.
@@ -302,7 +302,7 @@ def hidden(*names: str) -> Iterator[None]:
         yield
     finally:
         for name in missing:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """Draw a figure once, where `savefig` draws it twice, which takes as long as an epoch of small pictures."""
+    """Draw a figure into a file, once: `savefig` draws it twice."""
     canvas = library("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     canvas.draw()
     Image.fromarray(np.asarray(canvas.buffer_rgba())).save(path)

@@ -62,8 +62,9 @@ class Run:
             self.say(self._stopped())
         if self.writer is not None:
             with suppress(OSError):  # of a full disk, which the run has told
-                self._draw()
                 self.writer.close()
+            with suppress(*((OSError,) if kind else ())):  # likewise; but at the end of a whole run it is an error
+                self._draw()
 
     def _draw(self) -> None:
         """Draw the curves of the epochs that there are."""
