@@ -19,6 +19,8 @@ CPU_ALONE = ! command -v nvidia-smi > /dev/null && $(PYTHON) -c 'import urllib.r
 	r.urlopen("$(CPU_BUILDS)/torch/", timeout=5)' 2> /dev/null
 CPU_TORCH = $$($(CPU_ALONE) && echo --extra-index-url $(CPU_BUILDS))
 # Half of the time of an installation would go into compiling files that are never imported; Python compiles the others.
+# It keeps what it compiled, whatever the surroundings say: else each process would compile its framework again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL = $(VENV)/bin/python -m pip install --no-compile $(CPU_TORCH) -c constraints.txt
 ORACLE_READY = $(ORACLE)/.installed
 
@@ -43,7 +45,7 @@ test: $(READY)
 check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	MYPY_NUM_WORKERS=2 $(VENV)/bin/mypy
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --quiet
