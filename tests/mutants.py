@@ -621,8 +621,8 @@ MUTANTS = (
     Mutant(
         "core: the weights of a resize are not rounded as Pillow does",
         "vit_core/pictures/graph.py",
-        "weights = o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))",
-        "pass",
+        "o.where(weights < 0, -o.floor(0.5 - weights * one), o.floor(0.5 + weights * one))",
+        "weights * one",
         ("tests/test_export_input.py", "test_a_graph_is_the_processor"),
     ),
     Mutant(

@@ -37,7 +37,7 @@ NUMPY = PictureOperations(
     total=lambda x: x.sum(-1, keepdims=True),
     largest=np.max,
     running=np.cumsum,
-    either=lambda condition, a, b, x: a(x) if condition else b(x),
+    either=lambda condition, a, b, *x: (a if condition else b)(*x),
     reshape=np.reshape,
     transpose=np.transpose,
     take=lambda x, places: x[places.astype(int)],

@@ -34,7 +34,7 @@ OPERATIONS = PictureOperations(
     total=lambda x: tf.reduce_sum(x, -1, keepdims=True),
     largest=tf.reduce_max,
     running=tf.cumsum,
-    either=lambda condition, a, b, x: tf.cond(condition, lambda: a(x), lambda: b(x)),
+    either=lambda condition, a, b, *x: tf.cond(condition, lambda: a(*x), lambda: b(*x)),
     reshape=tf.reshape,
     transpose=tf.transpose,
     take=lambda x, places: tf.gather(x, tf.cast(places, tf.int32)),

@@ -24,7 +24,7 @@ def operations(device: torch.device | str = "cpu", traced: bool = True) -> Pictu
         total=lambda x: x.sum(-1, keepdim=True),
         largest=torch.max,
         running=lambda x: x.cumsum(0),
-        either=lambda condition, a, b, x: torch.cond(condition, a, b, (x,)) if traced else (a if condition else b)(x),
+        either=lambda condition, a, b, *x: torch.cond(condition, a, b, x) if traced else (a if condition else b)(*x),
         reshape=torch.reshape,
         transpose=lambda x, axes: x.permute(*axes).contiguous(),
         take=lambda x, places: x[places.long()],

@@ -46,7 +46,7 @@ class PictureOperations:
     total: Callable[[Any], Any]  # over the last axis, which stays, of length 1
     largest: Callable[[Any], Any]  # of all numbers, of which one is 0 or more, ()
     running: Callable[[Any], Any]  # sums (n,) of x[:1], x[:2] and so on, added one after the other
-    either: Callable[[Any, Callable[[Any], Any], Callable[[Any], Any], Any], Any]  # of two functions, by a condition
+    either: Callable[..., Any]  # of two functions of tensors, by a condition (), and those tensors
     reshape: Callable[[Any, Sequence[Any]], Any]
     transpose: Callable[[Any, Sequence[int]], Any]
     take: Callable[[Any, Any], Any]  # the rows of a tensor of any type whose numbers, float64 (n,), are given
@@ -85,14 +85,15 @@ class Preparation:
     def __call__(self, operations: PictureOperations, pictures: Any) -> Any:
         """Pixels (B, C, h, w) in float32 of pictures (B, H, W, C) in 8 bits."""
         o = operations
-        columns_first, rows_first = (partial(self._resized, o, axes) for axes in ((2, 1), (1, 2)))
-        if not PILLOW_ORDERS or self.steps.size is None or self.steps.fused:
-            return self._looked_up(o, columns_first(pictures))
         _, height, width, _ = o.lengths(pictures)
         rows, columns = self._target(o, height, width)
+        kernels = (*self._kernel(o, height, rows, self.size[0]), *self._kernel(o, width, columns, self.size[1]))
+        columns_first, rows_first = (partial(self._resized, o, axes) for axes in ((2, 1), (1, 2)))
+        if not PILLOW_ORDERS or self.steps.size is None or self.steps.fused:
+            return self._looked_up(o, columns_first(pictures, *kernels))
         fewer, narrower = o.scalar(height) - o.scalar(rows), o.scalar(width) - o.scalar(columns)
         tall = (fewer > 0) & (fewer > 2 * narrower)
-        return self._looked_up(o, o.either(tall, rows_first, columns_first, pictures))
+        return self._looked_up(o, o.either(tall, rows_first, columns_first, pictures, *kernels))
 
     def _target(self, o: PictureOperations, height: Any, width: Any) -> tuple[Any, Any]:
         """The height and width that a picture is resized to, before the crop."""
@@ -104,38 +105,38 @@ class Preparation:
         short = size["shortest_edge"]
         return o.larger(short, short * height // width), o.larger(short, short * width // height)
 
-    def _resized(self, o: PictureOperations, axes: tuple[int, int], pictures: Any) -> Any:
-        """Pictures (B, H, W, C) resized and cut to (B, C, h, w), one axis before the other."""
-        lengths = o.lengths(pictures)
-        target = self._target(o, *lengths[1:3])
+    def _resized(self, o: PictureOperations, axes: tuple[int, int], pictures: Any, *kernels: Any) -> Any:
+        """Pictures (B, H, W, C) resized and cut to (B, C, h, w) by the kernel of each, one axis before the other."""
         first, second = axes
         found = o.transpose(pictures, (second, first, 0, 3))
         for axis in axes:
-            length, wanted = lengths[axis], self.size[axis - 1]
             found = o.transpose(found, (1, 0, 2, 3))
-            _, *others = o.lengths(found)
-            found = self._rows(o, o.reshape(found, (length, -1)), length, target[axis - 1], wanted)
-            found = o.reshape(found, (wanted, *others))
+            length, *others = o.lengths(found)
+            found = self._rows(o, o.reshape(found, (length, -1)), *kernels[2 * axis - 2 : 2 * axis])
+            found = o.reshape(found, (self.size[axis - 1], *others))
         return o.transpose(found, (2, 3, 0, 1) if second == 1 else (2, 3, 1, 0))
 
-    def _rows(self, o: PictureOperations, pixels: Any, length: Any, resized: Any, wanted: int) -> Any:
-        """The `wanted` rows in the middle of pixels (length, R) when they are resized to so many rows; 0 beyond."""
+    def _rows(self, o: PictureOperations, pixels: Any, places: Any, weights: Any) -> Any:
+        """Rows of pixels (length, R), all blocks of a kernel after each other."""
+        blocks, _, band = o.lengths(weights)
+        found = weights @ o.wide(o.reshape(o.take(pixels, places), (blocks, band, o.lengths(pixels)[1])))
+        found = o.floor(found + 0.5)
+        found = o.where(found < 0, 0.0, o.where(found > 255, 255.0, found))
+        return o.reshape(o.narrow(found), (-1, o.lengths(pixels)[1]))
+
+    def _kernel(self, o: PictureOperations, length: Any, resized: Any, wanted: int) -> tuple[Any, Any]:
+        """Of the `wanted` rows in the middle when rows are resized to so many, in blocks of neighbours: the rows that
+        each block is made of (blocks * band,), and their rounded weights (blocks, block, band), 0 beyond a picture."""
         before = (o.scalar(resized) - wanted) / 2
         before = o.where(before < 0, -o.floor(-before), o.floor(before)) if self.steps.fused else o.floor(before)
         block = max(rows for rows in range(1, _BLOCK + 1) if wanted % rows == 0)
         places, weights = self._taps(o, length, resized, o.count(wanted) + before, block)
-        blocks, _, band = o.lengths(weights)
         one: Any = 2.0**_BITS
         if self.steps.fused:  # of all rows, those beyond the crop too
             every = self._taps(o, length, resized, o.count(resized), 1)[1] if self.steps.crop else weights
             one = self._one(o, o.largest(every))
-        weights = weights * one
-        weights = o.where(weights < 0, -o.floor(0.5 - weights), o.floor(0.5 + weights))
-        taken = o.take(pixels, _within(o, o.reshape(places, (-1,)), o.scalar(length)))
-        found = weights @ o.wide(o.reshape(taken, (blocks, band, o.lengths(pixels)[1])))
-        found = o.floor(found / one + 0.5)
-        found = o.where(found < 0, 0.0, o.where(found > 255, 255.0, found))
-        return o.reshape(o.narrow(found), (wanted, -1))
+        whole = o.where(weights < 0, -o.floor(0.5 - weights * one), o.floor(0.5 + weights * one))
+        return _within(o, o.reshape(places, (-1,)), o.scalar(length)), whole / one
 
     def _taps(self, o: PictureOperations, length: Any, resized: Any, rows: Any, block: int) -> tuple[Any, Any]:
         """Of each block of rows (n,), those that it is made of (blocks, 1, band), and their weights in each of its rows
