@@ -18,6 +18,7 @@ CPU_BUILDS = https://download.pytorch.org/whl/cpu
 CPU_ALONE = ! command -v nvidia-smi > /dev/null && $(PYTHON) -c 'import urllib.request as r; \
 	r.urlopen("$(CPU_BUILDS)/torch/", timeout=5)' 2> /dev/null
 CPU_TORCH = $$($(CPU_ALONE) && echo --extra-index-url $(CPU_BUILDS))
+# The newest pip resolves in a third of the time of that which Python brings (venv --upgrade-deps).
 # Half of the time of an installation would go into compiling files that are never imported; Python compiles the others.
 # It keeps what it compiled, whatever the surroundings say: else each process would compile its framework again.
 unexport PYTHONDONTWRITEBYTECODE
@@ -78,13 +79,13 @@ clean:
 
 $(DEMO_READY): pyproject.toml constraints.txt
 	@echo "Installing $(BACKENDS) into $(VENV), once: about 1.1 GB for torch, 2.2 GB for tf, 0.7 GB for flax."
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --upgrade-deps $(VENV)
 	$(INSTALL) -e ".[$(BACKENDS)]"
 	@touch $@
 
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing $(EXTRAS) and what tests need into $(VENV), once: about 5 GB with all frameworks."
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --upgrade-deps $(VENV)
 	$(INSTALL) -e ".[$(EXTRAS),dev]"
 	@touch $@
 
@@ -98,7 +99,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(ORACLE_READY): pyproject.toml tests/oracle/requirements.txt
-	$(PYTHON) -m venv $(ORACLE)
+	$(PYTHON) -m venv --upgrade-deps $(ORACLE)
 	$(ORACLE)/bin/python -m pip install --quiet -r tests/oracle/requirements.txt
 	$(ORACLE)/bin/python -m pip install --quiet --no-deps --upgrade --target $(ORACLE)/families $(FAMILIES)
 	$(ORACLE)/bin/python -m pip install --quiet --upgrade --target $(ORACLE)/five $(FIVE)
