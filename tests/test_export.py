@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from zipfile import ZipFile
 
 import numpy as np
@@ -266,6 +268,26 @@ def test_a_stop_leaves_nothing(vit: Command, shallow: Path, monkeypatch: pytest.
         signal.signal(signal.SIGTERM, before)
     assert ended.value.code == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_may_be_that_of_temporary_files(
+    vit: Command, shallow: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A library's own files, of which each has another error, and what the file is compared on."""
+    need("pt2")
+    full, meanwhile = Mock(), tmp_path / "meanwhile"
+    meanwhile.mkdir()
+    full.export.side_effect = RuntimeError("SaveV2: No space left on device")
+    monkeypatch.setattr(tempfile, "tempdir", str(meanwhile))
+    monkeypatch.setattr(exporting, "import_exporter", lambda name: full)
+    said = vit.refused("export", shallow, tmp_path / "x.pt2", "--to", "pt2")
+    assert f"It takes room in {tmp_path}, and in what libraries use meanwhile, {meanwhile}: where there" in said
+    runs = Mock(return_value=Mock(returncode=1, stderr="stopped"))
+    monkeypatch.setattr(checking.subprocess, "run", runs)
+    with pytest.raises(ValueError, match="stopped"):
+        checking._run(tmp_path / "x.pt2", "pt2", [np.ones(1)])
+    given, answered = runs.call_args.args[0][-2:]
+    assert Path(given).parents[1] == Path(answered).parents[1] == tmp_path
 
 
 @pytest.mark.parametrize("stop", [OSError, KeyboardInterrupt])

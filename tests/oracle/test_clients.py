@@ -228,6 +228,10 @@ def test_the_feature_pipeline(pool: bool, tmp_path: Path) -> None:
             expected, found = (each(images, pool=pool, **options) for each in (theirs, ours))
             assert [type(found), type(found[-1])] == [type(expected), type(expected[-1])]
             np.testing.assert_allclose(np.asarray(found), np.asarray(expected), rtol=0, atol=1e-5)
+    if not pool:  # theirs reads a number of what our model returns, as docs/from-transformers.md says
+        of_tuples = vit_torch.ViTModel.from_pretrained(tmp_path, add_pooling_layer=False, return_dict=False)
+        given = transformers.pipeline("image-feature-extraction", model=of_tuples, image_processor=processor)
+        np.testing.assert_allclose(given(pictures[0]), ours(pictures[0]), rtol=0, atol=1e-5)
     processing = {"image_processor_kwargs": {"do_normalize": False}, "return_tensors": True}
     expected, found = (each(pictures[0], pool=pool, **processing) for each in (theirs, ours))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

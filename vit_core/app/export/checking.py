@@ -169,7 +169,7 @@ def _expected(model: Any, wanted: Exported, pixels: Array) -> dict[str, Array]:
 
 def _run(file: Path, target: str, calls: Sequence[Array]) -> list[dict[str, Array]]:
     """The outputs of each call, by name, of a process that knows the format's runtime alone."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # where there is room for the file there is for these
         given, answered = Path(folder, "inputs.npz"), Path(folder, "outputs.npz")
         np.savez(given, *calls)
         # -P: not even the folder of the program is on the path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Collection, Sequence
@@ -159,6 +160,11 @@ def export(
         try:
             layers = import_exporter(target.backend).export(loaded, file, to, wanted)
         except Exception as error:
+            if os.strerror(errno.ENOSPC) in str(error):  # each library has another class for it
+                raise OSError(
+                    f"The disk is full, and {to} not written. It takes room in {out.parent}, and in what libraries use "
+                    f"meanwhile, {tempfile.gettempdir()}: where there is more of it, set TMPDIR."
+                ) from error
             raise ValueError(f"{to} can't hold {type(loaded).__name__} with {outputs}: {error}") from error
         if triton:
             labels = LABELS_NAME if LABELS_NAME in documents else None
