@@ -14,6 +14,8 @@ from typing import Any
 
 _, where, number, rank, script, *arguments = sys.argv
 sys.argv = [script, *arguments]
+if "keras" in where + script:
+    import_module("lean")
 sys.path[0] = os.path.dirname(script)
 module, _, path = where.partition(":")
 *parents, name = path.split(".")

@@ -176,11 +176,11 @@ def test_the_numbers_of_the_guide_to_videos(tmp_path: Path, capsys: Any) -> None
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of tf.lite.Interpreter, in this process
 def test_the_guide_to_deployment(shallow: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """On a model of one layer."""
     pytest.importorskip("onnxruntime")
     for framework in FRAMEWORKS:
         need(framework)
-    assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys) == ["True 1 of 1", "2", "2"]
-    shutil.copytree(shallow, "vit_core/assets/digits", dirs_exist_ok=True)
+    assert run_blocks("docs/deploy.md", tmp_path, monkeypatch, capsys, digits=shallow) == ["True 1 of 1", "2", "2"]
     for line in commands("deploy.md"):
         run(line, monkeypatch)
     found = {path.name for path in tmp_path.iterdir()}

@@ -30,7 +30,7 @@ CURVES = [(31, 119, 180), (255, 127, 14)]  # the colours of training and validat
 
 def start(*arguments: Any, dies: str = "") -> subprocess.Popen[str]:
     """A script, on a model of one layer; `dies` is the function whose second call kills it."""
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "examples")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "examples"), str(ROOT / "tests")])
     env = os.environ | {"PYTHONPATH": paths, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     killer = [str(ROOT / "tests" / "dying.py"), dies, "2", "0"] if dies else []
     script = [*killer, str(ROOT / "tests" / "one_layer.py"), *map(str, arguments)]
@@ -64,6 +64,7 @@ def assert_curves_are_drawn(path: Path) -> None:
 
 # The script with its arguments, and then trainings of several seeds.
 AGAIN = """
+import lean
 import runpy, sys
 from pathlib import Path
 import tensorflow as tf

@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 
+from vit_core.assets import DIGITS
+
 ROOT = Path(__file__).parent.parent
 
 
-def run_blocks(document: str, tmp_path: Path, monkeypatch: Any, capsys: Any, library: str = "") -> list[str]:
-    """What the Python blocks of a document print, run one after another beside the assets.
+def run_blocks(
+    document: str, tmp_path: Path, monkeypatch: Any, capsys: Any, library: str = "", digits: Path = DIGITS
+) -> list[str]:
+    """What the Python blocks of a document print, run one after another beside the assets, with `digits` as the model.
 
     Those that need a `library` which the suite has not are titled with its name, and run only where they are asked for.
     """
-    (tmp_path / "vit_core").mkdir()
     shutil.copytree(ROOT / "vit_core" / "assets", tmp_path / "vit_core" / "assets")
+    shutil.copytree(digits, tmp_path / "vit_core" / "assets" / "digits", dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     title = f' title="With {library}"' if library else ""
@@ -86,9 +90,10 @@ def test_jax_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of Keras's variables
-def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+def test_keras_guide(shallow: Path, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """On a model of one layer."""
     pytest.importorskip("vit_tf")
-    printed = run_blocks("docs/keras.md", tmp_path, monkeypatch, capsys)
+    printed = run_blocks("docs/keras.md", tmp_path, monkeypatch, capsys, digits=shallow)
     picture = re.search(r"pictures/(\d)-", (ROOT / "docs" / "keras.md").read_text())
     assert picture is not None
     assert printed == [
@@ -96,7 +101,7 @@ def test_keras_guide(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
         "Right: 1.0",
         "The same loss: True",
         "(12, 10)",
-        "Loss: 0.1 7 rates",
+        "Loss: 0.1 3 rates",
         "(12, 10)",
         "(12, 10)",
         "One-hot: 1.0",

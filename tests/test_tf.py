@@ -32,7 +32,7 @@ from PIL import Image
 from test_models import BAD_CALLS, TINY
 
 from conversion import convert
-from vit_core.app.backends import is_installed
+from vit_core.app.backends import UNUSED, is_installed
 from vit_core.config import ViTConfig
 from vit_core.family import DINOV2_WITH_REGISTERS, VIT
 from vit_core.files.keras_hdf5 import read_keras_h5
@@ -119,8 +119,9 @@ def cross_entropies(logits: Any, labels: np.ndarray) -> np.ndarray:
 
 
 def run_alone(code: str, *args: Any, **env: str) -> subprocess.CompletedProcess[str]:
-    """A program in a process of its own."""
-    command = [sys.executable, "-c", code, *map(str, args)]
+    """A program in a process of its own, which is without what TensorFlow and Keras import needlessly."""
+    without = f"import sys; sys.modules.update(dict.fromkeys({UNUSED}))"
+    command = [sys.executable, "-c", f"{without}\n{code}", *map(str, args)]
     return subprocess.run(command, env={**os.environ, **env}, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -310,7 +311,7 @@ def tokens_call(batch: int = 4) -> dict[str, Any]:
     return {"pixel_values": pixels(batch), "bool_masked_pos": mask, "labels": np.arange(mask.sum()) % 7}
 
 
-@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}])
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"jit_compile": True}])
 def test_visual_tokens_are_learnt(options: dict[str, Any]) -> None:
     """Labels, one for each masked patch, come in the dict or as targets."""
     model, call = build(TOKENS, vocab_size=7, drop_path_rate=0.0), tokens_call()
@@ -349,12 +350,12 @@ def test_wrong_visual_tokens() -> None:
 def test_the_first_step_is_traced_once(metrics: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Variables that it created, of the optimizer or of metrics, would have Keras trace it twice."""
     model, traces = build(), []
-    model.compile("adam", metrics=metrics)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=metrics)
     step = type(model).train_step
     monkeypatch.setattr(type(model), "train_step", lambda self, data: traces.append(data) or step(self, data))
     model.fit(pixels(6), LABELS, batch_size=4, epochs=2, verbose=0)
     assert len(traces) == 1
-    model.compile("adam", metrics=metrics)
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=metrics)
     model.train_on_batch(pixels(6), LABELS)
     assert len(traces) == 2
 
@@ -396,39 +397,42 @@ def test_the_bare_model_is_fitted_to_states() -> None:
 
 
 TEACHER = "DeiTForImageClassificationWithTeacher"
-FROM_TEACHER = {
-    "labels in the dict": (True, {}),
-    "labels as targets": (False, {}),
-    "labels as targets, eagerly": (False, {"run_eagerly": True}),
-    "tuples": (False, {"return_dict": False}),
+SOFT = {"distillation": "soft", "distillation_weight": 0.3, "distillation_temperature": 2.0}
+FROM_TEACHER: dict[str, tuple[bool, bool, dict[str, Any]]] = {
+    "labels in the dict, eagerly": (True, True, {"run_eagerly": True}),
+    "labels as targets": (False, True, {}),
+    "labels in the dict, tuples": (True, False, {}),
 }
 
 
-@pytest.mark.parametrize("name", FROM_TEACHER)
-def test_every_way_to_learn_from_a_teacher_is_the_plain_loop(name: str) -> None:
-    within, options = FROM_TEACHER[name]
-    soft = {"distillation": "soft", "distillation_weight": 0.3, "distillation_temperature": 2.0}
+@pytest.fixture(scope="module")
+def taught_by_hand() -> tuple[dict[str, Any], float, Any, Any]:
+    """Pictures with a teacher's logits, the loss of a plain loop over them, and its variables and output after it."""
     inputs = {"pixel_values": pixels(6), "teacher_logits": np.random.default_rng(1).standard_normal((6, 3))}
-    model, optimizer, losses = build(TEACHER, **soft), keras.optimizers.SGD(0.1), []
+    model, optimizer, losses = build(TEACHER, **SOFT), keras.optimizers.SGD(0.1), []
     for i in (0, 3):
         with tf.GradientTape() as tape:
             loss = model(**{n: v[i : i + 3] for n, v in inputs.items()}, labels=LABELS[i : i + 3], training=True).loss
         weights = model.trainable_variables
         optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         losses.append(float(loss))
-    other = build(TEACHER, **soft, return_dict=options.pop("return_dict", True))
-    other.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], **options)
+    return inputs, float(np.mean(losses)), [v.numpy() for v in model.variables], model(**inputs, labels=LABELS)
+
+
+@pytest.mark.parametrize("name", FROM_TEACHER)
+def test_every_way_to_learn_from_a_teacher_is_the_plain_loop(name: str, taught_by_hand: Any) -> None:
+    (within, return_dict, options), (inputs, expected, variables, output) = FROM_TEACHER[name], taught_by_hand
+    model = build(TEACHER, **SOFT, return_dict=return_dict)
+    model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], **options)
     given = dataset({**inputs, "labels": LABELS}) if within else dataset(inputs, LABELS)
-    assert_close(fit(other, given)["loss"], [np.mean(losses)], SAME)
-    assert_same([v.numpy() for v in other.variables], [v.numpy() for v in model.variables])
-    output = model(**inputs, labels=LABELS)
-    loss, accuracy = other.evaluate(given, verbose=0)
+    assert_close(fit(model, given)["loss"], [expected], SAME)
+    assert_same([v.numpy() for v in model.variables], variables)
+    loss, accuracy = model.evaluate(given, verbose=0)
     assert_close(loss, float(output.loss), SAME)
     assert accuracy == pytest.approx(np.mean(np.argmax(output.logits, axis=1) == LABELS))
-    found = other.predict({**inputs, "labels": LABELS}, batch_size=3, verbose=0)
+    found = model.predict({**inputs, "labels": LABELS}, batch_size=3, verbose=0)
     assert_same(list(found[:]), [output[n].numpy() for n in ("logits", "cls_logits", "distillation_logits")])
-    if other.config.return_dict:
-        assert type(found) is vit_tf.DeiTForImageClassificationWithTeacherOutput
+    assert type(found) is (vit_tf.DeiTForImageClassificationWithTeacherOutput if return_dict else tuple)
 
 
 def test_a_teacher_without_labels_and_with_weights() -> None:
@@ -549,10 +553,18 @@ DATA: dict[str, Callable[[np.ndarray], tuple[Any, ...]]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def evaluated() -> Any:
+    """A model whose step of `evaluate` is traced once for data of a kind."""
+    model = build()
+    model.compile(run_eagerly=False)
+    return model
+
+
 @pytest.mark.parametrize("kind", DATA)
-def test_data_from_0_to_255_is_warned_of_once(kind: str) -> None:
-    model, x = build(), 255 * np.random.default_rng(0).random((6, 3, 16, 16))
-    model.compile("sgd", run_eagerly=False)
+def test_data_from_0_to_255_is_warned_of_once(kind: str, evaluated: Any) -> None:
+    model, x = evaluated, 255 * np.random.default_rng(0).random((6, 3, 16, 16))
+    model.vit.looked = False
     with pytest.warns(UserWarning, match="^pixel_values are from 0"):
         model.evaluate(*DATA[kind](x), steps=1, verbose=0)
     model.evaluate(*DATA[kind](x), steps=1, verbose=0)
@@ -782,6 +794,7 @@ def test_a_compiled_function_equals_the_eager_call(cls: str, name: str) -> None:
 def test_dynamic_sizes(cls: str) -> None:
     """One graph takes images of any number and size; positions and reconstruction follow."""
     model, spec = build(cls), tf.TensorSpec([None] * 4, tf.float64)
+    model.run_eagerly = True
     function = tf.function(lambda x: model(x, interpolate_pos_encoding=True), input_signature=[spec])
     for batch, size in ((2, (16, 16)), (1, (24, 20)), (3, (7, 33))):
         x = pixels(batch, size)
@@ -795,6 +808,7 @@ def test_dynamic_sizes_of_relative_positions(cls: str, own: bool) -> None:
     model = build(cls, use_relative_position_bias=own, use_shared_relative_position_bias=not own)
     for i, variable in enumerate(model.weights):
         variable.assign(np.random.default_rng(i).standard_normal(variable.shape) / 4)
+    model.run_eagerly = True
     function = tf.function(lambda x: model(x), input_signature=[tf.TensorSpec([None] * 4, tf.float64)])
     for size in ((16, 16), (24, 20)):
         assert_same(function(pixels(size=size)), model(pixels(size=size)))
@@ -802,6 +816,7 @@ def test_dynamic_sizes_of_relative_positions(cls: str, own: bool) -> None:
 
 def test_dynamic_sizes_of_masked_image_modelling() -> None:
     model = build("ViTForMaskedImageModeling")
+    model.run_eagerly = True
     signature = [tf.TensorSpec([None, 3, None, None], tf.float64), tf.TensorSpec([None, None], tf.bool)]
     function = tf.function(
         lambda x, mask: model(x, mask, interpolate_pos_encoding=True).loss, input_signature=signature
@@ -946,6 +961,7 @@ def test_models_of_parts_are_saved_and_cloned(cls: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["plain", "interpolation"])
 def test_channels_last_equals_channels_first(cls: str, name: str) -> None:
     first, last = (build(cls, {"data_format": f"channels_{which}"}) for which in ("first", "last"))
+    first.run_eagerly = last.run_eagerly = True
     call = {**call_of(cls), **CALLS[name]}
     if name == "interpolation" and cls == "ViTForMaskedImageModeling":
         call["bool_masked_pos"] = patch_mask(2, 30)
@@ -1011,7 +1027,7 @@ def test_the_seed_repeats_initialisation_and_training() -> None:
     found = []
     for _ in range(2):
         keras.utils.set_random_seed(5)
-        model = build(options={"seed": None}, **RATES, **TWO_LAYERS)
+        model = build(options={"seed": None}, **RATES)
         model.compile("sgd")
         fit(model, pixels(6), LABELS, shuffle=True, batch_size=2)
         found.append([v.numpy() for v in model.variables])
@@ -1023,7 +1039,7 @@ def twins(cls: str, **changes: Any) -> tuple[Any, Any]:
     models = []
     for _ in range(2):
         keras.utils.set_random_seed(1)
-        models.append(build(cls, **TWO_LAYERS, **changes))
+        models.append(build(cls, **changes))
     models[1].gradient_checkpointing_enable()
     assert models[1].is_gradient_checkpointing and not models[0].is_gradient_checkpointing
     return models[0], models[1]
@@ -1031,12 +1047,13 @@ def twins(cls: str, **changes: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(
     ("cls", "kind"),
-    [*((cls, "eager") for cls in (*MODELS, "Dinov2Model", "BeitModel")), (MODELS[1], "graph"), ("BeitModel", "graph"),
+    [*((cls, "eager") for cls in (MODELS[1], "Dinov2Model", "BeitModel")), (MODELS[1], "graph"), ("BeitModel", "graph"),
      pytest.param(MODELS[0], "XLA", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_gradient_checkpointing_has_the_same_loss_and_gradients(cls: str, kind: str) -> None:
+    """A layer may be recomputed after another in graphs, and by `fit`."""
     found = []
-    for model in twins(cls, **RATES):
+    for model in twins(cls, **RATES, **(TWO_LAYERS if kind == "graph" else {})):
         model.run_eagerly = kind == "eager"
 
         def step(model: Any = model) -> Any:
@@ -1050,7 +1067,7 @@ def test_gradient_checkpointing_has_the_same_loss_and_gradients(cls: str, kind: 
 
 def test_gradient_checkpointing_in_fit() -> None:
     found = []
-    for model in twins("ViTForImageClassification", **RATES):
+    for model in twins("ViTForImageClassification", **RATES, **TWO_LAYERS):
         model.compile(keras.optimizers.SGD(0.1))
         losses = fit(model, pixels(6), LABELS, batch_size=3, epochs=3)["loss"]
         found.append([np.array(losses), *(v.numpy() for v in model.trainable_variables)])
@@ -1064,7 +1081,7 @@ def test_gradient_checkpointing_computes_twice_and_only_in_training() -> None:
         counts.append(x.shape)
         return tf.nn.relu(x)
 
-    for model in twins("ViTForImageClassification", hidden_act=act):
+    for model in twins("ViTForImageClassification", hidden_act=act, **TWO_LAYERS):
         model.run_eagerly = True
         for training in (True, False):
             counts.append(0)
@@ -1100,7 +1117,7 @@ def test_a_layer_of_a_functional_model(tmp_path: Path, capsys: pytest.CaptureFix
     outer.compile(keras.optimizers.SGD(0.1), keras_loss(), metrics=["accuracy"])
     fit(outer, pixels(6), LABELS, batch_size=3, epochs=2)
     plain = build()
-    plain.compile(keras.optimizers.SGD(0.1), keras_loss())
+    plain.compile(keras.optimizers.SGD(0.1), keras_loss(), run_eagerly=True)
     fit(plain, pixels(6), LABELS, batch_size=3, epochs=2)
     assert_same(
         [v.numpy() for v in outer.trainable_variables],
@@ -1184,7 +1201,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("saved")
     np.savez(folder / "data.npz", x=pixels(6), y=LABELS)
     model = build(id2label={0: "cat", 1: "dog", 2: "owl"})
-    model.compile(keras.optimizers.Adam(1e-2), metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
     fit(model, pixels(6), LABELS, epochs=3)
     model.save(folder / "model.keras")
     two = functional(model)
@@ -1256,7 +1273,7 @@ def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
     options = {"data_format": "channels_last", "name": "mine", "dtype": "mixed_bfloat16"}
     if cls in ("ViTModel", "DeiTModel"):
         options |= {"use_mask_token": True, "add_pooling_layer": False}
-    layers = TWO_LAYERS if cls in MODELS else {}
+    layers = TWO_LAYERS if cls == "ViTModel" else {}
     model = build(cls, options, id2label={0: "cat", 1: "dog"}, image_size=(8, 16), hidden_act="gelu_new", **layers)
     call = with_noise(model, {"pixel_values": pixels(size=(8, 16)).transpose(0, 2, 3, 1)})
     model.save(tmp_path / "model.keras")
@@ -1264,7 +1281,7 @@ def test_saving_and_loading(cls: str, tmp_path: Path) -> None:
     again = keras.saving.load_model(tmp_path / "model.keras")
     copies = [again, type(model).from_config(model.get_config())]
     copies[1].load_weights(tmp_path / "model.weights.h5")
-    if cls in (*MODELS, *OTHERS):
+    if cls in ("ViTModel", *OTHERS):
         copies += [keras.models.clone_model(model), copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
         copies[2].load_weights(tmp_path / "model.weights.h5")
     for other in (model, *copies):
@@ -1341,7 +1358,7 @@ def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
         build(num_labels=4).load_weights(tmp_path / "model.weights.h5")
 
 
-@pytest.mark.parametrize(("cls", "signed"), [*((cls, False) for cls in (*MODELS, TEACHER)), (MODELS[1], True)])
+@pytest.mark.parametrize(("cls", "signed"), [(MODELS[1], False), (TEACHER, False), (MODELS[1], True)])
 def test_what_tensorflow_saves_after_a_call(cls: str, signed: bool, tmp_path: Path) -> None:
     """Without signatures it gets that of `export`."""
     model, x = build(cls), pixels(3)
@@ -1358,7 +1375,7 @@ def test_what_tensorflow_saves_after_a_call(cls: str, signed: bool, tmp_path: Pa
 
 @pytest.mark.skipif(tuple(map(int, keras.__version__.split(".")[:2])) < (3, 15), reason="Keras 3.14 does not do it")
 @pytest.mark.filterwarnings("ignore")  # of TensorFlow's converter and interpreter
-@pytest.mark.parametrize("cls", MODELS)
+@pytest.mark.parametrize("cls", ["ViTModel", "ViTForMaskedImageModeling"])
 def test_litert(cls: str, tmp_path: Path) -> None:
     model, x = build(cls, {"dtype": "float32"}), pixels(3).astype("float32")
     expected, path = model(x), str(tmp_path / "vit.tflite")
@@ -1568,7 +1585,7 @@ def test_frozen_layers_and_the_optimizer_come_back(tmp_path: Path) -> None:
 
     for freeze in (trunk_alone, one_layer_of_a_frozen_encoder):
         freeze()
-        model.compile(keras.optimizers.Adam(1e-3))
+        model.compile(keras.optimizers.Adam(1e-3), run_eagerly=True)
         model.fit(x, y, verbose=0)
         model.save(tmp_path / "model.keras")
         again = keras.saving.load_model(tmp_path / "model.keras")
@@ -1584,7 +1601,7 @@ def test_lora_comes_back(tmp_path: Path) -> None:
     model = build()
     model.vit.layernorm.trainable = False
     model.vit.encoder.layer[0].attention.attention.query.enable_lora(2, lora_alpha=3)
-    model.compile(keras.optimizers.Adam(1e-2))
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9))
     fit(model, pixels(6), LABELS)
     expected = model(pixels()).logits
     clone = keras.models.clone_model(model)
@@ -1665,7 +1682,7 @@ for frugal in (True, False):
 
     step(tf.zeros((1, 3, 128, 128)))
     before = peak()
-    step(tf.ones((16, 3, 128, 128)))
+    step(tf.ones((8, 3, 128, 128)))
     peaks.append(peak() - before)
 with open(f"{folder}/peaks.json", "w") as file:
     json.dump(peaks, file)
@@ -1681,8 +1698,8 @@ for loss in (None, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
         model = TFViTForImageClassification(ViTConfig.from_json_file(f"{folder}/config.json"), seed=0)
         model.compile(keras.optimizers.SGD(0.1), loss=loss, metrics=["accuracy"])
     history = model.fit(data["x"], data["y"], batch_size=6, epochs=2, shuffle=False, verbose=0).history
-    predicted = model.predict(data["x"], batch_size=6, verbose=0).logits
-    found += [np.array([history["loss"], history["accuracy"]]), predicted]
+    found.append(np.array([history["loss"], history["accuracy"]]))
+found.append(model.predict(data["x"], batch_size=6, verbose=0).logits)
 np.savez(f"{folder}/found.npz", *found)
 """
 
@@ -1732,10 +1749,11 @@ def test_gradient_checkpointing_saves_memory(left: Path) -> None:
 @pytest.mark.slow
 def test_two_mirrored_devices_equal_one(left: Path) -> None:
     model = build()
-    model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"])
+    model.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], run_eagerly=True)
     history = fit(model, pixels(6), LABELS, batch_size=6, epochs=2)
-    expected = [np.array([history["loss"], history["accuracy"]]), model.predict(pixels(6), verbose=0).logits]
-    assert_same(list(np.load(left / "found.npz").values()), expected * 2)
+    losses = np.array([history["loss"], history["accuracy"]])
+    expected = [losses, losses, model.predict(pixels(6), verbose=0).logits]
+    assert_same(list(np.load(left / "found.npz").values()), expected)
 
 
 def test_another_keras_backend_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1777,7 +1795,7 @@ def test_an_mae_is_fitted_and_its_fixed_positions_stay() -> None:
     assert len(fixed) == 2 and len(model.trainable_variables) == len(model.weights) - 2
     noise = np.random.default_rng(1).random((6, 16))
     expected = model(pixels(6), noise=noise).loss
-    model.compile(keras.optimizers.AdamW(0.01, weight_decay=0.1))
+    model.compile(keras.optimizers.SGD(0.1, weight_decay=0.1))
     for targets in ({}, {"y": LABELS}):
         history = model.fit({"pixel_values": pixels(6), "noise": noise}, **targets, batch_size=6, verbose=0).history
         assert_close(np.array(history["loss"]), np.array([expected]), SAME)
@@ -1808,7 +1826,9 @@ def test_an_mae_of_sizes_known_only_to_the_graph(layout: str) -> None:
         input_signature=[spec, tf.TensorSpec([None, None], "float64")],
     )
     x, noise = pixels(size=(24, 20)), np.random.default_rng(1).random((2, 30))
-    expected = build("ViTMAEForPreTraining")(x, noise=noise, interpolate_pos_encoding=True).loss
+    first = build("ViTMAEForPreTraining")
+    first.run_eagerly = True
+    expected = first(x, noise=noise, interpolate_pos_encoding=True).loss
     given = x.transpose(0, 2, 3, 1) if last else x
     assert_same(call(given, noise), expected)
     assert_same(model.unpatchify(model.patchify(given, True), (24, 20)), tf.constant(given), 0.0)
