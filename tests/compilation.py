@@ -10,8 +10,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
+from typing import Any
 
 # An XLA that does not know a flag of XLA_FLAGS ends the process. The first two are what JAX tells its own.
 QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -31,6 +33,32 @@ def leave_graphs() -> None:
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow and os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") == "1":
         tensorflow.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+def remember_shapes() -> None:
+    """Linen, where Flax has been imported, traces an initialiser once, not in every call that asks for its shape.
+
+    A parameter that has another shape, or is not there, is left to Linen.
+    """
+    linen = sys.modules.get("flax.core.scope")
+    if linen is None or os.environ.get("JAX_DISABLE_MOST_OPTIMIZATIONS") != "1" or hasattr(linen.Scope, "plain_param"):
+        return
+    import jax
+
+    @cache
+    def shape_of(*initialiser: Any) -> Any:
+        init, *given = initialiser
+        return getattr(jax.eval_shape(lambda: init(jax.random.key(0), *given)), "shape", None)
+
+    def param(scope: Any, name: str, *initialiser: Any, **others: Any) -> Any:
+        if scope.has_variable("params", name):
+            value = scope.get_variable("params", name)
+            if getattr(value, "shape", ()) == shape_of(*initialiser):
+                scope.reserve(name, "params")
+                return value
+        return scope.plain_param(name, *initialiser, **others)
+
+    linen.Scope.plain_param, linen.Scope.param = linen.Scope.param, param
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import pytest
 import reference
 from adapters import BACKENDS
 from card import left_out, use_card
-from compilation import compile_quickly, compiled_once, leave_graphs
+from compilation import compile_quickly, compiled_once, leave_graphs, remember_shapes
 from hypothesis import HealthCheck, settings
 from safetensors.numpy import load_file, save_file
 
@@ -107,6 +107,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     gc.collect()
     gc.freeze()
     leave_graphs()
+    remember_shapes()
     if item.config.stash.get(FILE, None) != item.path:
         item.config.stash[FILE] = item.path
         if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):

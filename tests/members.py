@@ -13,6 +13,12 @@ MASKED = tuple(name for name in MODELS if name.endswith("ForMaskedImageModeling"
 DECODERS = tuple(name for name in MASKED if "decoder" in ARCHITECTURES[name].models[name])  # of pixels
 CLASSIFIERS = tuple(name for name in MODELS if "ForImageClassification" in name)
 PRETRAINED = tuple(name for name in MODELS if issubclass(ARCHITECTURES[name].config, ViTMAEConfig))  # which mask
+# What the other classes compute is made of what these do: embeddings, layers, poolers, heads and losses, each once.
+DISTINCT = (
+    "ViTModel", "ViTForImageClassification", "ViTForMaskedImageModeling", "DeiTForImageClassificationWithTeacher",
+    "BeitForImageClassification", "BeitForMaskedImageModeling", "ViTMAEForPreTraining", "Dinov2Backbone",
+    "Dinov2WithRegistersForImageClassification", "IJepaForImageClassification",
+)  # fmt: skip
 BACKBONES = tuple(name for name in MODELS if name.endswith("Backbone"))
 BARE = tuple(name for name in MODELS if not has_head(ARCHITECTURES[name].models[name]) and name not in BACKBONES)
 _OF_VIT = {*ViTConfig.fields(), *ViTConfig.defaults}

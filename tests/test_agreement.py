@@ -103,7 +103,7 @@ def arrays(output: Any) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("cls", MODELS)
-@settings(max_examples=3, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=2, phases=(Phase.explicit, Phase.generate))
 @given(data=st.data())
 def test_a_backend_agrees_with_torch(backend: Any, cls: str, data: st.DataObject) -> None:
     if backend.name == "torch":

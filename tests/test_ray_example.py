@@ -1,4 +1,7 @@
-"""The example for Ray Data, on a Ray of its own with two CPUs: every picture's row, the broken one's included."""
+"""The examples for Ray, on one of its own with two CPUs: a folder by Ray Data, pictures over HTTP by Ray Serve.
+
+Each with a broken picture.
+"""
 
 from __future__ import annotations
 
@@ -10,38 +13,89 @@ from sys import executable
 
 import pytest
 from command import process
+from trainings import EXAMPLES, free_port
 
 from vit_core.app.pipeline import pipeline
 from vit_core.assets import DIGITS
 
-for name in ("ray", "pandas", "pyarrow", "torch"):
+for name in ("ray.data", "ray.serve", "pandas", "pyarrow", "torch"):
     pytest.importorskip(name)
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "ray_batch.py"
 PICTURES = sorted((DIGITS / "pictures").iterdir())
+# The script for Ray Data starts the Ray on which the application of Ray Serve runs as well.
+PROGRAM = """
+import json, runpy, sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+answers, port, pictures, *sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as ended:
+    if ended.code:
+        raise
+
+import ray
+from ray import serve
+from ray_serve import app
+
+serve.start(http_options={"port": int(port)})
+serve.run(app({"batch": "4"}))
+
+def ask(body):
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/", body, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except HTTPError as error:
+        return error.code, json.load(error)
+
+bodies = [Path(picture).read_bytes() for picture in json.loads(pictures)]
+with ThreadPoolExecutor(8) as pool:
+    Path(answers).write_text(json.dumps(list(pool.map(ask, [*bodies, bodies[0][:60]]))))
+ray.shutdown()
+"""
 
 
-@pytest.mark.slow
-def test_a_folder_on_ray(tmp_path: Path) -> None:
-    folder, out = tmp_path / "pictures", tmp_path / "results"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the results of the one, and the answers of the other."""
+    found = tmp_path_factory.mktemp("ray")
+    (folder := found / "pictures").mkdir()
     for path in PICTURES:
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "broken.PNG").write_bytes(PICTURES[0].read_bytes()[:60])
     (folder / "notes.txt").touch()
-    arguments = (folder, "--out", out, "--format", "json", "--cpus", 2, "--batch", 4)
+    flags = ("--format", "json", "--cpus", 2, "--batch", 4)
+    script = (EXAMPLES / "ray_batch.py", folder, "--out", found / "results", *flags)
+    pictures = json.dumps([str(path) for path in PICTURES])
     with tempfile.TemporaryDirectory(prefix="ray") as scratch:  # a short path: Ray's sockets stand in it
         settings = {"RAY_TMPDIR": scratch, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        small = {"RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION": "0.01"}
-        result = process(executable, EXAMPLE, *arguments, env={**os.environ, **settings, **small})
+        small = {"RAY_DEFAULT_OBJECT_STORE_MEMORY_PROPORTION": "0.01", "PYTHONPATH": str(EXAMPLES)}
+        env = {**os.environ, **settings, **small}
+        result = process(executable, "-c", PROGRAM, found / "answers.json", free_port(), pictures, *script, env=env)
     assert result.returncode == 0, result.stderr
-    found = {}
-    for file in out.iterdir():
-        found.update({Path(row.pop("file")).name: row for row in map(json.loads, file.read_text().splitlines())})
+    return found
 
+
+@pytest.mark.slow
+def test_a_folder_by_ray_data(ran: Path) -> None:
+    found = {}
+    for file in (ran / "results").iterdir():
+        found.update({Path(row.pop("file")).name: row for row in map(json.loads, file.read_text().splitlines())})
     error = found.pop("broken.PNG")
     assert (error["label"], error["score"]) == (None, None)
     assert "60 bytes is no picture that Pillow can read" in error["error"]
     assert sorted(found) == [path.name for path in PICTURES]
     for path, (best,) in zip(PICTURES, pipeline(top_k=1)(PICTURES, batch_size=4), strict=True):
         assert found[path.name] == {"label": best["label"], "score": pytest.approx(best["score"]), "error": None}
+
+
+@pytest.mark.slow
+def test_pictures_over_http_by_ray_serve(ran: Path) -> None:
+    *answers, (status, broken) = json.loads((ran / "answers.json").read_text())
+    assert status == 400 and "60 bytes is no picture that Pillow can read" in broken["error"]
+    for (code, found), expected in zip(answers, pipeline(backend="torch")(PICTURES), strict=True):
+        assert code == 200 and [each["label"] for each in found] == [each["label"] for each in expected]
+        assert found[0]["score"] == pytest.approx(expected[0]["score"], rel=1e-5)

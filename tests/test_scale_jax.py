@@ -75,9 +75,9 @@ def finetune(data: dict[str, Path], out: Path, **flags: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def taught(shallow: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     need("torch")
-    return write_student(tmp_path_factory.mktemp("student"))
+    return write_student(tmp_path_factory.mktemp("student")) | {"teacher": str(shallow)}
 
 
 @pytest.fixture(scope="module")
