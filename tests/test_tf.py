@@ -570,6 +570,12 @@ def test_data_from_0_to_255_is_warned_of_once(kind: str, evaluated: Any) -> None
     model.evaluate(*DATA[kind](x), steps=1, verbose=0)
 
 
+def test_the_warning_of_a_loader_may_be_an_error(evaluated: Any) -> None:
+    evaluated.vit.looked = False
+    with pytest.raises(UserWarning, match=r"^pixel_values are from 255"):  # as pyproject.toml has it of all of them
+        evaluated.evaluate(loader(np.full((6, 3, 16, 16), 255.0), LABELS), steps=1, verbose=0)
+
+
 def test_a_loader_of_items_without_numbers() -> None:
     pytest.importorskip("torch")
     from torch.utils.data import DataLoader, IterableDataset

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import wraps
 from types import GeneratorType
@@ -164,9 +163,7 @@ class Training(keras.Model):
         if isinstance(data, keras.utils.PyDataset) and not self._trunk().looked:
             self._look_at(data[0])
         elif hasattr(data, "collate_fn") and not self._trunk().looked:  # a DataLoader of PyTorch's
-            with suppress(Exception):  # of items that have other keys, or none: what is wrong with data, `fit` says
-                first = data.dataset[0]
-                self._look_at(tuple(data.collate_fn(first if data.batch_sampler is None else [first])))
+            self._look_at(_first_batch(data))
         pixels = None if self._trunk().looked else _pixels(getattr(data, "element_spec", data))
         if isinstance(pixels, np.ndarray):
             self.look(pixels[:32])
@@ -424,6 +421,18 @@ def _pixels(data: Any) -> Any:
     """The pixels of a batch, or of what has its structure."""
     x = data[0] if isinstance(data, tuple) and data else data
     return x.get("pixel_values") if isinstance(x, Mapping) else x
+
+
+def _first_batch(loader: Any) -> Any:
+    """A batch of the first item of PyTorch's DataLoader; None of one whose items have other keys, or none.
+
+    What is wrong with its data `fit` says.
+    """
+    try:
+        first = loader.dataset[0]
+        return tuple(loader.collate_fn(first if loader.batch_sampler is None else [first]))
+    except Exception:
+        return None
 
 
 def _loss_of(output: Any) -> Any:
