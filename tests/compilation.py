@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
@@ -51,9 +51,10 @@ def remember_shapes() -> None:
         return getattr(jax.eval_shape(lambda: init(jax.random.key(0), *given)), "shape", None)
 
     def param(scope: Any, name: str, *initialiser: Any, **others: Any) -> Any:
-        if scope.has_variable("params", name):
-            value = scope.get_variable("params", name)
-            if getattr(value, "shape", ()) == shape_of(*initialiser):
+        value = scope.get_variable("params", name)
+        shape = getattr(value, "shape", None)  # none of what is not there, or is more than an array
+        with suppress(TypeError):  # of what can't be remembered: a shape in a list
+            if shape is not None and shape == shape_of(*initialiser):
                 scope.reserve(name, "params")
                 return value
         return scope.plain_param(name, *initialiser, **others)
