@@ -112,9 +112,8 @@ def test_later_layers_are_not_computed(cls: str) -> None:
 # ---- backbones ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "cls", ["ViTBackbone", "BeitBackbone", "Dinov2WithRegistersBackbone"]
-)  # Dinov2Backbone is below
+# That of DINOv2 is below.
+@pytest.mark.parametrize("cls", ["ViTBackbone", "BeitBackbone", "Dinov2WithRegistersBackbone"])
 def test_maps_of_the_stages(backend: Any, cls: str) -> None:
     model = build(backend, cls, out_indices=[1, -1])
     output = backend.call(model, pixel_values=PIXELS)

@@ -576,16 +576,31 @@ def test_the_warning_of_a_loader_may_be_an_error(evaluated: Any) -> None:
         evaluated.evaluate(loader(np.full((6, 3, 16, 16), 255.0), LABELS), steps=1, verbose=0)
 
 
-def test_a_loader_of_items_without_numbers() -> None:
-    pytest.importorskip("torch")
+def test_a_loader_of_items_without_numbers_or_on_a_card() -> None:
+    torch = pytest.importorskip("torch")
     from torch.utils.data import DataLoader, IterableDataset
+
+    class OnCard(torch.Tensor):
+        def __array__(self, *_: Any, **__: Any) -> Any:
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+        def cpu(self) -> Any:
+            return self.as_subclass(torch.Tensor)
+
+    def collate(items: list[Any]) -> Any:
+        x, y = map(torch.tensor, map(np.array, zip(*items, strict=True)))
+        return x.as_subclass(OnCard), y
 
     class Stream(IterableDataset[Any]):
         def __iter__(self) -> Any:
             yield from zip(pixels(6), LABELS, strict=True)
 
     named: Any = {f"{i}.png": item for i, item in enumerate(Stream())}
-    for loader in (DataLoader(Stream(), batch_size=6), DataLoader(named, batch_size=6, sampler=[*named])):
+    given: tuple[dict[str, Any], ...] = (
+        {"dataset": Stream()}, {"dataset": named, "sampler": [*named]},
+        {"dataset": [*Stream()], "collate_fn": collate},
+    )  # fmt: skip
+    for loader in (DataLoader(batch_size=6, **options) for options in given):
         model = build()  # which has seen no pixels yet
         model.compile(run_eagerly=True)
         found = model.evaluate(loader, steps=1, verbose=0)

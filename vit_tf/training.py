@@ -163,7 +163,7 @@ class Training(keras.Model):
         if isinstance(data, keras.utils.PyDataset) and not self._trunk().looked:
             self._look_at(data[0])
         elif hasattr(data, "collate_fn") and not self._trunk().looked:  # a DataLoader of PyTorch's
-            self._look_at(_first_batch(data))
+            self._look_at(_first_pixels(data))
         pixels = None if self._trunk().looked else _pixels(getattr(data, "element_spec", data))
         if isinstance(pixels, np.ndarray):
             self.look(pixels[:32])
@@ -423,14 +423,15 @@ def _pixels(data: Any) -> Any:
     return x.get("pixel_values") if isinstance(x, Mapping) else x
 
 
-def _first_batch(loader: Any) -> Any:
-    """A batch of the first item of PyTorch's DataLoader; None of one whose items have other keys, or none.
+def _first_pixels(loader: Any) -> Any:
+    """The pixels of the first item of PyTorch's DataLoader; None of one whose items have other keys, or none.
 
     What is wrong with its data `fit` says.
     """
     try:
         first = loader.dataset[0]
-        return tuple(loader.collate_fn(first if loader.batch_sampler is None else [first]))
+        pixels = _pixels(tuple(loader.collate_fn(first if loader.batch_sampler is None else [first])))
+        return np.asarray(pixels) if hasattr(pixels, "shape") else None
     except Exception:
         return None
 

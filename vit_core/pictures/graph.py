@@ -117,7 +117,7 @@ class Preparation:
         return o.transpose(found, (2, 3, 0, 1) if second == 1 else (2, 3, 1, 0))
 
     def _rows(self, o: PictureOperations, pixels: Any, places: Any, weights: Any) -> Any:
-        """Rows of pixels (length, R), all blocks of a kernel after each other."""
+        """The rows that a kernel makes of pixels (length, R), those of its blocks after each other, in 8 bits."""
         blocks, _, band = o.lengths(weights)
         found = weights @ o.wide(o.reshape(o.take(pixels, places), (blocks, band, o.lengths(pixels)[1])))
         found = o.floor(found + 0.5)

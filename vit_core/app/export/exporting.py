@@ -131,7 +131,7 @@ def export(
     preprocessor are written beside it, and into it where the format has a place. Raises ValueError, and writes
     nothing, where the two differ by more than the tolerance, and for what a target or its runtime refuses;
     FileExistsError for a path that is taken, unless `overwrite`, those of the files beside it included, where what is
-    there is other than what would be; ImportError that says what to install.
+    there is other than what would be; OSError for a full disk; ImportError that says what to install.
     """
     out, target = checked_out(Path(out), to, triton, overwrite), TARGETS[to]
     wanted = wanted_of(input, outputs, dynamic, dtype, to, aoti, opset)
