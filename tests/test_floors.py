@@ -21,7 +21,8 @@ BACKENDS = PACKAGES[1:4]
 # From the ground up. A room of a floor imports those of its own floor and of the floors below.
 FLOORS = (
     "vit_core.files",
-    "vit_core.config vit_core.validation vit_core.keywords vit_core.position vit_core.assets",
+    "vit_core.config vit_core.pretrained_config vit_core.validation vit_core.keywords vit_core.position "
+    "vit_core.assets",
     "vit_core.pictures",
     "vit_core.family vit_core.params vit_core.initialization vit_core.parameter_groups "
     "vit_core.channels vit_core.calls vit_core.outputs vit_core.exports vit_core.backbone vit_core.training",
@@ -39,7 +40,7 @@ BY_NAME = {
     "vit_core.app.backends": {"f'{BACKENDS[name][0]}{room}'"},
     "vit_core.app.training.libraries": {"name"},
     "vit_core.files.elsewhere": {"module"},
-    "vit_core.pictures.processing": {"module"},
+    "vit_core.pictures.batch": {"module"},
 }
 
 

@@ -30,7 +30,8 @@ OWN_FILES = {
         "module.py": "what every layer is built with",
         "litert_int8.py": "TensorFlow's quantiser of LiteRT files",
         "remat.py": "gradient checkpointing, which torch brings",
-        "training.py": "what fit, predict and export ask of a model",
+        "training.py": "what fit and predict ask of a model",
+        "serving.py": "what export and functional ask of a model",
     },
     "flax": {
         "module.py": "what every module knows",

@@ -42,7 +42,7 @@ from vit_core.pictures.processing import BatchFeature
 tf = pytest.importorskip("tensorflow")
 keras = pytest.importorskip("keras")
 vit_tf = pytest.importorskip("vit_tf")
-named = importlib.import_module("vit_tf.training")._flat
+named = importlib.import_module("vit_tf.serving")._flat
 ViTDropPath = importlib.import_module("vit_tf.encoder").ViTDropPath
 
 ROOT = Path(__file__).parent.parent
@@ -1255,7 +1255,7 @@ def exported(saved: tuple[Path, Any]) -> dict[tuple[str, int], Any]:
             expected[name, batch] = tf.nest.flatten([v for _, v in sorted(output.items())])
     any_size = build()
     spec = tf.TensorSpec((None, 3, None, None), tf.float64, name="pixel_values")
-    kind = importlib.import_module("vit_tf.training").Training
+    kind = importlib.import_module("vit_tf.serving").Serving
     with patch.object(kind, "_serve", autospec=True, side_effect=kind._serve) as traced:
         any_size.export(folder / "any", verbose=False, input_signature=[spec])
     assert traced.call_count <= 2  # by Keras and by TensorFlow, and of no signature that is not asked for

@@ -1,27 +1,21 @@
-"""ViTConfig: the hyper-parameters of a Vision Transformer, validated, and their JSON form.
+"""ViTConfig: the hyper-parameters of a Vision Transformer, validated.
 
 Paper: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", table 1 (variants) and section 3.1.
-The file format is that of `config.json` in Hugging Face repositories (agrees with transformers 4.57.6).
 """
 
 from __future__ import annotations
 
-import copy
 import inspect
-import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from functools import cache
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, overload
+from typing import Any, ClassVar, Self
 
-from vit_core.files.disk import write_atomically
-from vit_core.files.documents import blaming, json_text, read_json_object, refuse_attributes
-from vit_core.files.names import CONFIG_NAME
-from vit_core.files.saving import save_document, settled
-from vit_core.keywords import OF_CONFIGS, understood, unread
-from vit_core.validation import ACTIVATIONS, CHECKS, check_integer
+from vit_core.files.documents import refuse_attributes
+from vit_core.keywords import OF_CONFIGS, unread
+from vit_core.pretrained_config import LABELS, OTHER_NAMES, RUNTIME_DEFAULTS, STAGES, PretrainedConfig
+from vit_core.validation import CHECKS, check_integer
 
 # Width D, depth L, mlp F, heads h of the named variants (ViT paper, table 1; Ti, S: Touvron et al. 2021, DeiT,
 # table 1; g, G: Zhai et al. 2022, "Scaling Vision Transformers", table 2).
@@ -52,14 +46,7 @@ BACKBONE_DEFAULTS: dict[str, Any] = {
     "apply_layernorm": True,
     "reshape_hidden_states": True,
 }
-STAGES = {"out_features": "out_indices", "out_indices": "out_features"}  # each says what the other says
-LABELS = ("num_labels", "id2label", "label2id")
 _MOST_UNNAMED = 1 << 18  # labels that one number in a file can make: 60 MB of names
-# Of a model in memory, never written: how attention is computed, and what the model was loaded from.
-_RUNTIME_DEFAULTS: dict[str, Any] = {"attn_implementation": None, "name_or_path": ""}
-_OTHER_NAMES = {"torch_dtype": "dtype", **{f"_{name}": name for name in _RUNTIME_DEFAULTS}}  # of transformers
-
-_ASKED = {"_commit_hash": None, "is_encoder_decoder": False}
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -89,7 +76,7 @@ class _Stages:
         vars(config)[self.name] = value
 
 
-class ViTConfig:
+class ViTConfig(PretrainedConfig):
     """Hyper-parameters of a ViT; arguments, names and defaults are those of Hugging Face's `ViTConfig`.
 
     `image_size`, `patch_size` and `encoder_stride` are an int or a (height, width) pair, in pixels. `hidden_act`
@@ -187,14 +174,14 @@ class ViTConfig:
         for name, value in fields.items():
             setattr(self, name, value)
         self._check_model_type(kwargs.pop("model_type", self.model_type))
-        for other, name in _OTHER_NAMES.items():
+        for other, name in OTHER_NAMES.items():
             if (value := kwargs.pop(other, None)) is not None:
                 kwargs[name] = kwargs.get(name) or value
         labels = {name: kwargs.pop(name, None) for name in LABELS}
         stages = kwargs.pop("stage_names", None)  # which transformers writes, and reads off the number of layers
         kwargs = {name: value for name, value in kwargs.items() if not self._follows(name, value)}
         refuse_attributes(type(self), kwargs)
-        for name, value in {**self.defaults, **_RUNTIME_DEFAULTS, **kwargs}.items():
+        for name, value in {**self.defaults, **RUNTIME_DEFAULTS, **kwargs}.items():
             if name not in fields:
                 setattr(self, name, value)
         if stages and vars(self).get("out_features") == list(stages[-1:]):
@@ -231,12 +218,6 @@ class ViTConfig:
         if name in STAGES and "id2label" in vars(self):  # all is set: this one holds now
             vars(self)[STAGES[name]] = None
 
-    def __getattr__(self, name: str) -> Any:
-        """What programs ask of every configuration of transformers, where a file does not say otherwise."""
-        if name in _ASKED:
-            return _ASKED[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
     def _set_labels(self, num_labels: Any, id2label: Any, label2id: Any) -> None:
         if id2label is None and label2id:
             named = CHECKS["label2id"]("label2id", label2id)
@@ -269,34 +250,6 @@ class ViTConfig:
             )
         if count != len(getattr(self, "id2label", ())) or not hasattr(self, "id2label"):
             self.id2label = {i: f"LABEL_{i}" for i in range(count)}
-
-    @property
-    def torch_dtype(self) -> str | None:
-        """The name `dtype` had before transformers 4.56."""
-        return self.dtype
-
-    @property
-    def _attn_implementation(self) -> str | None:
-        """Hugging Face's name for `attn_implementation`."""
-        return self.attn_implementation
-
-    @_attn_implementation.setter
-    def _attn_implementation(self, name: str | None) -> None:
-        self.attn_implementation = name
-
-    @property
-    def _name_or_path(self) -> str:
-        """Hugging Face's older name for `name_or_path`."""
-        return self.name_or_path
-
-    @_name_or_path.setter
-    def _name_or_path(self, name: str) -> None:
-        self.name_or_path = name
-
-    @property
-    def use_return_dict(self) -> bool:
-        """Hugging Face's name for `return_dict`."""
-        return self.return_dict
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -429,183 +382,6 @@ class ViTConfig:
         }
         return cls(**{**values, **overrides})
 
-    # ---- JSON -------------------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field, JSON-ready: strings as label keys, lists for pairs. Raises ValueError for a callable."""
-        values = {k: copy.deepcopy(v) for k, v in vars(self).items() if k not in _RUNTIME_DEFAULTS}
-        for name in ("hidden_act", "pooler_act"):
-            if callable(values.get(name)):
-                raise ValueError(
-                    f"{name} is the function {values[name]!r}, which JSON cannot hold: set it to one of "
-                    f"{', '.join(ACTIVATIONS)} before saving."
-                )
-        values["id2label"] = {str(i): label for i, label in self.id2label.items()}
-        if "out_features" in self.fields():  # as transformers writes them
-            values |= {name: getattr(self, name) for name in (*STAGES, "stage_names")}
-        return {"model_type": self.model_type, **values}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What `config.json` holds: the architecture in full, of the rest only what is not at its default."""
-        values = self.to_dict()
-        if self.id2label == {0: "LABEL_0", 1: "LABEL_1"}:
-            values = {k: v for k, v in values.items() if k not in LABELS}
-        left_out = {k for k, v in self.defaults.items() if values.get(k) == v} - {*self.fields()}
-        return {k: v for k, v in values.items() if k not in left_out}
-
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """JSON text: sorted keys, two spaces, a final newline. Raises ValueError for what could not be read again."""
-        return json_text(self.to_diff_dict() if use_diff else self.to_dict(), "This configuration")
-
-    def to_json_file(self, path: str | Path, use_diff: bool = True) -> None:
-        """Write `to_json_string` to `path`, atomically."""
-        write_atomically(Path(path), self.to_json_string(use_diff).encode())
-
-    @overload
-    @classmethod
-    def from_dict(
-        cls, values: Mapping[str, Any], return_unused_kwargs: Literal[False] = False, **overrides: Any
-    ) -> Self: ...
-
-    @overload
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], return_unused_kwargs: bool, **overrides: Any) -> Any: ...
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
-        """A configuration from a mapping, `overrides` on top.
-
-        An override that is neither a field nor a key of `values` is kept as an attribute, or handed back, in a
-        tuple (config, unused), when `return_unused_kwargs` is true.
-        """
-        merged = dict(values)
-        made = cls._class_for(merged)
-        known = {
-            *made.fields(),
-            *made.defaults,
-            *_RUNTIME_DEFAULTS,
-            *LABELS,
-            *_OTHER_NAMES,
-            *merged,
-        }
-        unused = {k: v for k, v in overrides.items() if k not in known} if return_unused_kwargs else {}
-        used = {k: v for k, v in overrides.items() if k not in unused}
-        stored = merged.get("id2label")
-        stored_labels = len(stored) if stored and isinstance(stored, Mapping) else 2
-        used = {k: v for k, v in used.items() if not (k in LABELS and v is None)}
-        named = used.keys() & {"id2label", "label2id"}
-        if named or used.get("num_labels", stored_labels) != stored_labels:
-            merged = {k: v for k, v in merged.items() if k not in LABELS}
-        if used.keys() & STAGES:
-            merged = {k: v for k, v in merged.items() if k not in STAGES}
-        for names in map(set, _OTHER_NAMES.items()):
-            if used.keys() & names:
-                merged = {k: v for k, v in merged.items() if k not in names}
-        config = made(**{**merged, **used})
-        return (config, unused) if return_unused_kwargs else config
-
-    @classmethod
-    def from_json_file(cls, path: str | Path) -> Self:
-        """Read one JSON file. Raises OSError when it is missing, ValueError when it is no configuration."""
-        values = _read(Path(path))
-        with blaming(path):
-            return cls._class_for(values)(**values)
-
-    @overload
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        return_unused_kwargs: Literal[True],
-        **options: Any,
-    ) -> tuple[Self, dict[str, Any]]: ...
-
-    @overload
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: Any) -> Self: ...
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        revision: str | None = None,
-        subfolder: str = "",
-        return_unused_kwargs: bool = False,
-        **overrides: Any,
-    ) -> Any:
-        """The configuration of a folder, a JSON file or a hub repository, `overrides` on top.
-
-        With `return_unused_kwargs=True`: the tuple (config, overrides that are no field of it).
-        """
-        overrides = understood({**overrides, "token": token}, "from_pretrained")
-        options = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": overrides.pop("token"),
-            "revision": revision,
-        }
-        path, values = _stored(pretrained_model_name_or_path, subfolder, options)
-        with blaming(f"{path} with {', '.join(overrides)} as given" if overrides else path):
-            return cls.from_dict(values, return_unused_kwargs, **overrides)
-
-    @classmethod
-    def _class_for(cls, values: Mapping[str, Any]) -> type[Self]:
-        """The class of what a file holds: this one, which refuses what is another's."""
-        return cls
-
-    def save_pretrained(
-        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub_options: Any
-    ) -> None:
-        """Write `config.json` into `folder`, making the folder when it is not there; then upload it, where asked to.
-
-        `hub_options` are those of `push_to_hub`. Raises TypeError for others, and for any without an upload.
-        """
-        from vit_core.files import hub
-
-        options = hub.upload_options(hub_options, "save_pretrained", push_to_hub)
-        save_document(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
-        if push_to_hub:
-            hub.upload(folder, repo_id or Path(folder).resolve().name, names=[CONFIG_NAME], **options)
-
-    def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
-        """Upload `config.json` to a hub repository, made when it is not there; returns the address of the commit."""
-        from vit_core.files import hub
-
-        return hub.push(self.save_pretrained, repo_id, **hub_options)
-
-    def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Set attributes, each as by assignment."""
-        for name, value in config_dict.items():
-            setattr(self, name, value)
-
-    def copy(self, **changes: Any) -> Self:
-        """An independent copy with some fields changed."""
-        config: Self = self.from_dict(copy.deepcopy(vars(self)), **changes)
-        return config
-
-    def is_still(self, seen: Mapping[str, Any]) -> bool:
-        """Whether each value is the very one of `seen`, a copy that was made of `vars` before."""
-        now = vars(self)
-        return now.keys() == seen.keys() and all(value is seen[name] for name, value in now.items())
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ViTConfig):
-            return False
-        return {**vars(self), "name_or_path": ""} == {**vars(other), "name_or_path": ""}
-
-    __hash__ = None  # type: ignore[assignment]  # it is mutable
-
-    def __repr__(self) -> str:
-        shown = {k: v if not callable(v) else repr(v) for k, v in vars(self).items() if v is not None}
-        return f"{type(self).__name__} {json.dumps(shown, indent=2, sort_keys=True, default=str)}"
-
 
 CLASSES = {ViTConfig.model_type: ViTConfig}  # by model_type; each joins when it is defined
 
@@ -634,28 +410,3 @@ class AutoConfig(ViTConfig):
     def for_model(model_type: str, **values: Any) -> ViTConfig:
         """A configuration of a model_type with these values. Raises ValueError for one that is not known."""
         return config_class(model_type)(**values)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a config.json holds. Raises ValueError for one of another library, which says part of a model alone."""
-    values = read_json_object(path)
-    if "model_type" not in values and {"architecture", "registered_name"} & values.keys():
-        raise ValueError(
-            f"{path} is timm's or keras-hub's, and leaves to the weights what else a model is: take the configuration "
-            "of the model, from_pretrained(folder).config."
-        )
-    return values
-
-
-def _stored(source: str | Path, subfolder: str, options: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The path of a config.json, in a folder or a hub repository or by itself, and what it holds."""
-
-    def read() -> tuple[Path, dict[str, Any]]:
-        if Path(source).is_file():
-            return Path(source), _read(Path(source))
-        from vit_core.files import hub
-
-        path = hub.cached_file(source, CONFIG_NAME, subfolder=subfolder, **options)
-        return path, _read(path)
-
-    return settled(Path(source) / subfolder, read)

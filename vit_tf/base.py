@@ -24,6 +24,7 @@ from vit_core.params import TF, Spec, native_name, specs, to_native
 from vit_core.pretrained import PretrainedModel
 from vit_tf.attention import choose
 from vit_tf.module import Builder, drawn, loading
+from vit_tf.serving import Serving
 from vit_tf.training import Training, targets_follow
 
 CHANNELS_AXIS = {"channels_first": 1, "channels_last": 3}  # by data_format
@@ -61,7 +62,7 @@ def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-class TFViTPreTrainedModel(Builder, Training, PretrainedModel, keras.Model):
+class TFViTPreTrainedModel(Builder, Training, Serving, PretrainedModel, keras.Model):
     """Base of the models: Keras models that are built at once, loadable and savable.
 
     The first argument of a call is the pixels, or a list or dict of inputs. `data_format` is channels_first or

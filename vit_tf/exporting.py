@@ -15,7 +15,7 @@ from vit_core.config import pair
 from vit_core.exports import INPUTS, Exported, Operations
 from vit_tf.litert_int8 import quantise
 from vit_tf.pictures import opened, prepared
-from vit_tf.training import write_archive
+from vit_tf.serving import write_archive
 
 EXTRA = "assets.extra"  # where a SavedModel holds what is not of its graph
 OPERATIONS = Operations(

@@ -1,10 +1,10 @@
-"""What Keras asks of a model that returns output classes: its own loss, metrics on the main output, serving."""
+"""What Keras asks of a model that returns output classes, to train it: its own loss, metrics on the main output."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from functools import wraps
 from types import GeneratorType
@@ -13,19 +13,15 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from keras import export
 from tensorflow import Tensor
 
 from vit_core import calls
-from vit_core.config import ViTConfig, pair
-from vit_core.family import ViTMAEConfig
+from vit_core.config import ViTConfig
 from vit_core.outputs import ModelOutput
-from vit_tf.functional import functional
 from vit_tf.losses import classification_loss, distillation_loss, visual_token_loss
 
 TARGETS = ("labels", "teacher_logits")  # what a call may be given for its loss alone
 targets_follow: ContextVar[bool] = ContextVar("targets_follow", default=False)  # whether labels may come after a call
-archived: ContextVar[bool] = ContextVar("archived", default=False)  # whether a model is being written with an endpoint
 
 
 def following(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,7 +69,7 @@ def plain(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Training(keras.Model):
-    """Base of the models: how `fit`, `evaluate`, `predict` and `export` see their outputs.
+    """Base of the models: how `fit`, `evaluate` and `predict` see their outputs.
 
     A loss and metrics given to `compile` are applied to the main output: the logits, the reconstruction, or the last
     hidden state. Without a loss the model's own is trained, and labels may ride in the input dict.
@@ -299,16 +295,6 @@ class Training(keras.Model):
         batches = numbers.map(load).batch(batch_size, shuffle if drop_remainder is None else drop_remainder)
         return batches.prefetch(tf.data.AUTOTUNE) if prefetch else batches
 
-    def functional(self, outputs: str | Sequence[str] = "logits", processor: Any = None) -> keras.Model:
-        """A Functional model around this one, whose weights it shares: one tensor in, `outputs` by name out.
-
-        A name gives a tensor, or for `hidden_states` and `attentions` a tuple of them; a list of names gives a dict.
-        Names are those of the model's output, and `probabilities` of a classifier, `last_hidden_state` of any model.
-        The input is pixels of the model's size in its layout; with a `processor` it is 8-bit images (B, H, W, C) of
-        that size, which the model rescales and normalises by itself. Raises ValueError for a name that it has not.
-        """
-        return functional(self, outputs, processor)
-
     def quantize(self, mode: str | None = None, config: Any = None, **kwargs: Any) -> None:
         """Keras's `quantize`: int8, int4 or float8 of every linear layer.
 
@@ -320,73 +306,6 @@ class Training(keras.Model):
                 f"{mode} is calibrated by Keras on tokens of texts, which a ViT has none of: use int8, int4 or float8."
             )
         super().quantize(mode, config=config, **kwargs)
-
-    def export(
-        self,
-        filepath: Any,
-        format: str = "tf_saved_model",
-        verbose: bool | None = None,
-        input_signature: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        """A SavedModel whose endpoint `serve` takes pixels, any number of images, and returns a dict of tensors.
-
-        The states of the layers are `hidden_states_0` and so on, likewise the attentions. It needs nothing but
-        TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of pixels of the model's
-        own size and dtype. Other formats are written by Keras. Raises ValueError for an MAE as "onnx", which has no
-        operation for the noise that it draws.
-        """
-        if format == "onnx" and isinstance(self.config, ViTMAEConfig):
-            raise ValueError('ONNX has no operation for the noise that an MAE draws: pass format="tf_saved_model".')
-        signature = input_signature or [self._pixels_spec()]
-        if format != "tf_saved_model":
-            served = Served(self)
-            keras.Model.export(served, filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
-            return
-        write_archive(self, filepath, self._serve, signature, verbose=verbose is not False, **kwargs)
-
-    @property
-    def _default_save_signature(self) -> Any:
-        """What `tf.saved_model.save` makes a signature of where it is given none: serving pixels."""
-        return None if archived.get() else tf.function(self._serve, input_signature=[self._pixels_spec()])
-
-    def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        """For TensorFlow's files: what Keras says, and the states of the model's own random numbers."""
-        states = {generator.name: generator.state for generator in self._seed_generators}
-        return {**super()._trackable_children(save_type, **kwargs), **states}
-
-    def _serve(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return _flat(self(pixel_values, training=False, return_dict=True))
-
-    def _pixels_spec(self) -> tf.TensorSpec:
-        height, width = pair(self.config.image_size)
-        channels = self.config.num_channels
-        size = (channels, height, width) if self.data_format == "channels_first" else (height, width, channels)
-        return tf.TensorSpec((None, *size), self.variable_dtype, name="pixel_values")
-
-
-def write_archive(model: Any, folder: Any, serve: Callable[..., Any], signature: list[Any], **options: Any) -> None:
-    """Write a model as a SavedModel whose only endpoint is `serve`, which alone is traced."""
-    archive = export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("serve", serve, signature)
-    before = archived.set(True)
-    try:
-        archive.write_out(folder, **options)
-    finally:
-        archived.reset(before)
-
-
-class Served(keras.Model):
-    """A model that returns what `serve` does, a flat dict of tensors, for the formats that Keras writes."""
-
-    def __init__(self, model: Training) -> None:
-        super().__init__(autocast=False)
-        self.model = model
-        self.built = True
-
-    def call(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        return self.model._serve(pixel_values)
 
 
 def _of_probabilities(given: Any, of: Any) -> str | None:
@@ -445,11 +364,3 @@ def _but_loss(output: Any) -> tuple[Any, ...]:
     """The fields of an output, or values of a tuple, but the loss."""
     values: tuple[Any, ...] = output[:]
     return values if _loss_of(output) is None else values[1:]
-
-
-def _flat(output: ModelOutput) -> dict[str, Tensor]:
-    """The tensors of an output by name, those of a tuple numbered."""
-    found: dict[str, Tensor] = {}
-    for name, value in output.items():
-        found |= {f"{name}_{i}": v for i, v in enumerate(value)} if isinstance(value, tuple) else {name: value}
-    return found

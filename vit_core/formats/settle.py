@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vit_core.config import LABELS, VARIANTS, ViTConfig
+from vit_core.config import VARIANTS, ViTConfig
 from vit_core.family import (
     ATTENTION_SCALE,
     HEADS,
@@ -32,6 +32,7 @@ from vit_core.formats.huggingface import Checkpoint, check_layers
 from vit_core.formats.rules import POOLED_NORM, QUERY
 from vit_core.params import spec_of, specs
 from vit_core.position import relative_positions
+from vit_core.pretrained_config import LABELS
 
 _PROJECTION = "embeddings.patch_embeddings.projection"
 _ATTENTION, _FIRST, _SECOND = (

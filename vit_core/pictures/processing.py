@@ -8,10 +8,9 @@ the arithmetic. The file format is that of `preprocessor_config.json` in Hugging
 from __future__ import annotations
 
 import copy
-import importlib
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from vit_core.files.documents import blaming, json_text, read_json_object, refus
 from vit_core.files.names import PREPROCESSOR_NAME
 from vit_core.files.saving import save_document, settled
 from vit_core.keywords import understood
+from vit_core.pictures.batch import BatchFeature, choice, converter, imported
 from vit_core.pictures.images import (
     FIRST,
     LAST,
@@ -35,7 +35,6 @@ from vit_core.pictures.images import (
     is_scaled,
     load_image,
     load_rgb,
-    shown,
 )
 from vit_core.pictures.others import stated_by_others
 from vit_core.pictures.steps import Steps, size_dict
@@ -60,48 +59,6 @@ __all__ = [
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _TYPE_KEYS = ("image_processor_type", "feature_extractor_type")
 _KEYS_OF_MODELS = {"model_type", "architecture", "registered_name"}  # in what transformers, timm and Keras say of one
-
-# return_tensors: the module, its function that takes a NumPy array, and the extra that installs it
-_FRAMEWORKS = {
-    "np": ("numpy", "asarray", ""),
-    "pt": ("torch", "from_numpy", "torch"),
-    "tf": ("tensorflow", "constant", "tf"),
-    "jax": ("jax.numpy", "asarray", "flax"),
-}
-
-
-class BatchFeature(dict[str, Any]):
-    """What a processor returns: a dict whose keys are attributes too."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={shown(value)}' for name, value in self.items())})"
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"There is no {name!r} here, only {sorted(self)}.") from None
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """Itself: that of transformers is no dict, and has one."""
-        return self
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Move torch tensors to a device and cast the floating ones to a dtype, in place. Returns self.
-
-        Raises TypeError where there is none.
-        """
-        tensors = {name: value for name, value in self.items() if hasattr(value, "is_floating_point")}
-        if not tensors:
-            raise TypeError(f'{", ".join(self)}: none is a tensor of PyTorch, which `.to` needs: return_tensors="pt".')
-        for name, value in tensors.items():
-            if value.is_floating_point():
-                self[name] = value.to(*args, **kwargs)
-            else:
-                places = [arg for arg in args if not isinstance(arg, type(value.dtype))]
-                self[name] = value.to(*places, **{**kwargs, "dtype": value.dtype})
-        return self
 
 
 class ViTImageProcessor:
@@ -165,14 +122,14 @@ class ViTImageProcessor:
 
         options: those of `vit_tf.pictures.Preprocessing`, such as data_format. Raises ImportError without TensorFlow.
         """
-        return _imported("vit_tf.pictures", "Preprocessing", "tf", "as_keras_layer")(self, **options)
+        return imported("vit_tf.pictures", "Preprocessing", "tf", "as_keras_layer")(self, **options)
 
     def as_torch_module(self, **options: Any) -> Any:
         """A module that prepares pictures (B, C, H, W) in uint8 as this processor does, on their device.
 
         options: those of `vit_torch.pictures.Preprocessing`. Raises ImportError without PyTorch.
         """
-        return _imported("vit_torch.pictures", "Preprocessing", "torch", "as_torch_module")(self, **options)
+        return imported("vit_torch.pictures", "Preprocessing", "torch", "as_torch_module")(self, **options)
 
     def preprocess(
         self,
@@ -221,9 +178,9 @@ class ViTImageProcessor:
             "do_convert_rgb": do_convert_rgb, "backend": None,
         }  # fmt: skip
         steps = Steps.checked({name: getattr(self, name) if it is None else it for name, it in given.items()})
-        data_format = _choice("data_format", data_format, (FIRST, LAST, None))
-        layout = _choice("input_data_format", input_data_format, (FIRST, LAST, NONE, None))
-        convert = _converter(return_tensors)
+        data_format = choice("data_format", data_format, (FIRST, LAST, None))
+        layout = choice("input_data_format", input_data_format, (FIRST, LAST, NONE, None))
+        convert = converter(return_tensors)
 
         flat = flatten(images, 2 if layout == NONE else 3, steps.convert_rgb)
         if not flat:
@@ -536,39 +493,3 @@ def _run(
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _converter(return_tensors: Any) -> Callable[[Array | list[Array]], Any]:
-    """The function that makes what `return_tensors` names. Raises ValueError, or ImportError that names the extra."""
-    kind = _choice("return_tensors", return_tensors, (*_FRAMEWORKS, None))
-    if kind is None:
-        return list
-    convert = _imported(*_FRAMEWORKS[kind], f'return_tensors="{kind}"')
-    return lambda results: convert(_stacked(results))
-
-
-def _imported(module: str, name: str, extra: str, wanted: str) -> Any:
-    """What a module has by a name. Raises ImportError that names the extra of what is not there."""
-    try:
-        return getattr(importlib.import_module(module), name)
-    except ModuleNotFoundError as error:
-        needs = {"vit_tf": "tensorflow", "vit_torch": "torch"}.get(found := module.partition(".")[0], found)
-        raise ImportError(f'{wanted} needs {needs}, which is not there: pip install "vit-trio[{extra}]"') from error
-
-
-def _stacked(results: Array | list[Array]) -> Array:
-    """The images as one batch. Raises ValueError if they differ in shape."""
-    shapes = sorted({result.shape for result in results})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"Unable to create tensor of images of different shapes {shapes}: "
-            "resize them to one size (do_resize=True and a size with height and width), or set return_tensors=None."
-        )
-    return results if isinstance(results, np.ndarray) else np.stack(results)
-
-
-def _choice(name: str, value: Any, allowed: tuple[str | None, ...]) -> Any:
-    value = getattr(value, "value", value)  # an enum's, as transformers has them
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
-    return value
