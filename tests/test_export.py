@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 from zipfile import ZipFile
 
 import numpy as np
@@ -143,6 +144,20 @@ def test_a_compiled_program_says_what_its_numbers_mean(shallow: Path, tmp_path: 
     known = torch._inductor.aoti_load_package(str(out)).get_metadata()
     assert known["labels.txt"].split() == [str(i) for i in range(10)]
     assert json.loads(known["preprocessor_config.json"]) == ViTImageProcessor.from_pretrained(DIGITS).to_dict()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_compiled_program_has_weights_laid_out_for_onednn_where_that_is_faster(
+    frozen: bool, shallow: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch, exporting = pytest.importorskip("torch"), importlib.import_module("vit_torch.exporting")
+    monkeypatch.setattr(exporting, "onednn_is_faster", lambda: frozen)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    vit_torch = importlib.import_module("vit_torch")
+    model = vit_torch.ViTForImageClassification.from_pretrained(shallow)
+    with patch("torch._inductor.aoti_compile_and_package") as compiled:
+        exporting.export(model, tmp_path / "x.pt2", "pt2", Exported(native=True))
+    assert compiled.call_args.kwargs["inductor_configs"]["freezing"] is frozen
 
 
 @pytest.mark.parametrize(

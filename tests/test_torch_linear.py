@@ -39,7 +39,7 @@ class Counter:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[str] = []
-        monkeypatch.setattr(layers, "_faster", lambda: True)
+        monkeypatch.setattr(layers, "onednn_is_faster", lambda: True)
         product = layers._product
 
         def counted(x: Any, weight: Any, bias: Any = None, function: str = "none", algorithm: str = "") -> Any:
@@ -315,10 +315,10 @@ def test_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     for vendor, faster in processors.items():
         monkeypatch.setattr(layers, "_processor", lambda vendor=vendor: f"vendor_id\t: {vendor}")
-        assert layers._faster.__wrapped__() is faster
+        assert layers.onednn_is_faster.__wrapped__() is faster
     monkeypatch.setattr(layers, "_processor", lambda: "vendor_id\t: AuthenticAMD")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert not layers._faster.__wrapped__()
+    assert not layers.onednn_is_faster.__wrapped__()
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(layers, "_SIGNATURE", "(another)")
-    assert not layers._faster.__wrapped__()
+    assert not layers.onednn_is_faster.__wrapped__()

@@ -87,7 +87,7 @@ def _taken(layer: nn.Linear, x: Tensor) -> bool:
         and not torch.jit.is_tracing()
         and type(layer) is nn.Linear
         and x.numel() * layer.out_features >= _WORTH
-        and _faster()
+        and onednn_is_faster()
         and _plain(x, layer.weight)
         and _bare(layer)
         and (layer.training or not _differentiated(layer, x))
@@ -124,7 +124,7 @@ def _bare(module: nn.Module) -> bool:
 
 
 @cache
-def _faster() -> bool:
+def onednn_is_faster() -> bool:
     """Whether this PyTorch multiplies by MKL on a processor of AMD that has AVX-512, and could by oneDNN."""
     operator = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
     known = operator is not None and str(operator.default._schema).endswith(_SIGNATURE)
