@@ -26,6 +26,7 @@ from vit_core.app.sources import read_image
 from vit_core.app.training.opening import reading
 from vit_core.assets import DIGITS
 from vit_core.config import pair
+from vit_core.pictures.images import LAST, in_channels
 
 Known = tuple[np.ndarray, np.ndarray]  # of a frame: features (N, D) of length 1, and labels (N, K), which sum to 1
 
@@ -82,11 +83,13 @@ def main(
 def read_mask(path: Path) -> tuple[np.ndarray, np.ndarray, Any]:
     """The values of a mask (K,), the number of each pixel's among them (height, width), and its palette if it has any.
 
-    Raises ValueError for a picture of colours.
+    Raises ValueError for a picture of colours, or of fractions.
     """
     with Image.open(path) as picture:
-        values = np.asarray(picture).astype(np.uint8)
-        palette = picture.getpalette()
+        values, palette = np.asarray(picture), picture.getpalette()
+    values = values.astype(np.uint8) if values.dtype == bool else values
+    if values.dtype.kind == "f":
+        raise ValueError(f"a mask has whole numbers, got {values.dtype}: save it with a palette or in grey.")
     if values.ndim != 2:
         raise ValueError(f"a mask has one number a pixel, got {values.shape[2]}: save it with a palette or in grey.")
     labels, numbers = np.unique(values, return_inverse=True)
@@ -100,7 +103,7 @@ def described_frame(
 
     The frame is scaled so that its longer edge has `size` pixels, by default its own, and its edges whole patches.
     """
-    picture = read_image(path).convert("RGB")
+    picture = read_image(path)
     if picture.size != shape[::-1]:
         raise ValueError(f"{path} has {picture.width} x {picture.height} pixels, the mask {shape[1]} x {shape[0]}.")
     scale = (size or max(shape)) / max(shape)
@@ -108,7 +111,11 @@ def described_frame(
         max(1, round(n * scale / patch)) * patch for n, patch in zip(shape, pair(model.config.patch_size), strict=True)
     )
     pixels = processor(
-        picture, size={"height": height, "width": width}, do_center_crop=False, return_tensors="np"
+        in_channels(picture, model.config.num_channels),
+        size={"height": height, "width": width},
+        do_center_crop=False,
+        input_data_format=LAST,
+        return_tensors="np",
     ).pixel_values
     options = {"layers": layer, "pool": "patches", "interpolate_pos_encoding": True}
     found = array(call(model, model.features, pixels, **options))[0]
@@ -174,7 +181,10 @@ def _resized(values: np.ndarray, shape: tuple[int, ...], how: Image.Resampling) 
 
 
 def region_similarity(labels: np.ndarray, frames: Sequence[Any], masks: Sequence[np.ndarray], truth: Path) -> float:
-    """J (Perazzi et al. 2016, "DAVIS", section 5): intersection over union, the mean over frames and objects."""
+    """J (Perazzi et al. 2016, "DAVIS", section 5): intersection over union, the mean over frames and objects.
+
+    Raises ValueError where there is no object to compare.
+    """
     found = []
     for path, mask in zip(frames, masks, strict=True):
         with Image.open(truth / f"{Path(path).stem}.png") as picture:
@@ -183,6 +193,8 @@ def region_similarity(labels: np.ndarray, frames: Sequence[Any], masks: Sequence
             one, other = labels[mask] == label, expected == label
             if other.any():
                 found.append((one & other).sum() / (one | other).sum())
+    if not found:
+        raise ValueError("no frame but the first has an object there, so that nothing can be compared: leave it out.")
     return float(np.mean(found))
 
 

@@ -649,11 +649,27 @@ def test_a_single_file_has_no_shards(tmp_path: Path, name: str, to: str) -> None
     convert(CLS, tmp_path / name, to=to, max_shard_size="1GB")
 
 
-def test_shards_without_their_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "index"),
+    [(".fp16-{}", "model.safetensors.index.fp16.json"), ("-{}.fp16", "model.safetensors.index.fp16.json"),
+     ("-{}", "model.safetensors.index.json")],
+)  # fmt: skip
+def test_shards_and_their_index(tmp_path: Path, kind: str, index: str) -> None:
     convert(CLS, tmp_path, to="torch", max_shard_size=20_000)
+    text = (tmp_path / "model.safetensors.index.json").read_text()
+    for path in [*tmp_path.glob("model-*.safetensors")]:
+        renamed = f"model{kind.format(path.stem.removeprefix('model-'))}.safetensors"
+        text = text.replace(path.name, renamed)
+        path.rename(tmp_path / renamed)
     (tmp_path / "model.safetensors.index.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"without their index, model\.safetensors\.index\.json: fetch it"):
+    with pytest.raises(FileNotFoundError, match=rf"without their index, {re.escape(index)}: fetch it"):
         read(tmp_path)
+    (tmp_path / index).write_text(text)
+    assert read(tmp_path).path.name == index  # the only one, whatever variant it is of
+    (tmp_path / "model.safetensors.index.bf16.json").write_text(text)
+    if index != "model.safetensors.index.json":
+        with pytest.raises(ValueError, match=r"several weights files, .*bf16.*fp16.*: choose one with filename="):
+            read(tmp_path)
 
 
 def test_a_variant_that_is_not_there_is_no_other_file(tmp_path: Path) -> None:

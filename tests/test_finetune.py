@@ -14,6 +14,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -527,6 +528,59 @@ def test_what_an_mae_hides_and_predicts(tmp_path: Path) -> None:
     np.testing.assert_array_equal(patches, model.patchify(torch.from_numpy(pixels)).numpy())
     scaled = (patches - patches.mean(2, keepdims=True)) / np.sqrt(patches.var(2, ddof=1, keepdims=True) + 1e-6)
     np.testing.assert_allclose(method.picture(scaled, pixels), pixels, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_pictures_of_so_many_channels(channels: int, mode: str) -> None:
+    need("torch")
+    batches, pretraining = (import_module(f"vit_core.app.training.{name}") for name in ("batches", "pretraining"))
+    config = SMALL.copy(num_channels=channels)
+    processor = ViTImageProcessor(size=24, image_mean=[0.4] * channels, image_std=[0.3] * channels)
+    loader, path = batches.Loader(processor, config, 1, 0, augment=True), DIGITS / "pictures" / "2-1466.png"
+    with Image.open(path) as picture:
+        array = np.atleast_3d(np.asarray(picture.convert(mode)))
+    pixels = loader.read(path, 0)
+    expected = processor(array, input_data_format="channels_last", return_tensors="np")["pixel_values"][0]
+    np.testing.assert_array_equal(pixels, expected)
+    turned = loader.read(path, 0, epoch=1)
+    assert turned.shape == pixels.shape and (turned != pixels).any()
+    shown = (0.3 * pixels[:3] + 0.4).transpose(1, 2, 0)
+    np.testing.assert_allclose(pretraining._picture(pixels, loader), np.broadcast_to(shown, (24, 24, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["simmim", "mae", "beit"])
+def test_edges_that_no_patch_covers_are_left_out(method: str) -> None:
+    """Of pictures that are no whole number of patches, as of those that are: errors, tokens and what is drawn."""
+    need("torch")
+    masking, pretraining = (import_module(f"vit_core.app.training.{name}") for name in ("masking", "pretraining"))
+    visual_tokens, random = import_module("vit_core.app.training.visual_tokens"), np.random.default_rng(0)
+
+    def found(image_size: tuple[int, int], pixels: np.ndarray) -> tuple[float, dict[str, Any]]:
+        config = ViTMAEConfig(**{**SMALL_MAE, "image_size": image_size}, norm_pix_loss=True)
+        made = {
+            "simmim": masking.SimMIM(config, 0, 0.5, (1, 1)),
+            "mae": masking.MAE(config, 0),
+            "beit": masking.BEiT(config, 0, 0.4, visual_tokens.KMeans(config, centres)),
+        }[method]
+        drawn = made(np.arange(3), 0, pixels, [])
+        batch = (pixels, drawn, made.hidden(*drawn))
+        loader = SimpleNamespace(config=config, processor=ViTImageProcessor())
+        columns = pretraining.reconstructions(lambda *_: predictions[method], batch, loader, made)
+        return pretraining.evaluate(lambda *_: predictions[method], iter([batch]), made)["val_loss"], columns
+
+    centres = random.random((5, 48), np.float32)
+    predictions = {
+        name: random.random(shape, np.float32)
+        for name, shape in (("simmim", (3, 3, 16, 24)), ("mae", (3, 24, 48)), ("beit", (3, 24, 5)))
+    }
+    pixels = random.random((3, 3, 18, 27), np.float32)
+    (error, columns), (expected, those) = found((18, 27), pixels), found((16, 24), pixels[:, :, :16, :24])
+    assert error == expected
+    for name, images in columns.items():
+        np.testing.assert_array_equal(images, those[name])
+    config = ViTMAEConfig(**{**SMALL_MAE, "image_size": (18, 27)})
+    dalle = visual_tokens.DallE(lambda colours, grid: (colours.shape, grid), config, ViTImageProcessor())
+    assert dalle(pixels, []) == ((3, 3, 16, 24), (4, 6))
 
 
 @pytest.mark.parametrize(

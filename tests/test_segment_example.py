@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from command import process
 from PIL import Image
 from trainings import EXAMPLES, need
+
+from conversion import convert
+from vit_core.assets import DIGITS
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +95,25 @@ def test_masks_and_patches(segment: Any, tmp_path: Path) -> None:
     assert segment.enlarged(patches, (2, 3), mask.shape)[1, 5] == 1
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_model_of_other_channels(segment: Any, video: Path, tmp_path: Path, channels: int) -> None:
+    convert(DIGITS, tmp_path / "model", to="torch", num_channels=channels)
+    segment.main(video / "frames", video / "masks" / "000.png", tmp_path / "out", model=str(tmp_path / "model"))
+    assert min(intersection_over_union(tmp_path / "out", video / "masks")) > 0.5
+
+
+def test_masks_of_more_than_eight_bits(segment: Any, tmp_path: Path) -> None:
+    """Their numbers stay, as do those of two values; fractions are none."""
+    wide = np.array([[0, 256], [512, 256]], np.uint16)
+    for name, values in {"wide.png": wide, "two.png": wide > 0, "fractions.tiff": wide / np.float32(512)}.items():
+        Image.fromarray(values).save(tmp_path / name)
+    labels, numbers, _ = segment.read_mask(tmp_path / "wide.png")
+    np.testing.assert_array_equal(labels[numbers], wide)
+    assert segment.read_mask(tmp_path / "two.png")[0].tolist() == [0, 1]
+    with pytest.raises(ValueError, match="a mask has whole numbers, got float32: save it with a palette or in grey"):
+        segment.read_mask(tmp_path / "fractions.tiff")
+
+
 def test_the_queue_and_the_first_frame(segment: Any) -> None:
     """With no queue the first frame alone is asked; with one of two, that and the two before."""
     seen: list[int] = []
@@ -118,6 +141,10 @@ def test_what_can_not_be(segment: Any, video: Path, tmp_path: Path) -> None:
     Image.new("L", (5, 5)).save(tmp_path / "small.png")
     with pytest.raises(ValueError, match="has 96 x 96 pixels, the mask 5 x 5"):
         segment.main(video / "frames", tmp_path / "small.png", tmp_path / "out")
+    (tmp_path / "one").mkdir()
+    shutil.copy(video / "frames" / "000.png", tmp_path / "one")
+    with pytest.raises(ValueError, match="no frame but the first has an object there, so that nothing can be compared"):
+        segment.main(tmp_path / "one", mask, tmp_path / "out", truth=mask.parent)
 
 
 def test_the_command(video: Path, tmp_path: Path) -> None:

@@ -1442,20 +1442,32 @@ def test_exports_of_keras(cls: str, form: str, tmp_path: Path) -> None:
         assert_close(found[name], value.numpy(), tolerances.both_rounded(model.config), name)
 
 
-@pytest.mark.parametrize("cls", ["ViTMAEModel", "ViTMAEForPreTraining"])
-def test_keras_exports_no_mae_as_onnx(cls: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no operation for the noise that an MAE draws"):
-        build(cls).export(str(tmp_path / "mae.onnx"), format="onnx", verbose=False)
+@pytest.mark.parametrize(("cls", "kind"), [("ViTMAEModel", "onnx"), ("ViTMAEForPreTraining", "litert")])
+def test_keras_exports_no_mae_where_noise_has_no_operation(cls: str, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"{kind} has no operation for the noise of an MAE"):
+        build(cls).export(str(tmp_path / "mae.tflite"), format=kind, verbose=False)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("cls", ["ViTForImageClassification", "ViTMAEForPreTraining"])
+@pytest.mark.parametrize("cls", ["ViTForImageClassification", "ViTMAEForPreTraining", "Dinov2Model"])
 def test_checkpoints_of_tensorflow_hold_every_variable(cls: str, tmp_path: Path) -> None:
-    model, other = build(cls), build(cls, {"seed": 1})
+    """The random states of dropout and drop path as well, which Keras itself leaves out."""
+    rates = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2, "drop_path_rate": 0.2}
+    model, other = (build(cls, {"seed": seed}, **rates) for seed in (0, 1))
     path = tf.train.Checkpoint(model=model).save(tmp_path / "vit")
     tf.train.Checkpoint(model=other).restore(path).assert_consumed()
     for variable, restored in zip(model.variables, other.variables, strict=True):
         np.testing.assert_array_equal(restored, variable)
+
+
+def test_a_model_in_training_is_saved_for_tensorflow(tmp_path: Path) -> None:
+    """A signature that drops out draws from states, which have to be the model's."""
+    model = build(hidden_dropout_prob=0.5)
+    drawn = tf.function(lambda x: model(x, training=True).logits, input_signature=[model._pixels_spec()])
+    tf.saved_model.save(model, str(tmp_path), signatures={"train": drawn})
+    train = tf.saved_model.load(str(tmp_path)).signatures["train"]
+    one, other = (train(pixel_values=tf.constant(pixels()))["output_0"] for _ in range(2))
+    assert (one.numpy() != other.numpy()).any()
 
 
 # ---- functional models -------------------------------------------------------------------------------------------

@@ -47,11 +47,11 @@ class Serving(keras.Model):
 
         The states of the layers are `hidden_states_0` and so on, likewise the attentions. It needs nothing but
         TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of pixels of the model's
-        own size and dtype. Other formats are written by Keras. Raises ValueError for an MAE as "onnx", which has no
-        operation for the noise that it draws.
+        own size and dtype. Other formats are written by Keras. Raises ValueError for an MAE as "onnx" or "litert",
+        which have no operation for the noise that it draws.
         """
-        if format == "onnx" and isinstance(self.config, ViTMAEConfig):
-            raise ValueError('ONNX has no operation for the noise that an MAE draws: pass format="tf_saved_model".')
+        if format in ("onnx", "litert") and isinstance(self.config, ViTMAEConfig):
+            raise ValueError(f'{format} has no operation for the noise of an MAE: pass format="tf_saved_model".')
         signature = input_signature or [self._pixels_spec()]
         if format != "tf_saved_model":
             served = Served(self)
@@ -65,8 +65,9 @@ class Serving(keras.Model):
         return None if archived.get() else tf.function(self._serve, input_signature=[self._pixels_spec()])
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        """For TensorFlow's files: what Keras says, and the states of the model's own random numbers."""
-        states = {generator.name: generator.state for generator in self._seed_generators}
+        """For TensorFlow's files: what Keras says, and the states of random numbers, of which Keras says nothing."""
+        generators = (each for layer in self._flatten_layers() for each in layer._seed_generators)
+        states = {f"random_state_{i}": generator.state for i, generator in enumerate(generators)}
         return {**super()._trackable_children(save_type, **kwargs), **states}
 
     def _serve(self, pixel_values: Tensor) -> dict[str, Tensor]:

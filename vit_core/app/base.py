@@ -23,7 +23,7 @@ from vit_core.app.backends import backend_of, bare
 from vit_core.app.sources import read_image
 from vit_core.config import ViTConfig, pair
 from vit_core.files import hub
-from vit_core.pictures.images import LAST, as_bytes, as_rgb, name_of
+from vit_core.pictures.images import LAST, in_channels, name_of
 from vit_core.pictures.processing import ViTImageProcessor
 from vit_core.pretrained import weights_patterns
 
@@ -33,7 +33,6 @@ Encoded = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | I
 
 _PREPARING = ("timeout", "image_processor_kwargs")  # the options that `preprocess` takes
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
-_MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
 
 
 class Results(Iterator[Result]):
@@ -212,13 +211,7 @@ class ImagePipeline(ABC, Generic[Result]):
         """One image as pixels (C, H, W) that fit the model. Raises OSError or ValueError."""
         layout = None
         if isinstance(image, _ENCODED) or hasattr(image, "read"):
-            mode = _MODES.get(self.config.num_channels)
-            picture = read_image(image, timeout)
-            if mode is None:
-                image = as_rgb(picture, convert=True)
-            else:
-                image = np.atleast_3d(np.asarray(as_bytes(picture, mode)))
-                layout = LAST
+            image, layout = in_channels(read_image(image, timeout), self.config.num_channels), LAST
         asked = {"input_data_format": layout, **(image_processor_kwargs or {}), "return_tensors": "np"}
         pixels = self.image_processor(image, **asked)["pixel_values"]
         calls.check_pixel_values(pixels.shape, self.config, interpolate=calls.interpolates(self.config, None))

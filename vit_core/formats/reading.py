@@ -43,7 +43,9 @@ from vit_core.params import DIALECTS
 
 StrPath = str | os.PathLike[str]
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".msgpack", ".ckpt", ".pth.tar", ".pyth")
-_SHARD = re.compile(r"-\d{5}-of-(?!00001)\d{5}(\.\w+)$")
+# Shards, and their index; a variant's name stands before the number, in older files behind it.
+_SHARD = re.compile(r"([^.]+)(\.[\w.-]+)?-\d{5}-of-(?!00001)\d{5}(\.[\w.-]+)?(\.\w+)")
+_INDEX = re.compile(r".+\.index(\.[\w.-]+)?\.json")
 _FLAX_CHECKPOINT = re.compile(r"checkpoint_\d+")  # as flax.training.checkpoints names them
 # What transformers' Trainer and accelerate save beside weights.
 _OF_TRAINERS = re.compile(
@@ -262,7 +264,7 @@ def _locate(
 
 
 def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
-    """The one weights file of a folder that has none of the usual names.
+    """The one weights file, or index of shards, of a folder that has none of the usual names.
 
     Raises ValueError where there are several, and for a checkpoint that a training has shared out over many files;
     FileNotFoundError for shards without their index.
@@ -275,12 +277,14 @@ def _only_weights(folder: Path, usual: Collection[str]) -> list[str]:
         for names, library, todo in _SHARED_OUT:
             if any((each / name).is_file() for name in names):
                 raise ValueError(f"{each} is a checkpoint of {library}, which {library} alone reads: {todo}.")
-    if found and all(map(_SHARD.search, found)):
-        index = _SHARD.sub(r"\1.index.json", found[0])
-        raise FileNotFoundError(
-            f"{folder} holds shards, {', '.join(found)}, without their index, {index}: fetch it, or save the "
-            "model again."
-        )
+    if found and all(map(_SHARD.fullmatch, found)):
+        shards, found = found, [name for name in held if _INDEX.fullmatch(name)]
+        if not found:
+            index = _SHARD.sub(r"\1\4.index\2\3.json", shards[0])
+            raise FileNotFoundError(
+                f"{folder} holds shards, {', '.join(shards)}, without their index, {index}: fetch it, or save the "
+                "model again."
+            )
     if len(found) > 1:
         raise ValueError(f"{folder} holds several weights files, {', '.join(found)}: choose one with filename=.")
     return found

@@ -28,6 +28,7 @@ _MOST_KEPT = 1 << 23  # bytes of an array that a thread keeps
 _memory = threading.local()
 _LONGEST_NAME = 1000  # characters
 _ENCODED = (str, os.PathLike, bytes, bytearray, memoryview)
+_MODES = {1: "L", 4: "RGBA"}  # Pillow's modes by number of channels, where that is not RGB
 
 # The formats that are opened, and their names' endings: whatever a file is called, none of Pillow's other decoders sees
 # it, of which some (EPS) run a program on what it holds.
@@ -140,6 +141,18 @@ def as_bytes(image: Image.Image, mode: str) -> Image.Image:
                 stacklevel=3,
             )
     return image.convert(mode)
+
+
+def in_mode(image: Image.Image, channels: int) -> Image.Image:
+    """The image in Pillow's mode of so many channels of 8 bits, or in RGB where it has none."""
+    mode = _MODES.get(channels)
+    return as_rgb(image, convert=True) if mode is None else as_bytes(image, mode)
+
+
+def in_channels(image: Image.Image, channels: int) -> Image.Image | Array:
+    """The same as processors take it: an array (H, W, C), but of RGB the image."""
+    found = in_mode(image, channels)
+    return found if found.mode == "RGB" else np.atleast_3d(np.asarray(found))
 
 
 def flatten(images: Any, ndim: int, convert: bool | None = None) -> list[Any]:

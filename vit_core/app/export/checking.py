@@ -26,7 +26,7 @@ from vit_core.app.features import ImageFeatureExtractionPipeline
 from vit_core.app.sources import read_image
 from vit_core.config import ViTConfig, pair
 from vit_core.exports import Exported, Operations
-from vit_core.pictures.images import as_bytes, as_rgb, to_picture
+from vit_core.pictures.images import in_channels, to_picture
 from vit_core.pictures.processing import ViTImageProcessor
 
 Array = NDArray[Any]
@@ -93,9 +93,7 @@ def _pictures(
 
 def _decoded(source: Any, channels: int) -> Array:
     """A picture (1, H, W, C) in 8 bits."""
-    picture = read_image(source)
-    pixels = np.asarray(as_rgb(picture, convert=True) if channels == 3 else as_bytes(picture, "L"))
-    return pixels.reshape(1, *pixels.shape[:2], channels)
+    return np.asarray(in_channels(read_image(source), channels))[None]
 
 
 def _encoded(source: Any, channels: int) -> Array:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from vit_core.app.training.dataset import PADDING, Pictures
 from vit_core.config import ViTConfig
-from vit_core.pictures.images import as_rgb
+from vit_core.pictures.images import LAST, in_channels, in_mode
 from vit_core.pictures.processing import ViTImageProcessor, load_image
 from vit_core.training import Settings, ahead, check_batch_size
 
@@ -131,11 +131,12 @@ class Loader:
 
     def read(self, path: Path, number: int, epoch: int | None = None) -> np.ndarray:
         """The pixels (C, H, W) of a picture as the model takes them, augmented unless `epoch` is None."""
-        image = load_image(path)
-        image = as_rgb(image, convert=True) if self.config.num_channels == 3 else image.convert("L")
+        channels = self.config.num_channels
+        image = in_mode(load_image(path), channels)
         if epoch is not None and self.augment:
             image = augmented(image, np.random.default_rng((self.seed, epoch, number)), self.flip)
-        pixels: np.ndarray = self.processor(image, return_tensors="np")["pixel_values"][0]
+        taken = in_channels(image, channels)
+        pixels: np.ndarray = self.processor(taken, input_data_format=LAST, return_tensors="np")["pixel_values"][0]
         return pixels
 
 

@@ -42,7 +42,7 @@ class Method(Protocol):
         """The mean error (B, N) of each hidden patch of a prediction."""
 
     def picture(self, predicted: np.ndarray, pixels: np.ndarray, *drawn: np.ndarray) -> np.ndarray:
-        """A prediction as pixels (B, C, H, W)."""
+        """A prediction as pixels (B, C, H, W), of what is `seen` of a picture."""
 
 
 class Tokenizer(Protocol):
@@ -97,7 +97,8 @@ class SimMIM:
         return drawn[0]
 
     def errors(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
-        errors: np.ndarray = np.abs(patches_of(predicted.astype(np.float64) - pixels, self.config)).mean(2)
+        patches = patches_of(pixels, self.config)
+        errors: np.ndarray = np.abs(patches_of(predicted.astype(np.float64), self.config) - patches).mean(2)
         return errors
 
     def picture(self, predicted: np.ndarray, pixels: np.ndarray, *_: np.ndarray) -> np.ndarray:
@@ -218,10 +219,16 @@ def generator(seed: int, epoch: int, number: int) -> np.random.Generator:
     return np.random.default_rng((seed, epoch, int(number), 1))
 
 
+def seen(pixels: np.ndarray, config: ViTConfig) -> np.ndarray:
+    """The part of pixels (B, C, H, W) that whole patches cover."""
+    (rows, columns), (ph, pw) = config.grid, pair(config.patch_size)
+    return pixels[:, :, : rows * ph, : columns * pw]
+
+
 def patches_of(pixels: np.ndarray, config: ViTConfig) -> np.ndarray:
     """Pixels (B, C, H, W) patch by patch, channels last: (B, N, P Q C)."""
     (rows, columns), (ph, pw) = config.grid, pair(config.patch_size)
-    x = pixels.reshape(len(pixels), -1, rows, ph, columns, pw).transpose(0, 2, 4, 3, 5, 1)
+    x = seen(pixels, config).reshape(len(pixels), -1, rows, ph, columns, pw).transpose(0, 2, 4, 3, 5, 1)
     return x.reshape(len(pixels), rows * columns, -1)
 
 

@@ -28,6 +28,7 @@ from vit_core.app.training.masking import (
     Tokenizer,
     loss_of,
     prediction_of,
+    seen,
 )
 from vit_core.app.training.opening import architecture_of, open_loader, open_model, reading
 from vit_core.app.training.visual_tokens import fitted, of_dalle, read_tokens
@@ -307,14 +308,19 @@ def reconstructions(predict: Predict, batch: HeldOut, loader: Loader, method: Me
     pixels, found, hidden = batch
     grid = hidden.reshape(-1, 1, *loader.config.grid)
     where = np.kron(grid, np.ones((1, 1, *pair(loader.config.patch_size)), bool))  # (B, 1, H, W)
-    predicted = np.where(where, method.picture(predict(pixels, found[0]), pixels, *found), pixels)
+    predicted = method.picture(predict(pixels, found[0]), pixels, *found)
+    pixels = seen(pixels, loader.config)
+    predicted = np.where(where, predicted, pixels)
     columns = {"input": pixels, "masked": np.where(where, np.nan, pixels), "predicted": predicted}
     shown = range(min(ROWS, int(hidden.any(1).sum())))
     return {name: [_picture(images[i], loader) for i in shown] for name, images in columns.items()}
 
 
 def _picture(pixels: np.ndarray, loader: Loader) -> np.ndarray:
-    """Pixels (C, H, W) as they were before they were normalised, (H, W, 3), grey where there are none."""
-    image = colours(pixels, loader.processor)
+    """Pixels (C, H, W) as they were before they were normalised, (H, W, 3), grey where there are none.
+
+    Of four channels the first three are shown, of one that is all three.
+    """
+    image = colours(pixels, loader.processor)[:3]
     image = np.where(np.isnan(image), 0.5, image.clip(0, 1)).transpose(1, 2, 0)
     return np.broadcast_to(image, (*image.shape[:2], 3))

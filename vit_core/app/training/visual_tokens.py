@@ -19,7 +19,7 @@ from vit_core.app.backends import import_dalle
 from vit_core.app.training.batches import Loader, colours
 from vit_core.app.training.dataset import Pictures
 from vit_core.app.training.libraries import library
-from vit_core.app.training.masking import patches_of
+from vit_core.app.training.masking import patches_of, seen
 from vit_core.app.training.opening import reading
 from vit_core.app.training.run import begun
 from vit_core.config import ViTConfig
@@ -159,7 +159,7 @@ class DallE:
         return int(self.encoder.vocab_size)
 
     def __call__(self, pixels: np.ndarray, paths: Sequence[Path]) -> np.ndarray:
-        tokens: np.ndarray = self.encoder(colours(pixels, self.processor), self.config.grid)
+        tokens: np.ndarray = self.encoder(colours(seen(pixels, self.config), self.processor), self.config.grid)
         return tokens
 
     def patches(self, tokens: np.ndarray) -> None:
