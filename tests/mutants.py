@@ -453,8 +453,8 @@ MUTANTS = (
     Mutant(
         "core: a crop keeps its size in a model of other pictures",
         "vit_core/pictures/processing.py",
-        '"crop_size": {"height": height, "width": width}}',
-        '"crop_size": crop}',
+        '"size": resized, "crop_size": size}',
+        '"size": resized, "crop_size": stated.crop_size}',
         ("tests/test_image_processing.py", "test_pictures_of_another_size"),
     ),
     Mutant(
@@ -537,8 +537,8 @@ MUTANTS = (
     Mutant(
         "core: MAE keeps the patches of the most noise",
         "vit_torch/mae.py",
-        "order = noise.argsort(dim=1, stable=True)",
-        "order = noise.argsort(dim=1, stable=True, descending=True)",
+        "order = noise.argsort(dim=1, **stable)",
+        "order = noise.argsort(dim=1, descending=True, **stable)",
         golden("torch", "eager-mae"),
     ),
     Mutant(

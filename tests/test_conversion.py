@@ -597,6 +597,17 @@ def test_image_size_resizes_the_positions(tmp_path: Path) -> None:
         convert(CLS, tmp_path / "new", to="torch", image_size=5 * patch, position_kernel="cubic")
 
 
+@pytest.mark.parametrize("case", ["cls", "msn_cls"])
+def test_keras_hub_knows_of_the_head(tmp_path: Path, case: str) -> None:
+    """Of any member's: without a task.json it would make another, at random."""
+    convert(CHECKPOINTS / case / "pt_safetensors", tmp_path / "preset", to="keras-hub")
+    task = json.loads((tmp_path / "preset" / "task.json").read_text())
+    assert task["config"]["num_classes"] == read(tmp_path / "preset").tensors["classifier.weight"].shape[0]
+    assert json.loads((tmp_path / "preset" / "metadata.json").read_text())["tasks"] == ["ImageClassifier"]
+    convert(CHECKPOINTS / case / "pt_safetensors", tmp_path / "backbone", to="keras-hub", head="drop")
+    assert not (tmp_path / "backbone" / "task.json").exists()
+
+
 def test_heads_and_poolers(tmp_path: Path) -> None:
     dropped = convert(CLS, tmp_path / "a", to="torch", head="drop")
     assert read(tmp_path / "a").config.architectures == ["ViTModel"]

@@ -20,6 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vit_core.channels import with_statistics
+from vit_core.files.documents import Document
 from vit_core.pictures import processing, torchvision
 from vit_core.pictures.images import FORMATS
 from vit_core.pictures.processing import (
@@ -881,8 +883,43 @@ def test_the_class_is_the_one_that_the_file_names(tmp_path: Path) -> None:
             112, 112,
             {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
         ),
+        (
+            {"image_processor_type": "DeiTImageProcessor"}, 112, 168,
+            {"size": {"height": 128, "width": 192}, "crop_size": {"height": 112, "width": 168}},
+        ),
+        (
+            {"feature_extractor_type": "DeiTFeatureExtractor", "do_center_crop": False}, 8, 9,
+            {"size": {"height": 8, "width": 9}},
+        ),
+        (
+            {"image_processor_type": "BeitImageProcessorFast", "size": {"longest_edge": 9}}, 8, 9,
+            {"size": {"height": 8, "width": 9}},
+        ),
+        (
+            {"image_processor_type": "BitImageProcessor", "size": 256}, 112, 112,
+            {"size": {"shortest_edge": 128}, "crop_size": {"height": 112, "width": 112}},
+        ),
     ],
 )  # fmt: skip
 def test_pictures_of_another_size(document: dict[str, Any], height: int, width: int, changed: dict[str, Any]) -> None:
-    """A crop gets the model's size, and what it is cut from keeps its proportion to it."""
+    """A crop gets the model's size, and what it is cut from keeps its proportion; the class has what is not said."""
     assert for_size({"resample": 3, **document}, height, width) == {"resample": 3, **document, **changed}
+
+
+@pytest.mark.parametrize(
+    ("document", "stored", "channels", "changed"),
+    [
+        ({"image_mean": [0.1, 0.2, 0.3], "image_std": 0.25}, 3, 1, {"image_mean": [0.2]}),
+        ({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4]}, 3, 4, {"image_mean": [0.1, 0.2, 0.3, 0.1]}),
+        ({}, 3, 1, {"image_mean": [0.5], "image_std": [0.5]}),
+        ({"image_mean": None}, 3, 2, {"image_mean": [0.5, 0.5], "image_std": [0.5, 0.5]}),
+        ({"image_processor_type": "BitImageProcessor"}, 3, 1, {"image_mean": [0.44916], "image_std": [0.26857]}),
+        ({"image_mean": "odd"}, 3, 3, {}),
+    ],
+)
+def test_pictures_of_other_channels(document: dict[str, Any], stored: int, channels: int, changed: Any) -> None:
+    """Mean and deviation are made for them, those of the class as well, which a file may leave out."""
+    made = with_statistics(document, stored, channels)
+    assert made == {**document, **{name: pytest.approx(values, abs=1e-5) for name, values in changed.items()}}
+    with pytest.raises(ValueError, match=r"x\.json: image_mean must be"):
+        with_statistics(Document({"image_mean": "odd"}, "x.json"), 3, 1)

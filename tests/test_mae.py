@@ -320,3 +320,23 @@ def test_torch_has_the_loss_in_float32(dtype: str) -> None:
     output = model.to(getattr(torch, dtype))(**call)
     assert output.loss.dtype == torch.float32
     assert abs(output.loss.item() - expected) < tolerances.rounding(model.config, dtype) * expected
+
+
+@pytest.mark.filterwarnings("ignore")  # of the exporters
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_torch_is_exported_to_onnx(dynamo: bool, tmp_path: Path) -> None:
+    """With equal noise in its order: there is no stable sort that the exporters know, and ONNX's own is one."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    import vit_torch
+
+    model = vit_torch.ViTMAEForPreTraining(config_for(WHOLE, **{**TINY, "image_size": (32, 16)}), seed=0).eval().cpu()
+    noise = (torch.arange(64) % 3 == 0).float().repeat(2, 1)
+    call = torch.from_numpy(np.tile(PIXELS, (1, 1, 2, 2))).float(), noise
+    torch.onnx.export(model, call, tmp_path / "mae.onnx", dynamo=dynamo, input_names=["pixel_values", "noise"])
+    session = runtime.InferenceSession(tmp_path / "mae.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, dict(zip(("pixel_values", "noise"), (x.numpy() for x in call), strict=True)))
+    expected = [value.detach().numpy() for value in model(*call).to_tuple()]
+    np.testing.assert_array_equal(found[3], expected[3])  # ids_restore
+    assert_close(found[1], expected[1], tolerances.rounding(model.config))

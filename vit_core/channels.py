@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vit_core.files.tensor import Array, Tensor
+from vit_core.pictures.processing import stated_by
 
 PROJECTION = "embeddings.patch_embeddings.projection.weight"
 STATISTICS = ("image_mean", "image_std")
@@ -41,10 +42,13 @@ def with_channels(weight: Tensor, channels: int) -> Tensor:
 def with_statistics(document: Mapping[str, Any], stored: int, channels: int) -> dict[str, Any]:
     """A preprocessor's document with a mean and deviation for each of `channels`, where it has those of `stored` ones.
 
-    They are averaged for 1, else repeated in turn, as the projection is. A single number stays.
+    They are averaged for 1, else repeated in turn, as the projection is. A single number stays. Raises ValueError that
+    names the file for values that no processor takes.
     """
-    lists = {name: document[name] for name in STATISTICS if isinstance(document.get(name), list)}
-    other = {name: values for name, values in lists.items() if len(values) == stored != channels}
+    if stored == channels:
+        return {**document}
+    stated = vars(stated_by(document, *STATISTICS))
+    other = {name: values for name in STATISTICS if np.ndim(values := stated[name]) and len(values) == stored}
     return {**document} | {
         name: [float(np.mean(values))] if channels == 1 else [values[i % stored] for i in range(channels)]
         for name, values in other.items()

@@ -69,7 +69,8 @@ class ViTMAEModel(ViTMAEPreTrainedModel, ViTModel):
         if noise is None:
             noise = torch.rand(x.shape[0], x.shape[1] - 1, device=x.device)
         kept = calls.num_kept(noise.shape[1], self.config)
-        order = noise.argsort(dim=1, stable=True)  # (B, N)
+        stable = {} if torch.onnx.is_in_onnx_export() else {"stable": True}  # as ONNX's is, without saying so
+        order = noise.argsort(dim=1, **stable)  # (B, N)
         ids_restore = order.argsort(dim=1)
         x = torch.cat([x[:, :1], taken(x[:, 1:], order[:, :kept])], dim=1)  # (B, 1 + K, D)
         encoded = self.encoder(x, head_mask, None, options)

@@ -19,6 +19,7 @@ from oracle import assert_close, assert_same_output, pixels
 import vit_flax
 import vit_tf
 import vit_torch
+from vit_core.config import AutoConfig
 
 CONFIG = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 24,
@@ -120,6 +121,37 @@ def test_equal_outputs_and_gradients(tmp_path: Path, name: str, call: dict[str, 
     largest = max(gradient.abs().max().item() for gradient in gradients.values())
     for parameter, gradient in gradients.items():
         assert_close(ours.get_parameter(parameter).grad, gradient, tolerances.FORMATS, parameter, least=largest)
+
+
+# What differs on purpose, by docs/from-transformers.md.
+OTHERWISE = {
+    "Beit": r"relative_position_bias$|^layernorm$|attention\.attention\.dropout$",
+    "ViTMAE": r"embeddings$|^decoder$",
+    SHIFTED: r"^decoder",
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_modules_return_what_theirs_do(name: str) -> None:
+    """By the same names, to hooks. Of BEiT's tuples the first value."""
+    theirs = random_model(transformers, name, attn_implementation="eager").double()
+    config = AutoConfig.from_dict(theirs.config.to_dict(), attn_implementation="eager")
+    ours = getattr(vit_torch, name)(config).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    call = {key: x.double() if x.is_floating_point() else x for key, x in inputs(name, theirs).items()}
+    found: list[dict[str, Any]] = []
+    for model in (theirs, ours):
+        found.append({})
+        for path, module in model.named_modules():
+            module.register_forward_hook(lambda _, __, output, path=path: found[-1].update({path: output}))
+        model(**call)
+    other = next((pattern for word, pattern in OTHERWISE.items() if name.startswith(word)), "^$")
+    paths = [path for path in found[0] if path and not re.search(other, path)]
+    assert len(paths) > 20
+    for path in paths:
+        a, b = (next(iter(x.values())) if isinstance(x, dict) else x for x in (seen[path] for seen in found))
+        a, b = ((x[0] if isinstance(x, tuple) else x) for x in (a, b))
+        assert_close(b, a, tolerances.FORMATS, path, least=1.0)
 
 
 @pytest.mark.parametrize("name", MODELS)

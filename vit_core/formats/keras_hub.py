@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_core.config import ViTConfig, pair
-from vit_core.family import LAYER, POSITIONS
+from vit_core.family import LAYER, PARTS, POSITIONS, has_head
 from vit_core.files.names import (
     CONFIG_NAME,
     PRESET_BESIDE,
@@ -128,7 +128,7 @@ def _write_side(config: ViTConfig, architecture: str, processor: dict[str, Any] 
     converter = _object("vit_image_converter", "ViTImageConverter", _converter(config, processor))
     documents = {CONFIG_NAME: backbone, PRESET_CONVERTER: converter}
     tasks = []
-    if architecture == "ViTForImageClassification":
+    if has_head(PARTS[architecture]):
         values = {"image_converter": converter, "config_file": PRESET_PREPROCESSOR}
         documents[PRESET_PREPROCESSOR] = _object(
             "vit_image_classifier_preprocessor", "ViTImageClassifierPreprocessor", values

@@ -271,16 +271,16 @@ class ViTImageProcessor:
 
         Warns if they are another kind's. Raises TypeError for an override that is no argument.
         """
-        kind = next((values[key] for key in _TYPE_KEYS if values.get(key)), "ViT")
-        made = cls._class_for(str(kind))
-        if not str(kind).startswith(("ViT", "DeiT", "Beit", "Bit")):
+        kind = _kind_of(values)
+        made = cls._class_for(kind)
+        if not kind.startswith(("ViT", "DeiT", "Beit", "Bit")):
             warnings.warn(
                 f"A {kind} may prepare images in another way than {made.__name__} does: check that its "
                 "steps are these.",
                 UserWarning,
                 stacklevel=2,
             )
-        backend = "torchvision" if str(kind).endswith("Fast") else "pil"
+        backend = "torchvision" if kind.endswith("Fast") else "pil"
         values = {"backend": backend, **copy.deepcopy(dict(values))}
         processor = made(**values)
         if unknown := sorted(overrides.keys() - vars(processor).keys()):
@@ -450,19 +450,34 @@ BeitFeatureExtractor = BeitImageProcessor
 BitImageProcessorFast = BitImageProcessor
 
 
+def _kind_of(document: Mapping[str, Any]) -> str:
+    """What a `preprocessor_config.json` calls its class: a ViT's where it names none."""
+    return str(next((document[key] for key in _TYPE_KEYS if document.get(key)), "ViT"))
+
+
+def stated_by(document: Mapping[str, Any], *names: str) -> ViTImageProcessor:
+    """The processor that the fields of these names in a `preprocessor_config.json` make, all else as its class has it.
+
+    Raises ValueError that names the file.
+    """
+    given = {name: document[name] for name in names if name in document}
+    with blaming(getattr(document, "source", "the preprocessor")):
+        made: ViTImageProcessor = AutoImageProcessor._class_for(_kind_of(document))(**given)
+    return made
+
+
 def for_size(document: Mapping[str, Any], height: int, width: int) -> dict[str, Any]:
     """What a `preprocessor_config.json` says, for a model of pictures of height x width pixels.
 
     Where it crops, the crop has that size, and what is resized before it keeps its proportion to the crop.
     """
-    if not document.get("do_center_crop"):
-        return {**document, "size": {"height": height, "width": width}}
-    with blaming(getattr(document, "source", "the preprocessor")):
-        crop = size_dict("crop_size", document.get("crop_size", 224)) or {}
-        size = size_dict("size", document.get("size", 256)) or {}
-    rows, columns = height / crop["height"], width / crop["width"]
-    resized = {name: round(edge * (columns if name == "width" else rows)) for name, edge in size.items()}
-    return {**document, "size": resized, "crop_size": {"height": height, "width": width}}
+    size, stated = {"height": height, "width": width}, stated_by(document, "do_center_crop", "crop_size")
+    if not stated.do_center_crop or not stated.crop_size:
+        return {**document, "size": size}
+    rows, columns = height / stated.crop_size["height"], width / stated.crop_size["width"]
+    edges = (stated_by(document, "size").size or {}).items()
+    resized = {name: round(edge * (columns if name == "width" else rows)) for name, edge in edges}
+    return {**document, "size": resized, "crop_size": size}
 
 
 def _run(
