@@ -56,7 +56,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
         write(str(path))
         (path / EXTRA).mkdir()
         for name, text in wanted.documents.items():
-            (path / EXTRA / name).write_text(text)
+            (path / EXTRA / name).write_text(text, encoding="utf-8")
         return None
     with TemporaryDirectory() as folder:
         write(folder)

@@ -344,7 +344,8 @@ class Service:
     def page(self, _: Request) -> Response:
         """What a person sees."""
         return HTMLResponse(
-            PAGE.read_text().replace("{{model}}", self.served.name), headers={"content-security-policy": _POLICY}
+            PAGE.read_text(encoding="utf-8").replace("{{model}}", self.served.name),
+            headers={"content-security-policy": _POLICY},
         )
 
     def prometheus(self, _: Request) -> Response:

@@ -203,7 +203,7 @@ def _is_searched(folder: Path, out: Path | None) -> bool:
 def _is_run(folder: Path) -> bool:
     """Whether a folder holds a training's settings, and not only some file of that name."""
     try:
-        stated = json.loads((folder / SETTINGS).read_text())
+        stated = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(stated, dict) and {"pictures", "out"} <= stated.keys()

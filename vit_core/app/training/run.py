@@ -161,7 +161,7 @@ def begun(settings: Settings, **others: str) -> bool:
     if not known.exists():
         return False
     defaults = {each.name: each.default for each in fields(settings)}  # of flags that are newer than the run
-    before = others | defaults | json.loads(known.read_text())
+    before = others | defaults | json.loads(known.read_text(encoding="utf-8"))
     free = ("out", "workers", "prefetch", "parallel")
     if changed := [n for n in stated if n not in free and stated[n] != before[n]]:
         flags = ", ".join(f"{n}: {before[n]!r}, not {stated[n]!r}" for n in changed)
