@@ -354,16 +354,24 @@ def main(
         raise typer.BadParameter(f"--framework must be one of {', '.join(NEEDS)}, got {', '.join(unknown)}.")
     if device not in ("cuda", "cpu"):
         raise typer.BadParameter(f"--device must be cuda or cpu, got {device}.")
+    try:
+        re.compile(only)
+    except re.error as error:
+        raise typer.BadParameter(f"--only {only} is no regular expression: {error}.") from error
+    if out is not None and not out.parent.is_dir():
+        raise typer.BadParameter(f"--out {out}: there is no folder {out.parent}.")
     path = out or (RESULTS if device == "cuda" else None)  # a CPU's times are told by the other benchmarks
     tell, failed = Console(stderr=True), []
     if merge is not None:
-        measured = json.loads(merge.read_text())["gpu"]
+        measured = taken_over(merge)
         write(out or RESULTS, measured)
     else:
         store = Store(path)
         settings = {"device": device, "tiny": tiny, "only": only, "seconds": each}
         failed = run_all(chosen, store, settings, seconds, tell)
         measured = store.measured
+        if not failed and not any(found["cases"] for each in measured.values() for found in each.values()):
+            failed.append(f"no case has a name with {only!r}")
     if path == RESULTS:
         quote(README, RESULTS)
     if recorded:
@@ -377,6 +385,15 @@ def main(
         tell.print(f"WRONG {each_bad}", markup=False, highlight=False)
     if bad or not measured:
         raise typer.Exit(1)
+
+
+def taken_over(path: Path) -> Document:
+    """What was measured, from the file that --out wrote. Raises BadParameter for another."""
+    try:
+        found: Document = json.loads(path.read_text())["gpu"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise typer.BadParameter(f"--merge {path} is no file that --out wrote: {error!r}.") from error
+    return found
 
 
 def run_all(chosen: list[str], store: Store, settings: Document, seconds: float, tell: Console) -> list[str]:

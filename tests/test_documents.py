@@ -14,12 +14,15 @@ from conftest import CHECKPOINTS, GOLDEN
 import conversion
 from vit_core.app.cli import main
 from vit_core.config import ViTConfig
+from vit_core.family import PARTS
 from vit_core.files.documents import Document, parse_json_object, read_json_object
 from vit_core.files.keras_hdf5 import read_keras_h5, write_keras_h5
 from vit_core.files.npz import read_npz, write_npz
+from vit_core.files.pytorch import read_pytorch_bin, write_pytorch_bin
 from vit_core.files.safetensors import read_safetensors, write_safetensors
 from vit_core.files.tensor import Tensor
 from vit_core.formats.huggingface import CONTAINERS, Container, find_weights, read_checkpoint, read_named
+from vit_core.loading import fit
 from vit_core.params import rank_of
 from vit_core.pictures.processing import ViTImageProcessor
 
@@ -144,6 +147,8 @@ def test_a_key_that_is_an_attribute_of_the_processor_is_refused(tmp_path: Path, 
         ("id2label", {"0": "a", " 0": "b"}, "id2label must name each label number once"),
         ("label2id", {"a": "x"}, "label2id must map label names to numbers"),
         ("pruned_heads", {"0": [1]}, "pruned_heads="),
+        ("stage_names", 5, "stage_names must be a list of names, or None, got 5"),
+        ("stage_names", {"0": "stem"}, "stage_names must be a list of names, or None"),
     ],
 )
 def test_messages_about_a_field_name_the_file(mini: Path, field: str, value: Any, words: str) -> None:
@@ -161,6 +166,74 @@ def test_a_number_of_layers_is_bounded_by_what_the_weights_hold(
     edited(mini, "config.json", "num_hidden_layers", layers)
     assert main(["inspect", str(mini)]) == 2
     assert f"num_hidden_layers is {layers} in the configuration of {mini}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layers", [101, 2**63])
+def test_so_is_the_number_of_the_decoders_layers(
+    tmp_path: Path, layers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(CHECKPOINTS / "mae_pretraining" / "pt_safetensors", tmp_path / "mae"))
+    edited(folder, "config.json", "decoder_num_hidden_layers", layers)
+    assert main(["inspect", str(folder)]) == 2
+    assert f"decoder_num_hidden_layers is {layers} in the configuration of {folder}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("member", "cls", "field", "value", "words"),
+    [
+        (
+            "base",
+            "ViTForMaskedImageModeling",
+            "encoder_stride",
+            10**5,
+            r"decoder\.0\.weight of shape \(30000000000, 32",
+        ),
+        ("beit_cls", "BeitForMaskedImageModeling", "vocab_size", 10**9, r"lm_head\.weight of shape \(1000000000, 32\)"),
+        ("mae", "ViTMAEForPreTraining", "decoder_intermediate_size", 10**9, r"of shape \(1000000000, 16\)"),
+    ],
+)
+def test_what_is_initialised_anew_is_bounded(
+    tmp_path: Path, member: str, cls: str, field: str, value: int, words: str
+) -> None:
+    folder = Path(shutil.copytree(CHECKPOINTS / member / "pt_safetensors", tmp_path / member))
+    edited(folder, "config.json", field, value)
+    checkpoint = conversion.read(folder)
+    with pytest.raises(ValueError, match=rf"numbers that {folder}/model\.safetensors does not hold, .*{words}"):
+        fit(checkpoint, checkpoint.config, PARTS[cls])
+
+
+@pytest.mark.parametrize(
+    ("member", "field", "value", "words"),
+    [
+        ("mae", "image_size", 10**300, r"image_size must be a positive integer or a \(height, width\) pair, got 10"),
+        ("mae", "hidden_size", 4 * 10**299, "hidden_size must be an integer of at most 64 bits, got 40"),
+        ("dinov2_swiglu", "mlp_ratio", 1e308, r"mlp_ratio must be a number from 0 to 1\.84467e\+19, got 1e\+308"),
+        ("dinov2", "mlp_ratio", 10**300, r"mlp_ratio must be a number from 0 to 1\.84467e\+19, got 10"),
+    ],
+)
+def test_numbers_of_which_no_other_can_be_computed(
+    tmp_path: Path, member: str, field: str, value: Any, words: str
+) -> None:
+    folder = Path(shutil.copytree(CHECKPOINTS / member / "pt_safetensors", tmp_path / member))
+    edited(folder, "config.json", field, value)
+    with pytest.raises(ValueError, match=rf"config\.json: {words}"):
+        conversion.read(folder)
+
+
+def test_a_file_that_does_not_say_how_wide_a_dinov2_is(tmp_path: Path) -> None:
+    tensors, path = read_pytorch_bin(FORMATS / "facebook_dinov2" / "model.pth"), tmp_path / "model.pth"
+    write_pytorch_bin(path, {name: tensor for name, tensor in tensors.items() if name != "blocks.0.mlp.fc2.weight"})
+    with pytest.raises(ValueError, match=rf"^{path}: encoder\.layer\.0\.output\.dense\.weight is not there"):
+        conversion.read(path, num_attention_heads=2)
+
+
+def test_parts_of_two_models_are_refused_by_name(tmp_path: Path) -> None:
+    source, path = FORMATS / "timm_dinov2_gated" / "pytorch_model.bin", tmp_path / "model.pth"
+    tensors, options = read_pytorch_bin(source), {"num_attention_heads": 2, "stored_image_size": 32}
+    assert conversion.read(source, **options).family.title == "DINOv2 with registers"
+    write_pytorch_bin(path, {**tensors, "fc_norm.weight": tensors["norm.weight"]})
+    with pytest.raises(ValueError, match=rf"^{path} holds fc_norm\.weight, which no DINOv2 with registers has"):
+        conversion.read(path, **options)
 
 
 @pytest.mark.parametrize("labels", [2**18 + 1, 10**9, 2**63])

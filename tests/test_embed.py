@@ -264,6 +264,10 @@ def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def unclosed(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"}", b" ", 1))
+
+
 def of_others(path: Path) -> None:
     """The same kind of file, without what `vit embed` says of it."""
     if path.suffix == ".parquet":
@@ -309,6 +313,7 @@ def not_json(path: Path) -> None:
     [
         (cut, ".npy", r"is no array that NumPy can read \(.*\): embed the pictures again"),
         (emptied, ".npy", "is no array that NumPy can read"),
+        (unclosed, ".npy", r"is no array that NumPy can read \(.*EOF in multi-line statement"),
         (pickled, ".npy", "is no array that NumPy can read"),
         (zipped, ".npy", "is no array that NumPy can read"),
         (narrow, ".npy", r"must hold finite float32 numbers of shape \(12, 64\), got float32 \(12, 3\): embed the"),

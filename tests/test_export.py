@@ -18,8 +18,10 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from closeness import assert_close
 from command import Command
 from conftest import CHECKPOINTS
+from tolerances import both_rounded
 
 from vit_core import export
 from vit_core.app.backends import is_installed
@@ -390,7 +392,7 @@ def test_the_exporter_of_older_pytorch(tmp_path: Path) -> None:
     torch.onnx.export(model, (x[:2],), file, dynamo=False, **names)
     session = pytest.importorskip("onnxruntime").InferenceSession(file)
     (found,) = session.run(["logits"], {"pixel_values": x.numpy()})
-    np.testing.assert_allclose(found, model(x).logits.detach().numpy(), atol=1e-5)
+    assert_close(found, model(x).logits.detach().numpy(), both_rounded(model.config))
 
 
 REFUSED: list[tuple[list[str], str]] = [
@@ -479,4 +481,4 @@ def test_features_of_a_model_that_is_loaded(shallow: Path, tmp_path: Path) -> No
     session = pytest.importorskip("onnxruntime").InferenceSession(tmp_path / "features.onnx")
     (found,) = session.run(["features"], {"pixel_values": pixels})
     with torch.no_grad():
-        np.testing.assert_allclose(found, model.features(torch.from_numpy(pixels)), rtol=0, atol=1e-5)
+        assert_close(found, model.features(torch.from_numpy(pixels)).numpy(), both_rounded(model.config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,14 @@ def test_stages_are_changed(backend: Any, tmp_path: Path) -> None:
     model.out_features = None
     assert (model.out_features, model.config.out_indices) == (["stage3"], [3])
     assert type(config).from_pretrained(tmp_path, out_indices=[2]).stages == (2,)
+
+
+@pytest.mark.parametrize("given", [{"out_features": ["stage3"]}, {"out_indices": [-1]}, {"out_indices": [0, 2]}])
+def test_stages_that_are_read_again_are_equal(given: dict[str, Any]) -> None:
+    for cls in BACKBONES:
+        config = config_for(cls, **TINY, **given)
+        assert type(config).from_dict(json.loads(config.to_json_string())) == config
+        assert config != config.copy(out_indices=[1])
 
 
 @pytest.mark.parametrize(

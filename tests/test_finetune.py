@@ -916,6 +916,15 @@ def test_what_is_ahead(count: int) -> None:
     assert [0, *found] == taken == [0, 1, 2, 3, 4]
 
 
+def test_a_picture_that_can_not_be_prepared_is_named(tmp_path: Path) -> None:
+    batches = import_module("vit_core.app.training.batches")
+    processor = ViTImageProcessor(size={"shortest_edge": 24}, crop_size=24, do_center_crop=True)
+    Image.new("1", (1_000_000, 1)).save(tmp_path / "long.png")
+    loader = batches.Loader(processor, ViTConfig.from_pretrained(DIGITS), 16, 0)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/long\.png: A picture of 1000000 x 1 pixels"):
+        loader.read(tmp_path / "long.png", 0)
+
+
 def test_batches_do_not_depend_on_how_they_are_shared_out(pictures: Path) -> None:
     need("torch")
     module = import_module("vit_core.app.training.batches")

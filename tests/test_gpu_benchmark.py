@@ -115,6 +115,28 @@ def test_what_there_is_no_time_for_is_listed() -> None:
     assert "Not run, as less than 15 s were left: correctness, small." in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--only", "["), "--only [ is no regular expression: unterminated character set"),
+        (("--out", "missing/results.json"), "--out missing/results.json: there is no folder missing."),
+        (("--merge", "missing.json"), "--merge missing.json is no file that --out wrote: FileNotFoundError"),
+        (("--merge", "tests/measured_errors.json"), "is no file that --out wrote: KeyError('gpu')"),
+    ],
+)
+def test_what_would_fail_later_is_said_at_once(arguments: tuple[str, ...], words: str) -> None:
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_pattern_that_no_case_has_is_no_success() -> None:
+    pytest.importorskip("torch")
+    done = command("--framework", "torch", "--only", "inferense")
+    assert done.returncode == 1
+    assert "WRONG no case has a name with 'inferense'" in done.stderr
+
+
 def test_a_peer_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / "timm").mkdir()

@@ -559,6 +559,10 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"image_std": 0}, "image_std must not be zero"),
     ({"image_std": [1, 0.0, 1]}, "image_std must not be zero"),
     ({"image_std": [1, 1e-60, 1]}, "image_std must not be zero in float32"),
+    *((given, "Values of 0 to 255 must become numbers that float32 holds, but do not with ") for given in (
+        {"image_std": [1, -1e-40, 1]}, {"image_mean": 1e300}, {"rescale_factor": 10**300},
+        {"rescale_factor": 0, "backend": "torchvision"}, {"rescale_factor": 1e-320, "backend": "torchvision"},
+    )),
     ({"do_resize": "false"}, "do_resize must be True or False, got 'false'"),
     ({"do_center_crop": True}, "`crop_size` must be specified if `do_center_crop` is `True`: pass crop_size"),
     ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "crop_size must be an int, .height, width."),
@@ -569,8 +573,9 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
 def test_bad_arguments_when_made_and_when_called(arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ViTImageProcessor(**arguments)
+    processor = ViTImageProcessor(backend=arguments.get("backend", "pil"))
     with pytest.raises(ValueError, match=words):
-        ViTImageProcessor()(INPUTS["rgb"], **arguments)
+        processor(INPUTS["rgb"], **{name: value for name, value in arguments.items() if name != "backend"})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from closeness import assert_close
 from conftest import CHECKPOINTS, GOLDEN
 from PIL import Image
-from tolerances import both_rounded
+from tolerances import UNIT_ROUNDOFF, both_rounded
 
 from conversion import convert, read
 from conversion.cli import main
@@ -187,7 +187,6 @@ def test_a_checkpoint_of_lightning(backend: Any) -> None:
     found = backend.call(model, pixel_values=np.load(FORMATS / "inputs.npy")).logits
     wanted = np.load(path.parent / "outputs.npz")["logits"]
     assert_close(found, wanted, both_rounded(model.config), "logits")
-    np.testing.assert_allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
     notes = " ".join(read(path, num_attention_heads=2).notes)
     assert "took the state dict 'state_dict'" in notes and "lr_schedulers" in notes
 
@@ -474,7 +473,7 @@ def test_the_arithmetic_of_a_keras_hub_converter(tmp_path: Path, kind: str, size
     scaled = picture * np.array(given["scale"]) + np.array(given["offset"])
     wanted = (scaled - np.array(given["norm_mean"])) / np.array(given["norm_std"])
     found = processor(Image.fromarray(picture), return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+    assert_close(found, wanted.astype(np.float32), 8 * UNIT_ROUNDOFF["float32"])
 
 
 @pytest.mark.parametrize("to", ["keras-hub", "torchvision", "google", "timm"])
@@ -667,7 +666,7 @@ def test_arrays_of_tensors_that_were_read() -> None:
 def test_channels_are_adapted_as_timm_does(channels: int) -> None:
     with np.load(FORMATS / "timm_channels.npz") as golden:
         weight, wanted = golden["weight"], golden[str(channels)]
-    np.testing.assert_allclose(with_channels(Tensor.of(weight), channels).read(), wanted, rtol=1e-6, atol=1e-6)
+    assert_close(with_channels(Tensor.of(weight), channels).read(), wanted, 8 * UNIT_ROUNDOFF["float32"])
     half = with_channels(Tensor.of(weight.astype(np.float16)), channels)
     assert (half.read().dtype, half.shape) == (np.float16, wanted.shape)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from functools import partial
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -152,7 +154,11 @@ def test_tokens_that_do_not_fit(changes: dict[str, Any], words: str, pictures: P
 
 
 def test_a_file_that_is_no_archive(pictures: Path, tmp_path: Path) -> None:
-    for content in (b"", b"PK\x03\x04torn", b"\x80\x04."):
+    array, archive = BytesIO(), BytesIO()
+    np.save(array, np.arange(3))
+    with ZipFile(archive, "w") as file:
+        file.writestr("tokens.npy", array.getvalue().replace(b"}", b" "))  # a header that never ends
+    for content in (b"", b"PK\x03\x04torn", b"\x80\x04.", archive.getvalue()):
         (tmp_path / "tokens.npz").write_bytes(content)
         with pytest.raises(ValueError, match=r"is no .npz of plain arrays"):
             prepared(pictures, tmp_path, tokens=tmp_path / "tokens.npz", scratch=True)

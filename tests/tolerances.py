@@ -56,6 +56,11 @@ def both_rounded(config: ViTConfig, dtype: str = "float32", gradient: bool = Fal
     return 2 * rounding(config, dtype, gradient)
 
 
+def cosine(width: int) -> float:
+    """How far the cosine of a float32 vector of this width with itself may be from 1: three sums of width products."""
+    return DEVIATIONS * UNIT_ROUNDOFF["float32"] * math.sqrt(width)
+
+
 def probabilities(config: ViTConfig, largest: float, dtype: str = "float32") -> float:
     """The same for two softmaxes of numbers up to `largest`, each relative to itself.
 

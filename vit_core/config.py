@@ -178,7 +178,8 @@ class ViTConfig(PretrainedConfig):
             if (value := kwargs.pop(other, None)) is not None:
                 kwargs[name] = kwargs.get(name) or value
         labels = {name: kwargs.pop(name, None) for name in LABELS}
-        stages = kwargs.pop("stage_names", None)  # which transformers writes, and reads off the number of layers
+        # Which transformers writes, and reads off the number of layers.
+        stages = CHECKS["stage_names"]("stage_names", kwargs.pop("stage_names", None))
         kwargs = {name: value for name, value in kwargs.items() if not self._follows(name, value)}
         refuse_attributes(type(self), kwargs)
         for name, value in {**self.defaults, **RUNTIME_DEFAULTS, **kwargs}.items():
@@ -217,6 +218,10 @@ class ViTConfig(PretrainedConfig):
             self.label2id = {label: i for i, label in self.id2label.items()}
         if name in STAGES and "id2label" in vars(self):  # all is set: this one holds now
             vars(self)[STAGES[name]] = None
+
+    def _compared(self) -> dict[str, Any]:
+        """Every field, the stages as the numbers that they come to."""
+        return {**super()._compared(), "out_features": None, "out_indices": self.stages}
 
     def _set_labels(self, num_labels: Any, id2label: Any, label2id: Any) -> None:
         if id2label is None and label2id:

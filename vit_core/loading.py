@@ -16,6 +16,7 @@ from vit_core.position import relative_positions, resize_position_bias, resize_p
 from vit_core.validation import dtype_name
 
 COMPUTE_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_MOST_FRESH = 1 << 31  # numbers that a configuration may ask for whatever its weights hold: 8 GB
 
 
 @dataclass
@@ -149,6 +150,14 @@ def fit(
         raise ValueError(
             f"{checkpoint.path} does not fit the model:\n  " + "\n  ".join(wrong) + "\nPass the configuration it was "
             "saved with, or ignore_mismatched_sizes=True to initialise these anew."
+        )
+    fresh = [spec for name, spec in wanted.items() if name not in taken]
+    asked = sum(spec.size for spec in fresh)
+    if asked > max(_MOST_FRESH, sum(wanted[name].size for name in taken)):
+        largest = max(fresh, key=lambda spec: spec.size)
+        raise ValueError(
+            f"The configuration asks for {asked} numbers that {checkpoint.path} does not hold, most of them in "
+            f"{native_name(largest, TORCH, prefixed)} of shape {largest.shape}: mend it."
         )
     others = {name: tensor for name, tensor in checkpoint.tensors.items() if name not in wanted}
     left = [tensor.source or name for name, tensor in others.items() if not is_absent_bias(name, tensor, config)]

@@ -210,9 +210,13 @@ class PretrainedConfig:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PretrainedConfig):
             return False
-        return {**vars(self), "name_or_path": ""} == {**vars(other), "name_or_path": ""}
+        return self._compared() == other._compared()
 
     __hash__ = None  # type: ignore[assignment]  # it is mutable
+
+    def _compared(self) -> dict[str, Any]:
+        """What equal configurations have in common."""
+        return {**vars(self), "name_or_path": ""}
 
     def __repr__(self) -> str:
         shown = {k: v if not callable(v) else repr(v) for k, v in vars(self).items() if v is not None}

@@ -23,10 +23,15 @@ ACTIVATIONS = (
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 
+_LARGEST = (1 << 64) - 1  # size or ratio: what is computed of some of them stays a float
+
+
 def check_integer(name: str, value: Any, minimum: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         kind = "a positive integer" if minimum == 1 else f"an integer of at least {minimum}"
         raise ValueError(f"{name} must be {kind}, got {value!r}.")
+    if int(value) > _LARGEST:
+        raise ValueError(f"{name} must be an integer of at most 64 bits, got {value!r}.")
     return int(value)
 
 
@@ -42,7 +47,8 @@ def _size(name: str, value: Any) -> int | tuple[int, int]:
 
 def _number(name: str, value: Any, maximum: float = sys.float_info.max) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= maximum:
-        kind = "a finite number of at least 0" if maximum > 1 else f"a number from 0 to {maximum:g}"
+        finite = maximum == sys.float_info.max
+        kind = "a finite number of at least 0" if finite else f"a number from 0 to {maximum:g}"
         raise ValueError(f"{name} must be {kind}, got {value!r}.")
     return float(value)
 
@@ -75,7 +81,7 @@ def _below_one(name: str, value: Any) -> float:
 
 
 def _stages(name: str, value: Any) -> list[Any] | None:
-    kind = str if name == "out_features" else int
+    kind = int if name == "out_indices" else str
     if value is not None and not (isinstance(value, list | tuple) and all(type(each) is kind for each in value)):
         raise ValueError(f"{name} must be a list of {'names' if kind is str else 'numbers'}, or None, got {value!r}.")
     return None if value is None else list(value)
@@ -95,6 +101,7 @@ def _positive(name: str, value: Any) -> float:
 
 def _ratio(name: str, value: Any) -> float:
     """A whole one as an int, which transformers 5 insists on."""
+    _number(name, value, _LARGEST)
     ratio = _positive(name, value)
     return int(ratio) if ratio == int(ratio) else ratio
 
@@ -199,7 +206,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "pool": _one_of("cls", "mean"),
     "mlp_ratio": _ratio,
     "num_register_tokens": partial(check_integer, minimum=0),
-    **dict.fromkeys(("out_features", "out_indices"), _stages),
+    **dict.fromkeys(("out_features", "out_indices", "stage_names"), _stages),
     **dict.fromkeys(("hidden_act", "pooler_act"), _activation),
     "distillation": _one_of("hard", "soft"),
     "distillation_weight": partial(_number, maximum=1.0),

@@ -326,12 +326,35 @@ def _families(*names: str) -> tuple[str, ...]:
     return tuple(f"families/{name}" for name in names)
 
 
-_BINS = _mini(("pt_bin_fp16", "pt_bin_bf16")) + _families("torchvision", "timm_training", "deit3", "dino_backbone")
-_SAFE = _mini(("pt_safetensors", "tf_safetensors", "flax_safetensors", "pt_safetensors_bf16")) + _families(
-    "timm", "timm_layer_scale", "timm_no_embed_class", "timm_reg_tokens"
+_MEMBERS = tuple(
+    f"ckpt/{name}/pt_safetensors"
+    for name in (
+        "beit_absolute", "beit_cls", "beit_mim", "deit_teacher", "dinov2_cls", "dinov2_reg_swiglu", "ijepa_cls",
+        "mae_pretraining", "msn_cls",
+    )
+)  # fmt: skip
+_TIMM = _families("timm_beit", "timm_beit_token", "timm_dinov2", "timm_dinov2_gated", "timm_dinov2_registers")
+_BINS = (
+    *_mini(("pt_bin_fp16", "pt_bin_bf16")),
+    *_families("torchvision", "timm_training", "deit3", "deit_distilled", "dino_backbone", "mae_args"),
+    *_families("facebook_dinov2", "facebook_dinov2_gated", "facebook_dinov2_registers", "facebook_dinov2_training"),
+    *_families("microsoft_beit", "microsoft_beit_token", "microsoft_beit_tokens"),
+    *_TIMM,
 )
-_KERAS = _families("vit_tf", "vit_tf_trained", "keras_hub", "keras_hub_bfloat16", "keras_hub_pre_logits")
-_PRESETS = _families("keras_hub_preset", "keras_hub_backbone_preset", "keras_hub_pooled", "keras_hub_no_class_token")
+_SAFE = (
+    *_mini(("pt_safetensors", "tf_safetensors", "flax_safetensors", "pt_safetensors_bf16")),
+    *_families("timm", "timm_layer_scale", "timm_no_embed_class", "timm_reg_tokens", "timm_distilled", "timm_swiglu"),
+    *_MEMBERS,
+)
+_DINOV2_PRESETS = _families("keras_hub_dinov2", "keras_hub_dinov2_no_mask", "keras_hub_dinov2_registers")
+_KERAS = (
+    *_families("vit_tf", "vit_tf_trained", "keras_hub", "keras_hub_bfloat16", "keras_hub_pre_logits"),
+    *_DINOV2_PRESETS,
+)
+_PRESETS = (
+    *_families("keras_hub_preset", "keras_hub_backbone_preset", "keras_hub_pooled", "keras_hub_no_class_token"),
+    *_DINOV2_PRESETS,
+)
 _NPZ = _families("google_linen", "google_pre_logits", "big_vision_old", "big_vision_scan", "big_vision_bfloat16")
 _SHARDED = _mini(("pt_bin_sharded", "tf_h5_sharded", "flax_msgpack_sharded", "tf_safetensors_sharded"))
 
@@ -353,7 +376,7 @@ FORMATS = {
     "index": Format(_SHARDED, (_json, _json, _json), lambda name: name.endswith(".json"), whole=True),
     "shard": Format(_SHARDED, (), whole=True),
     "config": Format(
-        _mini(("pt_safetensors",)) + _families("timm", "timm_gelu_tanh"),
+        _mini(("pt_safetensors",)) + _families("timm", "timm_gelu_tanh") + _MEMBERS + _TIMM,
         (_json, _json, _json),
         _named("config.json"),
         True,

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import groupby, islice
 from numbers import Integral, Real
@@ -23,6 +23,7 @@ from vit_core.app.backends import backend_of, bare
 from vit_core.app.sources import read_image
 from vit_core.config import ViTConfig, pair
 from vit_core.files import hub
+from vit_core.files.documents import blaming
 from vit_core.pictures.images import LAST, in_channels, name_of
 from vit_core.pictures.processing import ViTImageProcessor
 from vit_core.pretrained import weights_patterns
@@ -210,11 +211,14 @@ class ImagePipeline(ABC, Generic[Result]):
     ) -> Array:
         """One image as pixels (C, H, W) that fit the model. Raises OSError or ValueError."""
         layout = None
+        naming: AbstractContextManager[None] = nullcontext()
         if isinstance(image, _ENCODED) or hasattr(image, "read"):
+            naming = blaming(name_of(image))
             image, layout = in_channels(read_image(image, timeout), self.config.num_channels), LAST
         asked = {"input_data_format": layout, **(image_processor_kwargs or {}), "return_tensors": "np"}
-        pixels = self.image_processor(image, **asked)["pixel_values"]
-        calls.check_pixel_values(pixels.shape, self.config, interpolate=calls.interpolates(self.config, None))
+        with naming:
+            pixels = self.image_processor(image, **asked)["pixel_values"]
+            calls.check_pixel_values(pixels.shape, self.config, interpolate=calls.interpolates(self.config, None))
         if len(pixels) != 1:
             raise ValueError(f"Expected one image, got {len(pixels)}: pass several as one list, not as lists in it.")
         only: Array = pixels[0]

@@ -269,11 +269,12 @@ def _joined(path: Path, known: Parsed, pieces: Mapping[int, Tensor]) -> Tensor:
 
 def check_layers(path: Path, config: ViTConfig, tensors: Collection[str]) -> None:
     """Refuse, with ValueError, a number of layers that is a mistake or an attack: a layer is at least one tensor."""
-    if config.num_hidden_layers > max(len(tensors), _FEW_LAYERS):
-        raise ValueError(
-            f"num_hidden_layers is {config.num_hidden_layers} in the configuration of {path}, which holds "
-            f"{len(tensors)} tensors in all: mend the {CONFIG_NAME} beside it."
-        )
+    for field in dict.fromkeys(row.layers for row in family_of(config).table):
+        if (layers := getattr(config, field)) > max(len(tensors), _FEW_LAYERS):
+            raise ValueError(
+                f"{field} is {layers} in the configuration of {path}, which holds {len(tensors)} tensors in all: mend "
+                f"the {CONFIG_NAME} beside it."
+            )
 
 
 def check_floats(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -88,6 +88,11 @@ def settle(opened: Checkpoint, fmt: Format, side: Side, heads: int | None, *, he
     if missing and not (heads_alone and head == "fresh"):
         todo = ": pass head='drop' for the model below its head" if heads_alone else ""
         raise ValueError(f"{opened.path} lacks {', '.join(missing[:8])}, which every ViT of {fmt.title} has{todo}.")
+    if strange := [tensor.source or name for name, tensor in tensors.items() if opened.family.row_of(name) is None]:
+        raise ValueError(
+            f"{opened.path} holds {', '.join(sorted(strange)[:8])}, which no {opened.family.title} has: it is another "
+            "model, or parts of two."
+        )
     architecture = opened.family.architecture_of(parts)
     if opened.config is None:
         config = config.copy(architectures=[architecture])
@@ -237,6 +242,13 @@ def add_zero_biases(tensors: dict[str, Tensor], modules: Iterable[str], notes: l
 # ---- the configuration -------------------------------------------------------------------------------------------
 
 
+class _Shapes(dict[str, tuple[int, ...]]):
+    """Shapes by canonical name. Raises ValueError for one that is not there."""
+
+    def __missing__(self, name: str) -> tuple[int, ...]:
+        raise ValueError(f"{name} is not there, without which nobody knows how wide the model is: save it again.")
+
+
 def _config(
     opened: Checkpoint,
     fmt: Format,
@@ -251,7 +263,7 @@ def _config(
     norms = [name for name in tensors if parted(name)[0] == LAYER + "layernorm_before.weight"]
     pooled = any(name.startswith(POOLED_NORM) for name in tensors)
     with blaming(opened.path):
-        of_shapes = opened.family.of_shapes({name: tensor.shape for name, tensor in tensors.items()})
+        of_shapes = opened.family.of_shapes(_Shapes((name, tensor.shape) for name, tensor in tensors.items()))
     values: dict[str, Any] = {
         "hidden_size": width,
         "num_channels": channels,

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from numbers import Integral, Real
 from typing import Any, TypeGuard
 
@@ -65,15 +66,19 @@ class Steps:
             known = ", ".join(f"{filter.value} {filter.name.lower()}" for filter in torchvision.RESAMPLING)
             raise ValueError(f"resample must be one of {known} with backend='torchvision', got {resample}.")
         scale = value("do_rescale", "rescale_factor")
-        std = _per_channel("image_std", value("do_normalize", "image_std"))
+        scale = None if scale is None else _number("rescale_factor", scale)
+        mean, std = (_per_channel(name, value("do_normalize", name)) for name in ("image_mean", "image_std"))
         if std is not None and not np.all(np.array(std, np.float32)):
             raise ValueError(f"image_std must not be zero in float32, got {options['image_std']}.")
+        if not _stays_finite(scale, mean, std, backend == "torchvision"):
+            given = ", ".join(f"{name}={options[name]!r}" for name in ("rescale_factor", "image_mean", "image_std"))
+            raise ValueError(f"Values of 0 to 255 must become numbers that float32 holds, but do not with {given}.")
         return cls(
             size=size_dict("size", value("do_resize", "size")),
             resample=resample,
             crop=(crop["height"], crop["width"]) if crop else None,
-            scale=None if scale is None else _number("rescale_factor", scale),
-            mean=_per_channel("image_mean", value("do_normalize", "image_mean")),
+            scale=scale,
+            mean=mean,
             std=std,
             convert_rgb=options["do_convert_rgb"],
             backend=backend,
@@ -158,13 +163,24 @@ def _arithmetic(pixels: Array, scale: float | None, mean: PerChannel, std: PerCh
 def _fused(pixels: Array, scale: float | None, mean: PerChannel, std: PerChannel) -> Array:
     """The same in one step, in float32: (pixels - mean / scale) / (std / scale)."""
     if mean is not None and std is not None:
-        channels, factor = pixels.shape[-1], np.float32(1 if scale is None else 1 / scale)
+        channels, factor = pixels.shape[-1], np.float32(1 if scale is None else np.divide(1, scale))
         means, stds = (_spread(*each, channels, np.dtype(np.float32)) for each in (("mean", mean), ("std", std)))
         return (pixels.astype(np.float32) - means * factor) / (stds * factor)
     if scale is not None:
         dtype = pixels.dtype if pixels.dtype.kind == "f" else np.dtype(np.float32)
         pixels = pixels.astype(dtype) * dtype.type(scale)
     return pixels
+
+
+@lru_cache(maxsize=64)
+def _stays_finite(scale: float | None, mean: PerChannel, std: PerChannel, fused: bool) -> bool:
+    """Whether all that 8-bit values become is finite: that of their ends, with the ends of the statistics."""
+    values = np.array([[0], [255]], np.uint8)
+    given = [np.ravel([] if each is None else each) for each in (mean, () if std is None else np.abs(std))]
+    ends = [(float(each.min()), float(each.max())) if len(each) else (None,) for each in given]
+    with np.errstate(all="ignore"):
+        found = [(_fused if fused else _arithmetic)(values, scale, *each) for each in product(*ends)]
+    return bool(np.isfinite(found).all())
 
 
 @lru_cache(maxsize=64)

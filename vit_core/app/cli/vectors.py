@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -152,7 +153,7 @@ def _read_npy(path: Path) -> tuple[list[str], Array, Document]:
     settings = _read_beside(path)
     try:
         return settings.texts("files"), np.lib.format.open_memmap(path, mode="r"), settings
-    except ValueError as error:
+    except (ValueError, TokenError) as error:  # which NumPy's reading of a header ends in
         raise ValueError(f"{path} is no array that NumPy can read ({error}): embed the pictures again.") from error
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from vit_core.app.training.dataset import PADDING, Pictures
 from vit_core.config import ViTConfig
+from vit_core.files.documents import blaming
 from vit_core.pictures.images import LAST, in_channels, in_mode
 from vit_core.pictures.processing import ViTImageProcessor, load_image
 from vit_core.training import Settings, ahead, check_batch_size
@@ -135,8 +136,9 @@ class Loader:
         image = in_mode(load_image(path), channels)
         if epoch is not None and self.augment:
             image = augmented(image, np.random.default_rng((self.seed, epoch, number)), self.flip)
-        taken = in_channels(image, channels)
-        pixels: np.ndarray = self.processor(taken, input_data_format=LAST, return_tensors="np")["pixel_values"][0]
+        with blaming(path):
+            taken = in_channels(image, channels)
+            pixels: np.ndarray = self.processor(taken, input_data_format=LAST, return_tensors="np")["pixel_values"][0]
         return pixels
 
 

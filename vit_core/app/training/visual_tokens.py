@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,16 @@ def read_tokens(
     try:
         with source.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        TokenError,
+    ) as error:
         raise ValueError(f"--tokens {source} is no .npz of plain arrays: {error}") from error
     if missing := sorted({"files", "tokens"} - arrays.keys()):
         raise ValueError(f"--tokens {source} has no array {' and no '.join(missing)}.")
