@@ -612,6 +612,7 @@ def test_float64_is_float64_throughout(backend: Any) -> None:
 
 BAD_CALLS = {
     "no pixels": ("ViTModel", {"pixel_values": None}, "You have to specify pixel_values"),
+    "no pixels of an MAE": ("ViTMAEModel", {"pixel_values": None}, "You have to specify pixel_values"),
     "rank": ("ViTModel", {"pixel_values": np.zeros((3, 16, 16), np.float32)}, "4 dimensions"),
     "too small": (
         "ViTModel",

@@ -143,7 +143,10 @@ class FlaxViTPreTrainedModel(PretrainedModel):
         """
         config = self.config
         options = calls.resolve_options(config, output_attentions, output_hidden_states, return_dict)
-        shapes(pixel_values, *map(inputs.get, calls.TENSORS[1:]))  # before jit, whose errors show the whole module
+        interpolate = calls.interpolates(config, interpolate_pos_encoding)
+        # Before a key is asked for, and before jit, whose errors show the whole module.
+        given = shapes(pixel_values, *map(inputs.get, calls.TENSORS[1:]))
+        calls.check_pixel_values(given["pixel_values"], config, interpolate, self.module.channels_axis)
         rngs = self.rngs(inputs, dropout_rng, train)
         if inputs.get("labels") is not None:
             self.check_labels(inputs)
@@ -154,7 +157,7 @@ class FlaxViTPreTrainedModel(PretrainedModel):
             rngs,
             **tokens,
             train=train,
-            interpolate_pos_encoding=calls.interpolates(config, interpolate_pos_encoding),
+            interpolate_pos_encoding=interpolate,
             output_attentions=options.output_attentions,
             output_hidden_states=options.output_hidden_states,
             return_dict=True,
