@@ -54,8 +54,8 @@ A model is also exported as any of its framework is: `torch.export` and `torch.c
 
 Each file is read in every framework, and written by [`vit-convert`](convert.md) where nothing else is said. The first
 three are transformers', whole or in shards. An encoder is what `vit-convert --head drop` leaves of a model, and writes
-as a ViT. An MSN is read as a ViT, by ViT's classes, where no config.json with its `model_type` stands beside the weights,
-as in keras-hub's presets.
+as a ViT. An MSN is read as a ViT, by ViT's classes, where no config.json with its `model_type` stands beside the
+weights, as in keras-hub's presets.
 
 """
 LAST = """

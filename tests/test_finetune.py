@@ -515,19 +515,19 @@ def test_what_an_mae_hides_and_predicts(tmp_path: Path) -> None:
     import vit_torch
 
     masking, config = import_module("vit_core.app.training.masking"), ViTMAEConfig(**SMALL_MAE, norm_pix_loss=True)
-    method, model = masking.MAE(config, seed=0), vit_torch.ViTMAEForPreTraining(config, seed=0).eval()
-    pixels, (noise,) = np.random.default_rng(0).random((3, 3, 16, 24), np.float32), method(np.arange(3), epoch=0)
+    method, model = masking.MAE(config, seed=0), vit_torch.ViTMAEForPreTraining(config, seed=0).eval().double()
+    pixels, (noise,) = np.random.default_rng(0).random((3, 3, 16, 24)), method(np.arange(3), epoch=0)
     assert (noise.shape, noise.dtype) == ((3, 24), np.float32)
     np.testing.assert_array_equal(noise, *method(np.arange(3), epoch=0))
     with torch.no_grad():
         output = model(torch.from_numpy(pixels).to(model.device), noise=torch.from_numpy(noise).to(model.device))
     hidden, predicted = method.hidden(noise), output.logits.cpu().numpy()
     np.testing.assert_array_equal(hidden, output.mask.cpu().numpy() == 1)
-    assert method.errors(predicted, pixels)[hidden].mean() == pytest.approx(float(output.loss), rel=1e-5)
+    assert_close(float(method.errors(predicted, pixels)[hidden].mean()), float(output.loss), SAME_FUNCTION_FLOAT64)
     patches = masking.patches_of(pixels, config)
     np.testing.assert_array_equal(patches, model.patchify(torch.from_numpy(pixels)).numpy())
     scaled = (patches - patches.mean(2, keepdims=True)) / np.sqrt(patches.var(2, ddof=1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(method.picture(scaled, pixels), pixels, atol=1e-6)
+    assert_close(method.picture(scaled, pixels), pixels, SAME_FUNCTION_FLOAT64)
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])

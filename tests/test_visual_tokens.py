@@ -12,7 +12,9 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+from closeness import assert_close
 from conftest import GOLDEN
+from tolerances import SAME_FUNCTION_FLOAT64
 from trainings import need, write_digits
 
 from vit_core.assets import DIGITS
@@ -86,8 +88,8 @@ def test_what_a_beit_hides_and_predicts() -> None:
     masking, vit_torch = import_module("vit_core.app.training.masking"), import_module("vit_torch")
     config = BeitConfig(**SMALL)
     method = masking.BEiT(config, 0, 0.4, Numbered(9))
-    model = vit_torch.BeitForMaskedImageModeling(config, seed=0).eval()
-    pixels, numbers = np.random.default_rng(0).random((3, 3, 24, 32), np.float32), np.arange(3)
+    model = vit_torch.BeitForMaskedImageModeling(config, seed=0).eval().double()
+    pixels, numbers = np.random.default_rng(0).random((3, 3, 24, 32)), np.arange(3)
     masks, labels = drawn = method(numbers, 0, pixels, [])
     assert (masks.shape, labels.shape, labels.dtype) == ((3, 48), (3 * 19,), np.int32)
     for again, array in zip(method(numbers, 0, pixels, []), drawn, strict=True):
@@ -98,7 +100,7 @@ def test_what_a_beit_hides_and_predicts() -> None:
         loss = masking.loss_of(method)(model, *tensors)
         logits = masking.prediction_of(method)(model, *tensors[:2]).cpu().numpy()
     errors = method.errors(logits, pixels, *drawn)
-    assert errors[masks].mean() == pytest.approx(float(loss), rel=1e-5)
+    assert_close(float(errors[masks].mean()), float(loss), SAME_FUNCTION_FLOAT64)
     patches = masking.patches_of(method.picture(logits, pixels, *drawn), config)
     right = logits.argmax(2) == np.arange(48) % 9
     np.testing.assert_array_equal(patches[masks] == np.inf, np.broadcast_to(right[masks][:, None], (57, 48)))
