@@ -5,11 +5,9 @@ Paper: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", table 1 (varian
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, ClassVar, Self
 
 from vit_core.files.documents import refuse_attributes
@@ -351,18 +349,6 @@ class ViTConfig(PretrainedConfig):
                 f"pruned_heads={pruned!r}: checkpoints with pruned heads are not supported; save the "
                 "model with all its heads and pass a head_mask instead."
             )
-
-    @classmethod
-    @cache
-    def fields(cls) -> tuple[str, ...]:
-        """The names of the fields that make an architecture: what the class, down to its member's, is made with."""
-        found: list[str] = []
-        for c in cls.__mro__:
-            parameters = inspect.signature(vars(c).get("__init__", lambda: None)).parameters.items()
-            found += [name for name, value in parameters if value.default is not value.empty]
-            if found and "model_type" in vars(c) and c.__module__.startswith("vit_core."):
-                break
-        return tuple(found)
 
     @classmethod
     def variant(cls, name: str, **overrides: Any) -> Self:

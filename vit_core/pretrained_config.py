@@ -6,8 +6,10 @@ The file format is that of `config.json` in Hugging Face repositories (agrees wi
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, overload
 
@@ -39,9 +41,16 @@ class PretrainedConfig:
     return_dict: bool
 
     @classmethod
+    @cache
     def fields(cls) -> tuple[str, ...]:
-        """The names of the fields that make an architecture."""
-        raise NotImplementedError
+        """The names of the fields that make an architecture: what the class, down to its member's, is made with."""
+        found: list[str] = []
+        for c in cls.__mro__:
+            parameters = inspect.signature(vars(c).get("__init__", lambda: None)).parameters.items()
+            found += [name for name, value in parameters if value.default is not value.empty]
+            if found and "model_type" in vars(c) and c.__module__.startswith("vit_core."):
+                break
+        return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field, JSON-ready: strings as label keys, lists for pairs. Raises ValueError for a callable."""

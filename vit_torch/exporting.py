@@ -70,11 +70,10 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
         free = {axis: torch.export.Dim(name, max=1 << 16) for axis, name in ((1, "height"), (2, "width"))}
     free |= {0: torch.export.Dim("batch")} if wanted.any_batch else {}
     module, shapes = module.eval(), (free or None,)
-    options: dict[str, Any]
     with torch.no_grad(), _silent():
         if target == "onnx":
             names = wanted.names(model.config)
-            options = {"output_names": names, "dynamic_shapes": shapes, "opset_version": wanted.opset}
+            options: dict[str, Any] = {"output_names": names, "dynamic_shapes": shapes, "opset_version": wanted.opset}
             options["input_names"] = [INPUTS[wanted.input][0]]
             written: Any = torch.onnx.export(module, (example,), dynamo=True, verbose=False, **options)
             linear = [node.name for node in written.model.graph.all_nodes() if is_linear(node)]
@@ -93,8 +92,8 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
             node.meta.pop("stack_trace", None)  # where in whose files it was called
         if wanted.native:
             frozen = onednn_is_faster() or not torch.backends.mkl.is_available()  # weights laid out for oneDNN
-            options = {"freezing": frozen, "aot_inductor.metadata": dict(wanted.documents)}
-            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
+            packed: dict[str, Any] = {"freezing": frozen, "aot_inductor.metadata": dict(wanted.documents)}
+            torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=packed)
         else:
             torch.export.save(program, path, extra_files=dict(wanted.documents))
     return None
