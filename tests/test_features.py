@@ -166,6 +166,10 @@ def test_stages_that_are_read_again_are_equal(given: dict[str, Any]) -> None:
         config = config_for(cls, **TINY, **given)
         assert type(config).from_dict(json.loads(config.to_json_string())) == config
         assert config != config.copy(out_indices=[1])
+    fewer, config = config.copy(), config.copy(out_features=["stage2"])
+    fewer.num_hidden_layers = config.num_hidden_layers = 1
+    assert config != fewer  # which says nothing of stages that are not there
+    assert config == config
 
 
 @pytest.mark.parametrize(

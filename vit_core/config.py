@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, Self
 
 from vit_core.files.documents import refuse_attributes
@@ -219,7 +220,10 @@ class ViTConfig(PretrainedConfig):
 
     def _compared(self) -> dict[str, Any]:
         """Every field, the stages as the numbers that they come to."""
-        return {**super()._compared(), "out_features": None, "out_indices": self.stages}
+        found = super()._compared()
+        with suppress(ValueError):  # of stages that the layers no longer have
+            found |= {"out_features": None, "out_indices": self.stages}
+        return found
 
     def _set_labels(self, num_labels: Any, id2label: Any, label2id: Any) -> None:
         if id2label is None and label2id:
