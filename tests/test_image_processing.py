@@ -23,7 +23,7 @@ from PIL import Image
 from vit_core.channels import with_statistics
 from vit_core.files.documents import Document
 from vit_core.pictures import processing, torchvision
-from vit_core.pictures.images import FORMATS
+from vit_core.pictures.images import FORMATS, pixels
 from vit_core.pictures.processing import (
     AutoImageProcessor,
     BatchFeature,
@@ -745,6 +745,24 @@ def test_torchvisions_resize_is_that_of_pytorch(mode: str) -> None:
         expected = torch.nn.functional.interpolate(torch.from_numpy(planes)[None], size, mode=mode, antialias=smooth)
         for found in with_and_without_torch(torchvision.resized, planes, *size, int(resample)):
             np.testing.assert_array_equal(found, expected[0].numpy())
+
+
+def test_a_pictures_own_memory_is_looked_at_and_kept() -> None:
+    """That of an RGB picture in one block (of 16 MB), where Pillow hands it out; all others are copied."""
+    random = np.random.default_rng(0)
+    for height, width, channels in ((37, 41, 3), (37, 41, 1), (37, 41, 4), (2100, 2000, 3)):
+        expected = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        picture = Image.fromarray(expected if channels > 1 else expected[..., 0])
+        found = pixels(picture)
+        if hasattr(picture, "__arrow_c_array__"):
+            in_one = picture.mode == "RGB" and height * width * 4 < 16 << 20
+            assert found.shape == (height, width, 4 if in_one else channels)
+            picture.paste(0, (0, 0, 1, 1))
+            assert found[0, 0, 0] == (0 if in_one else expected[0, 0, 0])
+            expected[0, 0] = found[0, 0, :channels]
+        del picture
+        others = [Image.new("RGB", (width, height), "red") for _ in range(3)]  # in what had been freed
+        np.testing.assert_array_equal(found[..., :channels], expected, err_msg=str(len(others)))
 
 
 def with_and_without_torch(function: Callable[..., Any], *args: Any) -> list[Any]:

@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vit_core.pictures.memory import Memory
 
 Array = NDArray[Any]
 
@@ -228,14 +231,13 @@ def channels_last(array: Array, layout: str) -> Array:
     return array.transpose(1, 2, 0) if layout == FIRST else array
 
 
-def planes(picture: Image.Image) -> Array:
-    """The channels (C, H, W) of a picture of 8 bits, in `scratch`, in half of the time that splitting it takes."""
-    whole = picture.mode != "RGB"
-    found = scratch("planes", (len(picture.getbands()), picture.height, picture.width), np.uint8)
-    for plane, band in zip(found, picture.getbands(), strict=True):
-        pixels = picture.getchannel(band).tobytes() if whole else picture.tobytes("raw", band)
-        plane[...] = np.frombuffer(pixels, np.uint8).reshape(plane.shape)
-    return found
+def pixels(picture: Image.Image) -> Array:
+    """The pixels (H, W, C) of a picture of 8 bits, to be read alone: of RGB Pillow's own, of which it has four, where
+    it hands them out; else a copy."""
+    if picture.mode == "RGB" and hasattr(picture, "__arrow_c_array__"):
+        with suppress(ValueError):
+            return np.asarray(Memory(picture))
+    return np.atleast_3d(np.asarray(picture))
 
 
 def scratch(name: str, shape: Sequence[int], dtype: Any) -> Array:

@@ -497,12 +497,14 @@ def _run(
                 raise
             raise ValueError(f"images[{index}] of {len(images)}: {error}") from error
 
-    workers = min(len(images), num_workers or _cores())
+    every, workers = range(len(images)), min(len(images), num_workers or _cores())
     if workers == 1:
-        results = list(map(one, range(len(images))))
-    else:  # Pillow and NumPy release the lock where they compute
+        results = list(map(one, every))
+    else:  # Pillow and NumPy release the lock where they compute; two threads at one large page would both clear it
+        few = -(-len(images) // (4 * workers))
+        neighbours = [every[first : first + few] for first in every[::few]]
         with ThreadPoolExecutor(workers) as pool:
-            results = list(pool.map(one, range(len(images))))
+            results = [made for share in pool.map(lambda share: list(map(one, share)), neighbours) for made in share]
     return room if room is not None and all(result.base is room for result in results) else results
 
 

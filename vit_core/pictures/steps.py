@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from vit_core.pictures import torchvision
-from vit_core.pictures.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, planes, scratch, to_picture
+from vit_core.pictures.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, pixels, scratch, to_picture
 
 FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
@@ -123,11 +123,13 @@ class Steps:
             return self._resized_by_torchvision(channels_last(image, layout).transpose(2, 0, 1)), False
         else:
             picture, was_unit = to_picture(channels_last(image, layout))
-        if self.size is not None and self.backend == "torchvision":
-            return self._resized_by_torchvision(torchvision.channels(picture)), False
-        if self.size is not None:
-            picture = picture.resize(_target(self.size, *picture.size), self.resample)
-        return planes(picture).transpose(1, 2, 0), was_unit
+        if self.size is None or self.resample is None:
+            found = pixels(picture)
+        elif self.backend == "torchvision":
+            found = self._resized_by_torchvision(torchvision.channels(picture, self.resample))
+        else:
+            found = pixels(picture.resize(_target(self.size, *picture.size), self.resample))
+        return found[..., : len(picture.getbands())], was_unit
 
     def _resized_by_torchvision(self, channels: Array) -> Array:
         assert self.size is not None and self.resample is not None

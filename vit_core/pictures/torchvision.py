@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.Image import Resampling
 
 from vit_core.pictures.filters import FILTERS
-from vit_core.pictures.images import Array, planes, scratch
+from vit_core.pictures.images import Array, pixels, scratch
 
 RESAMPLING = (Resampling.NEAREST, Resampling.LANCZOS, Resampling.BILINEAR, Resampling.BICUBIC)  # that PyTorch has
 _MODES = {Resampling.BILINEAR: "bilinear", Resampling.BICUBIC: "bicubic"}  # of every release of PyTorch
@@ -43,13 +43,14 @@ class Axis(NamedTuple):
     offset: Array | None  # (wanted,), by which a sum of levels, rounded down, becomes the nearest one
 
 
-def channels(picture: Image.Image) -> Array:
-    """The channels (C, H, W) of a picture of 8 bits, laid out as whatever resizes them reads them best."""
-    if _torch() is None:
-        return planes(picture)
-    pixels = scratch("pixels", (picture.height, picture.width, len(picture.getbands())), np.uint8)
-    pixels[...] = np.frombuffer(picture.tobytes(), np.uint8).reshape(pixels.shape)
-    return pixels.transpose(2, 0, 1)
+def channels(picture: Image.Image, resample: int) -> Array:
+    """The channels (C, H, W) of an RGB picture as what resizes them reads them best: four for PyTorch, else three."""
+    if _torch() is not None and resample in _MODES:
+        return pixels(picture).transpose(2, 0, 1)
+    planes = scratch("planes", (3, picture.height, picture.width), np.uint8)
+    for plane, band in zip(planes, "RGB", strict=True):  # in half of the time that splitting takes
+        plane[...] = np.frombuffer(picture.tobytes("raw", band), np.uint8).reshape(plane.shape)
+    return planes
 
 
 def resized(channels: Array, height: int, width: int, resample: int) -> Array:
