@@ -11,11 +11,14 @@ import sys
 import tomllib
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import process
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from trainings import need, write_digits
 
 ROOT = Path(__file__).parent.parent
@@ -143,11 +146,30 @@ def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
         *extras["flax"],
         *extras["train"],
         *extras["dev"],
+        *extras["dev-flax"],
     ):
         match = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)(,<\d+)?", requirement)
         assert match, requirement
         pinned = pins[match[1].lower().replace("-", "_")]
         assert [int(n) for n in re.findall(r"\d+", pinned)] >= [int(n) for n in match[2].split(".")]
+
+
+def test_what_the_tests_need_brings_no_framework() -> None:
+    """So that `make test EXTRAS=torch` installs PyTorch alone, and tests that it needs no other."""
+    extras, seen = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"], set()
+
+    def follow(requirement: Requirement) -> None:
+        name = canonicalize_name(requirement.name)
+        if name in seen:
+            return
+        seen.add(name)
+        for each in map(Requirement, metadata.distribution(name).requires or ()):
+            if each.marker is None or any(each.marker.evaluate({"extra": it}) for it in ("", *requirement.extras)):
+                follow(each)
+
+    for requirement in map(Requirement, extras["dev"]):
+        follow(requirement)
+    assert seen.isdisjoint(FRAMEWORKS) and len(seen) > len(extras["dev"])
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "examples"])
