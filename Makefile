@@ -30,7 +30,8 @@ CORE = attention_maps backends checkpoint config conversion convert_cli digits d
 	gradients h5 hub image_processing initialization keras_h5 mae members models msgpack names npz outputs params pipeline \
 	position preprocessing pretrained pytorch_bin saving serve similar tf torch what_is_saved
 WITH_torch = ,onnx,parquet,heif,similar,serve
-WITH_JAX = ,dev-flax
+COMMA = ,
+TOOLS = dev$(if $(findstring torch,$(EXTRAS)),$(COMMA)dev-torch)$(if $(findstring flax,$(EXTRAS)),$(COMMA)dev-flax)
 
 .PHONY: demo test check docs lowest oracle bench mutants portable fuzz clean
 
@@ -87,7 +88,7 @@ $(DEMO_READY): pyproject.toml constraints.txt
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing $(EXTRAS) and what tests need into $(VENV), once: about 5 GB with all frameworks."
 	$(PYTHON) -m venv --upgrade-deps $(VENV)
-	$(INSTALL) -e ".[$(EXTRAS),dev$(if $(findstring flax,$(EXTRAS)),$(WITH_JAX))]"
+	$(INSTALL) -e ".[$(EXTRAS),$(TOOLS)]"
 	@touch $@
 
 # The oldest releases that pyproject.toml allows, of what it names itself; the tools of the tests are the newest.

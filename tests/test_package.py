@@ -146,6 +146,7 @@ def test_lower_bounds_do_not_exceed_what_is_pinned() -> None:
         *extras["flax"],
         *extras["train"],
         *extras["dev"],
+        *extras["dev-torch"],
         *extras["dev-flax"],
     ):
         match = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)(,<\d+)?", requirement)

@@ -1,4 +1,4 @@
-"""The boxes of docs/torch.md that need libraries which the suite has not."""
+"""The boxes of docs/torch.md with other libraries, with the releases that stand here: the suite has transformers 5."""
 
 from test_readme import test_torch_guide_with
 
