@@ -38,6 +38,7 @@ def test_a_machine_without_a_card_says_so() -> None:
 
 
 def test_what_is_left_out_is_counted_by_its_reason(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
     (tmp_path / "pretended.py").write_text("import card\ncard.use_card = lambda: None\n")
     path = f"{tmp_path}:{TESTS}"
     files = [f"tests/test_{name}.py" for name in ("models", "config", "h5", "torch")]

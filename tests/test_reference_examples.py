@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ needs_torch = pytest.mark.skipif(torch is None, reason="torch is not installed")
 
 
 @pytest.fixture
-def image() -> Any:
-    return Image.open(next(iter(sorted((DIGITS / "pictures").glob("*.png")))))
+def image() -> Iterator[Image.Image]:
+    with Image.open(next(iter(sorted((DIGITS / "pictures").glob("*.png"))))) as opened:
+        yield opened
 
 
 @needs_torch

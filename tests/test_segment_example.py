@@ -148,6 +148,7 @@ def test_what_can_not_be(segment: Any, video: Path, tmp_path: Path) -> None:
 
 
 def test_the_command(video: Path, tmp_path: Path) -> None:
+    need("torch")
     masks = video / "masks"
     options = ("--mask", masks / "000.png", "--out", tmp_path / "found", "--truth", masks, "--layer", 2)
     result = process(sys.executable, "-W", "error", EXAMPLES / "segment.py", video / "frames", *options)
