@@ -258,7 +258,8 @@ def test_what_a_stopped_run_left_is_for_the_same_command(vit: Command, tmp_path:
     with monkeypatch.context() as patch:
         patch.setattr(ImageClassificationPipeline, "preprocess", interrupted)
         vit(*arguments)
-    assert (vit.code, vit.out, vit.err) == (130, "", "")
+    said = f"vit: stopped, 8 of 12 pictures classified: the same command goes on from {journal}.\n"
+    assert (vit.code, vit.out, vit.err) == (130, "", said)
     left = journal.read_bytes()
     assert left.count(b"\n") == 1 + 8
     assert f"{journal} is the journal of a run with top_k: 3, not 1: repeat" in vit.refused(*arguments, "-k", 1)

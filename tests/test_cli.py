@@ -78,6 +78,11 @@ def test_help(vit: Command, arguments: list[str]) -> None:
     assert "Usage: vit " in vit.out
 
 
+def test_what_a_training_takes(vit: Command) -> None:
+    assert "Of class folders, or a CSV of file and label." in vit("finetune", "--help").out
+    assert "Of pictures, at any depth." in vit("pretrain", "--help").out
+
+
 @pytest.mark.parametrize(
     ("typed", "completed"), [("vit cl", ["classify"]), ("vit classify --backend t", ["torch", "tf"])]
 )

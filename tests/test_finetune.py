@@ -33,7 +33,7 @@ import conversion
 from vit_core.app.backends import run as outputs_of
 from vit_core.assets import DIGITS
 from vit_core.config import AutoConfig, ViTConfig
-from vit_core.family import ViTMAEConfig
+from vit_core.family import Dinov2Config, ViTMAEConfig
 from vit_core.parameter_groups import parameter_groups
 from vit_core.params import specs
 from vit_core.pictures.processing import AutoImageProcessor, DeiTImageProcessor, ViTImageProcessor
@@ -236,12 +236,14 @@ STEPS = 4  # of an epoch, each in two parts
 
 
 @contextmanager
-def beginning(engine: Any, model_class: Any, folder: Path, precision: str) -> Iterator[Callable[[], Any]]:
+def beginning(
+    engine: Any, model_class: Any, folder: Path, precision: str = "float32", config: ViTConfig = SMALL
+) -> Iterator[Callable[[], Any]]:
     """What begins a training of a small classifier."""
     flags = {"epochs": 2, "batch_size": 16, "accumulate": 2, "ema": 0.9, "rate": 5e-3, "precision": precision}
     settings = Settings(pictures=folder, out=folder, **flags)
     with engine.processes(settings) as place:
-        yield lambda: engine.Trainer(model_class(SMALL, seed=0), engine.class_loss, settings, place, folder, STEPS)
+        yield lambda: engine.Trainer(model_class(config, seed=0), engine.class_loss, settings, place, folder, STEPS)
 
 
 def epoch_of(trainer: Any, largest: float = 1.0) -> list[list[float]]:
@@ -284,7 +286,24 @@ def test_float16_skips_what_overflows(framework: str, tmp_path: Path, monkeypatc
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-# ---- the other member, and teachers ------------------------------------------------------------------------------
+# ---- other members, and teachers ---------------------------------------------------------------------------------
+
+
+def test_a_token_that_no_classifier_reads(framework: str, tmp_path: Path) -> None:
+    """It does not learn, and there is no gradient, or state of an optimizer, that something would wait for."""
+    package = f"vit_{trainings.BACKENDS[framework]}"
+    engine, model_class = import_module(f"{package}.engine"), import_module(package).Dinov2ForImageClassification
+    sizes = {"image_size": 24, "patch_size": 12, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Dinov2Config(**sizes, mlp_ratio=1, num_labels=10)
+    with beginning(engine, model_class, tmp_path, config=config) as begin:
+        whole = begin()
+        epoch_of(whole)
+        whole.save(1)
+        resumed = begin()
+        assert resumed.resume() == 1
+        assert epoch_of(resumed) == epoch_of(whole)
+        if framework == "torch":  # DistributedDataParallel waits for the gradients of what learns
+            assert not whole.model.dinov2.embeddings.mask_token.requires_grad
 
 
 @pytest.mark.slow
@@ -605,10 +624,18 @@ def test_flags_of_another_method(flags: dict[str, Any], words: str, tmp_path: Pa
         import_module("vit_core.app.training.pretraining").PreTraining(pictures=tmp_path, out=tmp_path, **flags)
 
 
-def test_an_mae_is_begun_with_the_sizes_of_a_vit(pictures: Path, tmp_path: Path) -> None:
+def test_what_a_pretraining_begins_with(pictures: Path, tmp_path: Path) -> None:
     need("torch")
     with pytest.raises(ValueError, match=r"is no MAE's, whose .* trains: pass --model with an MAE's, or --scratch"):
         settings_of("torch", "pretrain", pictures, tmp_path, method="mae")
+    with pytest.raises(ValueError, match=r"labels\.csv is a file, expected a folder of pictures\.$"):
+        settings_of("torch", "pretrain", pictures / "labels.csv", tmp_path)
+    vit_torch, model = import_module("vit_torch"), tmp_path / "model"
+    config = SMALL.copy(patch_size=(4, 6), encoder_stride=16)  # as files say of patches of any size
+    vit_torch.ViTForImageClassification(config, seed=0).save_pretrained(model)
+    ViTImageProcessor.from_pretrained(DIGITS).save_pretrained(model)
+    settings_of("torch", "pretrain", pictures, tmp_path / "out", model=str(model), epochs=1, batch_size=64)
+    assert vit_torch.AutoModelForMaskedImageModeling.from_pretrained(tmp_path / "out").config.encoder_stride == (4, 6)
 
 
 # ---- data --------------------------------------------------------------------------------------------------------
@@ -651,6 +678,7 @@ def test_bad_pictures_are_named_before_the_first_step(
         ("file,label\na.png,1\nb.png,1\n", None, "has the class 1 alone, expected two or more"),
         ("file,label\na.png,1\nmissing.png,2\n", None, "missing.png"),
         ("file,class\na.png,1\n", None, "has the columns file, class, but no label"),
+        (",".join(map(str, range(12))), None, "has the columns 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more, but no file"),
     ],
 )
 def test_a_bad_csv(content: str, classes: str | None, expected: str, tmp_path: Path) -> None:
@@ -765,7 +793,7 @@ def test_a_training_file_to_start_from(framework: str, pictures: Path, capsys: p
         assert "Drawn anew: classifier.weight, classifier.bias." in capsys.readouterr().out
     prepared(image_size=30)
     assert "Of pictures of 30x30 pixels only 28x28 are seen" in capsys.readouterr().out
-    with pytest.raises(ValueError, match='pooler must be "keep" or "drop", got \'none\''):
+    with pytest.raises(ValueError, match="--pooler must be keep or drop, got none"):
         prepared(model=base, pooler="none")
 
 
@@ -804,7 +832,7 @@ def test_a_file_that_a_csv_lists_twice_and_columns_that_are_not_read(tmp_path: P
         read_pictures(table)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
 def test_the_encodings_of_a_csv(tmp_path: Path, encoding: str) -> None:
     need("torch")
     for name in "ab":
@@ -814,6 +842,10 @@ def test_the_encodings_of_a_csv(tmp_path: Path, encoding: str) -> None:
     if encoding == "latin-1":
         with pytest.raises(ValueError, match=r"is no text in UTF-8 \(byte 18\), it may be Latin-1: save it as"):
             read_pictures(tmp_path / "labels.csv")
+    elif encoding == "utf-16-le":  # without a mark, no text as little as a picture, an archive or a .parquet is
+        for path in (tmp_path / "labels.csv", tmp_path / "a.png"):
+            with pytest.raises(ValueError, match=r"is no text: expected a folder with .*, or in UTF-16 with its mark"):
+                read_pictures(path)
     else:
         assert read_pictures(tmp_path / "labels.csv").classes == ["Hund", "Kätzchen"]
 

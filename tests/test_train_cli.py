@@ -119,6 +119,24 @@ def test_folders_that_no_run_can_have(vit: Command, pictures: Path, command: str
     assert not (pictures / "settings.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "words"),
+    [
+        ("finetune", "--layer-decay", 2, "Invalid value for '--layer-decay'"),
+        ("finetune", "--head", "new", "--head must be keep or drop, got new."),
+        ("finetune", "--pooler", "new", "--pooler must be keep or drop, got new."),
+        ("pretrain", "--mask-unit", 0, "Invalid value for '--mask-unit'"),
+    ],
+)
+def test_values_that_no_training_takes(
+    vit: Command, pictures: Path, tmp_path: Path, command: str, flag: str, value: Any, words: str
+) -> None:
+    """They are told before a folder is begun, which another value would not resume."""
+    out = tmp_path / "out"
+    assert words in vit.refused(command, pictures, "--out", out, "--batch-size", 4, "--backend", "torch", flag, value)
+    assert not out.exists()
+
+
 def test_a_training_that_diverges_ends(
     vit: Command, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +203,7 @@ def test_a_confusion_matrix(tmp_path: Path) -> None:
     for classes, edge in ((3, 450), (30, 1206)):
         whole = np.zeros((classes, classes))
         whole[:3, :3] = counts
-        draw_confusion(tmp_path / "drawn.png", whole, ["cat", "$dog", "猫" * 30, *map(str, range(3, classes))])
+        draw_confusion(tmp_path / "drawn.png", whole, ["c\udce4t", "$dog", "猫" * 30, *map(str, range(3, classes))])
         with Image.open(tmp_path / "drawn.png") as image:
             assert image.size == (edge, edge)
             assert {(8, 48, 107), (247, 251, 255)} <= set(image.convert("RGB").get_flattened_data())  # all, and none

@@ -6,9 +6,10 @@ Layer-wise learning-rate decay: Clark et al. 2020, "ELECTRA", section 3.1; for V
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from vit_core.family import LAYER
+from vit_core.family import LAYER, MASK_TOKEN
 from vit_core.params import Spec
 
 
@@ -42,6 +43,14 @@ def parameter_groups(
         ParameterGroup(tuple(names), layer_decay ** (num_layers + 1 - depth), decay)
         for (depth, decay), names in sorted(found.items())
     ]
+
+
+def trained_groups(model: Any, layer_decay: float = 1.0, freeze: bool = False) -> list[ParameterGroup]:
+    """The groups of what a training moves: a classifier's mask token is in none, as no gradient ever comes to it."""
+    classifies = "ForImageClassification" in model.architecture
+    unread = {name for name, spec in model.specs().items() if classifies and spec.name == MASK_TOKEN}
+    groups = model.parameter_groups(layer_decay, freeze)
+    return [replace(each, names=tuple(name for name in each.names if name not in unread)) for each in groups]
 
 
 def _depth(spec: Spec, num_layers: int) -> int:

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vit_core.config import ViTConfig
+from vit_core.parameter_groups import trained_groups
 from vit_core.training import Settings, ahead, check_batch_size
 from vit_flax.losses import teacher_loss
 from vit_flax.sharding import partition_specs
@@ -128,7 +129,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """AdamW over the model's parameter groups; what is in none of them is frozen."""
     number, rules = dict[str, int](), {FROZEN: optax.set_to_zero()}
-    for i, group in enumerate(model.parameter_groups(layer_decay, freeze)):
+    for i, group in enumerate(trained_groups(model, layer_decay, freeze)):
         number |= dict.fromkeys(group.names, i)
         decay = settings.weight_decay if group.decay else 0.0
         rules[i] = optax.chain(optax.adamw(schedule, weight_decay=decay), optax.scale(group.scale))

@@ -20,6 +20,7 @@ import tensorflow as tf
 from tensorflow import Tensor
 
 from vit_core.config import ViTConfig
+from vit_core.parameter_groups import trained_groups
 from vit_core.training import LOSS_SCALE, Settings, check_batch_size, check_loss_scale
 from vit_tf.losses import teacher_loss
 
@@ -196,8 +197,11 @@ class Accumulated(keras.Model):
         """Nothing is left to build; Keras's own can't read a batch of many workers."""
 
 
-def make_optimizer(model: Any, settings: Settings, steps: int, layer_decay: float = 1.0) -> AdamW:
-    """AdamW over the model's parameter groups: a linear rise of the rate, then half a cosine down to zero."""
+def make_optimizer(model: Any, settings: Settings, steps: int, layer_decay: float = 1.0, freeze: bool = False) -> AdamW:
+    """AdamW over the model's parameter groups: a linear rise of the rate, then half a cosine down to zero.
+
+    What is in none of them is frozen.
+    """
     warmup = settings.warmup_steps(steps)
     rate = keras.optimizers.schedules.CosineDecay(
         np.array(settings.first_rate(steps)),  # in float64, for a cosine near zero
@@ -205,8 +209,11 @@ def make_optimizer(model: Any, settings: Settings, steps: int, layer_decay: floa
         warmup_target=settings.rate,
         warmup_steps=warmup,
     )
-    groups = {name: group for group in model.parameter_groups(layer_decay) for name in group.names}
-    names = {variable.path: name for name, variable in model.variables_by_path().items()}
+    groups = {name: group for group in trained_groups(model, layer_decay, freeze) for name in group.names}
+    known = model.variables_by_path()
+    for name, variable in known.items():
+        variable.trainable = name in groups
+    names = {variable.path: name for name, variable in known.items()}
     found = [groups[names[variable.path]] for variable in model.trainable_variables]
     return AdamW(
         [group.scale for group in found],
@@ -259,12 +266,10 @@ class Trainer:
         teacher: Any = None,
     ) -> None:
         self.model, self.settings, self.place, self.steps = model, settings, place, steps
-        if freeze:
-            model.base_model.trainable = False
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         self.network = Accumulated(model, loss_of, teacher)
-        optimizer = self.optimizer = make_optimizer(model, settings, settings.epochs * steps, layer_decay)
+        optimizer = self.optimizer = make_optimizer(model, settings, settings.epochs * steps, layer_decay, freeze)
         if settings.precision == "float16":
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer, LOSS_SCALE)
         self.network.compile(optimizer)

@@ -35,7 +35,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vit_core.config import ViTConfig
-from vit_core.parameter_groups import ParameterGroup
+from vit_core.parameter_groups import ParameterGroup, trained_groups
 from vit_core.training import LOSS_SCALE, Settings, check_loss_scale
 from vit_torch.losses import teacher_loss
 
@@ -181,7 +181,7 @@ class Trainer:
         self.average = wrapped(deepcopy(model), settings.parallel, place, averaging=True) if settings.ema else None
         if settings.gradient_checkpointing:
             model.gradient_checkpointing_enable()
-        groups = model.parameter_groups(layer_decay, freeze)
+        groups = trained_groups(model, layer_decay, freeze)
         freeze_others(model, groups)
         self.network = wrapped(model, settings.parallel, place)
         self.optimizer = make_optimizer(model, groups, settings)

@@ -62,14 +62,23 @@ class Work:
     def write(
         self, found: list[Picture], journal: Journal, writer: Writer, facts: dict[str, Any] | None = None
     ) -> Failures:
-        """Bring the journal to its end; print a summary, as JSON with these facts if there are any."""
+        """Bring the journal to its end; print a summary, as JSON with these facts if there are any.
+
+        After a Ctrl-C, say where it stopped and how it goes on, and raise that.
+        """
         failures, left = Failures(), [picture for picture in found if picture.name not in journal]
         start = perf_counter()
-        for picture, result in self.run(left, len(found)):
-            error = isinstance(result, Exception)
-            journal.add(picture.name, result if error else self.values(result))
-            if error:
-                failures.append((picture, str(result)))
+        try:
+            for picture, result in self.run(left, len(found)):
+                error = isinstance(result, Exception)
+                journal.add(picture.name, result if error else self.values(result))
+                if error:
+                    failures.append((picture, str(result)))
+        except KeyboardInterrupt:
+            if kept := sum(picture.name in journal for picture in found):
+                where = f"{kept} of {len(found)} pictures {self.done}"
+                complain(f"stopped, {where}: the same command goes on from {journal.path}.")
+            raise
         rate = len(left) / (perf_counter() - start)
         journal.finish((picture.name for picture in found), writer)
         done, earlier = len(left) - len(failures), len(found) - len(left)

@@ -156,6 +156,8 @@ def find_pictures(folder: Path, out: Path | None = None) -> Pictures:
 
     Raises ValueError that lists all that is wrong.
     """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file, expected a folder of pictures.")
     paths, others = _below(folder, out)
     _tell_left_out(folder, [], others)
     problems = list(_unreadable(paths).values()) if paths else [f"{folder} holds no picture ({', '.join(SUFFIXES)})"]
@@ -231,7 +233,8 @@ def _from_csv(source: Path) -> tuple[list[tuple[Path, str]], list[str]]:
     reader = csv.DictReader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     reader.fieldnames = columns = [name.strip() for name in reader.fieldnames or []]
     if missing := sorted({"file", "label"} - set(columns)):
-        held = f"the columns {', '.join(columns)}" if columns else "no columns"
+        more = f" and {len(columns) - 10} more" if len(columns) > 10 else ""
+        held = f"the columns {', '.join(columns[:10])}{more}" if columns else "no columns"
         raise ValueError(
             f"{source} has {held}, but no {' and no '.join(missing)}: expected file and label in its first line."
         )
@@ -258,6 +261,11 @@ def _text(source: Path) -> str:
     """The text of a CSV in UTF-8, with a byte order mark or without, or in UTF-16, which has one."""
     content = source.read_bytes()
     encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    if encoding == "utf-8-sig" and b"\0" in content:
+        raise ValueError(
+            f"{source} is no text: expected a folder with a folder of pictures for each class, or a CSV of file and "
+            "label, in UTF-8, or in UTF-16 with its mark."
+        )
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

@@ -43,8 +43,10 @@ def draw_curves(path: Path, steps: list[dict[str, Any]], epochs: list[dict[str, 
 def draw_confusion(path: Path, counts: np.ndarray, classes: Sequence[str]) -> None:
     """Draw how many pictures of each class (rows) were taken for which (columns): counts (K, K).
 
-    A cell is as dark as its share of the row. A character that the font has not is drawn as a box.
+    A cell is as dark as its share of the row. A character that the font has not is drawn as a box, and
+    what is no text in a folder's name as a question mark.
     """
+    classes = [name.encode(errors="surrogateescape").decode(errors="replace") for name in classes]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     names = [name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}\u2026" for name in classes]
     side = max(CELL * len(names) + LETTER * max(map(len, names)) + ROOM, LEAST)

@@ -58,6 +58,7 @@ Predict = Callable[[np.ndarray, np.ndarray], np.ndarray]  # pixels (B, C, H, W) 
 class PreTraining(Settings):
     """The flags of pre-training."""
 
+    pictures: Annotated[Path, typer.Argument(metavar="FOLDER", exists=True, help="Of pictures, at any depth.")]
     out: Out = Path("pretrained")
     method: Annotated[str, typer.Option(help="simmim, mae or beit: hidden pixels, or visual tokens.")] = "simmim"
     scratch: Annotated[bool, typer.Option(help="Take the checkpoint's configuration alone, not its weights.")] = False
@@ -69,7 +70,7 @@ class PreTraining(Settings):
     ] = None
     mask_unit: Annotated[
         int | None,
-        typer.Option(help="simmim: side of the squares to hide, in pixels.", show_default="32, or a patch"),
+        typer.Option(min=1, help="simmim: side of the squares to hide, in pixels.", show_default="32, or a patch"),
     ] = None
     decoder_layers: Annotated[
         int | None, typer.Option(min=1, help="mae: layers of the decoder.", show_default="8, an MAE's own")
@@ -195,11 +196,20 @@ def prepare(
             changes["vocab_size"] = tokenizer.vocab_size
         architecture = "BeitForMaskedImageModeling"
     else:
-        architecture = architecture_of(settings, "ForMaskedImageModeling")
+        architecture, changes = architecture_of(settings, "ForMaskedImageModeling"), of_simmim(settings)
     model = open_model(settings, class_of(architecture), place.rank, settings.scratch, config, **changes)
     loader = open_loader(settings, model.config, place.rank, place.world)
     loader.steps(training)
     return model, loader, method_of(settings, loader.config, tokenizer), training, held_out
+
+
+def of_simmim(settings: PreTraining) -> dict[str, Any]:
+    """What a checkpoint without a decoder has one drawn of: patches, whatever stride its configuration states."""
+    with reading("--model", settings.model):
+        stored = read(settings.model, head="fresh")
+    if stored.config is None or any(name.startswith("decoder.") for name in stored.tensors):
+        return {}
+    return {"encoder_stride": stored.config.patch_size}
 
 
 def of_mae(settings: PreTraining) -> tuple[ViTConfig | None, dict[str, Any]]:
