@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import UserList
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ GOLDEN_CONFIGS = sorted(CHECKPOINTS.glob("*/*/config.json"))
 @pytest.mark.parametrize("path", GOLDEN_CONFIGS, ids=lambda p: "/".join(p.parts[-3:-1]))
 def test_transformers_file_is_read_and_written_back_to_the_byte(path: Path, tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(path.parent)
-    config.save_pretrained(tmp_path)
+    config.save_pretrained(save_directory=tmp_path)
     # A float, which transformers 5 insists on, for the one whole number that transformers 4 wrote.
     stored = path.read_text().replace('"layer_scale_init_value": 0,', '"layer_scale_init_value": 0.0,')
     assert (tmp_path / "config.json").read_text() == stored
-    assert AutoConfig.from_json_file(tmp_path / "config.json") == config
+    assert AutoConfig.from_json_file(json_file=tmp_path / "config.json") == config
 
 
 def test_documented_defaults() -> None:
@@ -77,7 +78,7 @@ def test_labels() -> None:
 def test_unknown_keys_are_kept() -> None:
     config = ViTConfig(my_note="kept", transformers_version="4.13.0")
     assert config.my_note == "kept"
-    again = ViTConfig.from_dict(json.loads(config.to_json_string()))
+    again = ViTConfig.from_dict(config_dict=json.loads(config.to_json_string()))
     assert again.my_note == "kept"
     assert again == config
 
@@ -245,6 +246,22 @@ def test_bad_fields_are_refused_by_name_and_value(field: str, value: Any) -> Non
         ViTConfig(**{field: value})
     shown = value if isinstance(value, int) and not isinstance(value, bool) else repr(value)
     assert str(shown) in str(caught.value)
+
+
+def test_lists_of_other_libraries_are_lists(tmp_path: Path) -> None:
+    """OmegaConf's, which Hydra gives, are sequences and no list; a word is none."""
+    values: dict[str, Any] = {
+        "image_size": [32, 48],
+        "out_indices": [1, 3],
+        "id2label": ["a", "b"],
+        "architectures": ["A"],
+    }
+    config = ViTConfig(**{name: UserList(value) for name, value in values.items()})
+    assert config == ViTConfig(**values)
+    config.save_pretrained(tmp_path)
+    assert ViTConfig.from_pretrained(tmp_path) == config
+    with pytest.raises(ValueError, match="id2label must map label numbers to names, got 'ab'"):
+        ViTConfig(id2label="ab")
 
 
 def test_unknown_activation_lists_the_known() -> None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import UserDict, UserList
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -626,8 +627,9 @@ def test_configs_load_as_transformers_load_them(name: str) -> None:
 
 def test_saved_and_loaded_again(tmp_path: Path) -> None:
     made = ViTImageProcessor(
-        size=(20, 30), resample=Image.Resampling.BICUBIC, image_mean=np.array([0.1, 0.2, 0.3]), image_std=(1, 2, 3),
-        do_convert_rgb=True, house={"rule": [1, 2]},
+        size=UserList([20, 30]), resample=Image.Resampling.BICUBIC, image_mean=np.array([0.1, 0.2, 0.3]),
+        image_std=UserList([1, 2, 3]),  # a sequence that is no list, as OmegaConf's
+        do_convert_rgb=True, house=UserDict(rule=[1, 2]),
     )  # fmt: skip
     folder = tmp_path / "new" / "folder"
     assert made.save_pretrained(folder) == [str(folder / "preprocessor_config.json")]
@@ -641,6 +643,7 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
         assert loaded == made
         assert loaded.house == {"rule": [1, 2]}  # type: ignore[attr-defined]
         assert same(*(each(INPUTS["rgb"], return_tensors="np").pixel_values for each in (loaded, made)))
+        assert len(loaded(UserList([INPUTS["rgb"], INPUTS["rgb"]])).pixel_values) == 2  # as a column of `datasets`
     assert repr(loaded) == repr(made) == f"ViTImageProcessor {text.rstrip()}"
     assert loaded != ViTImageProcessor()
     assert loaded != 1
@@ -650,7 +653,9 @@ def test_overrides(tmp_path: Path) -> None:
     ViTImageProcessor(resample=3).save_pretrained(tmp_path)
     loaded = ViTImageProcessor.from_pretrained(tmp_path, size=32, do_normalize=False, use_fast=False)
     assert loaded == ViTImageProcessor(resample=3, size=32, do_normalize=False)
-    assert ViTImageProcessor.from_dict({"size": 16}, resample=0) == ViTImageProcessor(size=16, resample=0)
+    assert ViTImageProcessor.from_dict(image_processor_dict={"size": 16}, resample=0) == ViTImageProcessor(
+        size=16, resample=0
+    )
     with pytest.raises(TypeError, match=r"\['do_resise'\] are no arguments of ViTImageProcessor"):
         ViTImageProcessor.from_pretrained(tmp_path, do_resise=False)
     with pytest.raises(TypeError, match=r"\['do_resise'\] are no arguments of ViTImageProcessor"):

@@ -364,7 +364,7 @@ def test_saving_and_loading_is_the_identity(backend: Any, tmp_path: Path, config
 @pytest.mark.parametrize("max_shard_size", ["5GB", 20_000])
 def test_every_dtype_is_kept_to_the_bit(backend: Any, tmp_path: Path, dtype: str, max_shard_size: Any) -> None:
     model = backend.build("ViTForImageClassification", ViTConfig(**TINY), dtype=dtype)
-    model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    model.save_pretrained(save_directory=tmp_path, max_shard_size=max_shard_size)
     assert ViTConfig.from_pretrained(tmp_path).dtype == dtype
     again, _ = load(backend, "ViTForImageClassification", tmp_path, dtype="auto")
     assert_same(backend.parameters(again), backend.parameters(model))

@@ -354,7 +354,7 @@ class PretrainedModel(ABC):
 
     def save_pretrained(
         self,
-        folder: StrPath,
+        save_directory: StrPath,
         *,
         is_main_process: bool = True,
         state_dict: Any = None,
@@ -369,7 +369,7 @@ class PretrainedModel(ABC):
         repo_id: str | None = None,
         **hub_options: Any,
     ) -> None:
-        """Write config.json and the weights to `folder`, all or nothing: a crash leaves what was there before.
+        """Write config.json and the weights to a folder, all or nothing: a crash leaves what was there before.
 
         The weights of any model that were there go. A preprocessor that the model was loaded beside is written as well,
         where the folder has none. PyTorch's names in safetensors, which every library reads, are written unless
@@ -393,7 +393,7 @@ class PretrainedModel(ABC):
         format, container = _format(save_format or ("torch" if safe_serialization else self.file_format))
         container = SAFETENSORS if safe_serialization else container
         check_container(container, variant)
-        folder = Path(folder)
+        folder = Path(save_directory)
         given = {"state_dict": state_dict, "params": params}
         given = {name: weights for name, weights in given.items() if weights is not None}
         if foreign := given.keys() - {self.weights_keyword}:

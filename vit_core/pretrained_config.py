@@ -78,28 +78,28 @@ class PretrainedConfig:
         """JSON text: sorted keys, two spaces, a final newline. Raises ValueError for what could not be read again."""
         return json_text(self.to_diff_dict() if use_diff else self.to_dict(), "This configuration")
 
-    def to_json_file(self, path: str | Path, use_diff: bool = True) -> None:
-        """Write `to_json_string` to `path`, atomically."""
-        write_atomically(Path(path), self.to_json_string(use_diff).encode())
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        """Write `to_json_string`, atomically."""
+        write_atomically(Path(json_file_path), self.to_json_string(use_diff).encode())
 
     @overload
     @classmethod
     def from_dict(
-        cls, values: Mapping[str, Any], return_unused_kwargs: Literal[False] = False, **overrides: Any
+        cls, config_dict: Mapping[str, Any], return_unused_kwargs: Literal[False] = False, **overrides: Any
     ) -> Self: ...
 
     @overload
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], return_unused_kwargs: bool, **overrides: Any) -> Any: ...
+    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool, **overrides: Any) -> Any: ...
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
+    def from_dict(cls, config_dict: Mapping[str, Any], return_unused_kwargs: bool = False, **overrides: Any) -> Any:
         """A configuration from a mapping, `overrides` on top.
 
-        An override that is neither a field nor a key of `values` is kept as an attribute, or handed back, in a
+        An override that is neither a field nor a key of the mapping is kept as an attribute, or handed back, in a
         tuple (config, unused), when `return_unused_kwargs` is true.
         """
-        merged = dict(values)
+        merged = dict(config_dict)
         made = cls._class_for(merged)
         known = {
             *made.fields(),
@@ -126,10 +126,10 @@ class PretrainedConfig:
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
-    def from_json_file(cls, path: str | Path) -> Self:
+    def from_json_file(cls, json_file: str | Path) -> Self:
         """Read one JSON file. Raises OSError when it is missing, ValueError when it is no configuration."""
-        values = _read(Path(path))
-        with blaming(path):
+        values = _read(Path(json_file))
+        with blaming(json_file):
             return cls._class_for(values)(**values)
 
     @overload
@@ -182,18 +182,19 @@ class PretrainedConfig:
         return cls
 
     def save_pretrained(
-        self, folder: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub_options: Any
+        self, save_directory: str | Path, push_to_hub: bool = False, repo_id: str | None = None, **hub_options: Any
     ) -> None:
-        """Write `config.json` into `folder`, making the folder when it is not there; then upload it, where asked to.
+        """Write `config.json` into a folder, made when it is not there; then upload it, where asked to.
 
         `hub_options` are those of `push_to_hub`. Raises TypeError for others, and for any without an upload.
         """
         from vit_core.files import hub
 
         options = hub.upload_options(hub_options, "save_pretrained", push_to_hub)
-        save_document(Path(folder) / CONFIG_NAME, self.to_json_string().encode())
+        folder = Path(save_directory)
+        save_document(folder / CONFIG_NAME, self.to_json_string().encode())
         if push_to_hub:
-            hub.upload(folder, repo_id or Path(folder).resolve().name, names=[CONFIG_NAME], **options)
+            hub.upload(folder, repo_id or folder.resolve().name, names=[CONFIG_NAME], **options)
 
     def push_to_hub(self, repo_id: str, **hub_options: Any) -> str:
         """Upload `config.json` to a hub repository, made when it is not there; returns the address of the commit."""

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numbers
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -21,6 +21,11 @@ ACTIVATIONS = (
     "selu", "sigmoid", "silu", "swish", "tanh",
 )  # fmt: skip
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def is_series(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Whether it is a list, or what a library has in the place of one: OmegaConf's, a column of `datasets`."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
 _LARGEST = (1 << 64) - 1  # size or ratio: what is computed of some of them stays a float
@@ -37,7 +42,7 @@ def check_integer(name: str, value: Any, minimum: int = 1) -> int:
 
 def _size(name: str, value: Any) -> int | tuple[int, int]:
     try:
-        if isinstance(value, list | tuple):
+        if is_series(value):
             height, width = value
             return check_integer(name, height), check_integer(name, width)
         return check_integer(name, value)
@@ -82,7 +87,7 @@ def _below_one(name: str, value: Any) -> float:
 
 def _stages(name: str, value: Any) -> list[Any] | None:
     kind = int if name == "out_indices" else str
-    if value is not None and not (isinstance(value, list | tuple) and all(type(each) is kind for each in value)):
+    if value is not None and not (is_series(value) and all(type(each) is kind for each in value)):
         raise ValueError(f"{name} must be a list of {'names' if kind is str else 'numbers'}, or None, got {value!r}.")
     return None if value is None else list(value)
 
@@ -126,14 +131,14 @@ def _optional_dtype(name: str, value: Any) -> str | None:
 
 
 def _architectures(name: str, value: Any) -> list[str] | None:
-    if value is not None and not (isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)):
+    if value is not None and not (is_series(value) and all(isinstance(each, str) for each in value)):
         raise ValueError(f"{name} must be a list of names of classes, or None, got {value!r}.")
     return None if value is None else list(value)
 
 
 def _id2label(name: str, value: Any) -> dict[int, str]:
     try:
-        pairs = enumerate(value) if isinstance(value, list | tuple) else dict(value).items()
+        pairs = enumerate(value) if is_series(value) else dict(value).items()
         labels = {int(key): str(label) for key, label in pairs}
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must map label numbers to names, got {value!r}.") from None

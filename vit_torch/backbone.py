@@ -52,7 +52,7 @@ class ViTBackbone(ViTModel, Backbone):
         given = shapes(pixel_values, None, None, None)
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
 
-        x = self.embeddings(pixel_values, None, interpolate)
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate)
         bias = self.encoder.score_bias(None, x.dtype, pixel_values, interpolate)
         encoded = self.encoder(x, None, bias, calls.backbone_options(self.config, options))
         assert encoded.hidden_states is not None

@@ -65,14 +65,17 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         choose(config.attn_implementation, output_attentions=False)
         self.config = config
         self.num_labels = config.num_labels
-        self._parts = parts
-        self.register_load_state_dict_pre_hook(_accept_new_names)
+        self._parts = None if parts is None else tuple(sorted(parts))  # pickled alike in every process
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As any module's; a configuration of transformers, as its models of two give their parts one, is read."""
         if name == "config" and not isinstance(value, ViTConfig) and hasattr(value, "to_diff_dict"):
             value = self.config_class.from_dict(value.to_diff_dict())  # what its file holds, no words of generation
         super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        _accept_new_names(self, state_dict, prefix)  # no hook, whose number would make each model another one to hash
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     if TYPE_CHECKING:
 
@@ -91,7 +94,7 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
     def parts(self) -> frozenset[str]:  # type: ignore[override]
         """The optional parts of the table that the model has."""
         trunk = getattr(self, self.base_model_prefix, None)
-        return self._parts if self._parts is not None else frozenset(getattr(trunk, "parts", ()))
+        return frozenset(getattr(trunk, "parts", ()) if self._parts is None else self._parts)
 
     @classmethod
     def parts_of(cls, config: ViTConfig, *args: Any, **kwargs: Any) -> frozenset[str]:
@@ -253,9 +256,9 @@ class ViTPreTrainedModel(nn.Module, PretrainedModel):
         """The trunk: the model itself where it has no head."""
         return getattr(self, self.base_model_prefix, self)
 
-    def floating_point_ops(self, inputs: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
+    def floating_point_ops(self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
         """What transformers' Trainer counts of a step: six a parameter and token (Kaplan et al. 2020, section 2.1)."""
-        pixels = inputs[self.main_input_name]
+        pixels = input_dict[self.main_input_name]
         tokens = calls.num_patches(pixels.shape[2:], self.config) + self.config.num_prefix_tokens
         return 6 * len(pixels) * tokens * self.num_parameters(exclude_embeddings=exclude_embeddings)
 
@@ -367,7 +370,7 @@ def _by_token(module: nn.Module) -> bool:
     return made_of and kind.__module__.startswith("torch.")  # of which it makes another, as FSDP does
 
 
-def _accept_new_names(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _accept_new_names(module: Any, state: dict[str, Any], prefix: str) -> None:
     """Rename, in the copy that is being loaded, what transformers >= 5.9 calls the modules in memory."""
     prefix_of_trunk = f"{module.base_model_prefix}."
     pieces: dict[str, dict[int, Tensor]] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,10 @@ class ViTEmbeddings(nn.Module):
             first = self.config.position_prefix
             x = torch.cat([x[:, :first], self.register_tokens.expand(x.shape[0], -1, -1), x[:, first:]], dim=1)
         return self.dropout(x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, and hashed: a call changes nothing of it."""
+        return {name: value for name, value in vars(self).items() if name != "looked"}
 
     def _look(self, pixel_values: Tensor) -> None:
         """Warn of pixels that nothing has normalised, at the first eager call: later ones wait for no device."""

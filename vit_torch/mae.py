@@ -65,7 +65,7 @@ class ViTMAEModel(ViTMAEPreTrainedModel, ViTModel):
         given = shapes(pixel_values, None, head_mask, None, noise=noise)
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False)
 
-        x = self.embeddings(pixel_values, None, interpolate)
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate)
         if noise is None:
             noise = torch.rand(x.shape[0], x.shape[1] - 1, device=x.device)
         kept = calls.num_kept(noise.shape[1], self.config)
@@ -144,7 +144,7 @@ class ViTMAEForPreTraining(ViTMAEPreTrainedModel, ViTWithHead):
         trunk = self.base_model(pixel_values, noise, head_mask, interpolate, *asked)
         assert pixel_values is not None
         size = pixel_values.shape[2:] if interpolate else None
-        logits = self.decoder(trunk.last_hidden_state, trunk.ids_restore, size)
+        logits = self.decoder(trunk.last_hidden_state, trunk.ids_restore, size=size)
         loss = self.forward_loss(pixel_values, logits, trunk.mask, interpolate)
         return self.answer(options, trunk, loss=loss, logits=logits, mask=trunk.mask, ids_restore=trunk.ids_restore)
 

@@ -109,7 +109,7 @@ class ViTModel(ViTPreTrainedModel):
             has_mask_token=self.embeddings.mask_token is not None,
         )
 
-        x = self.embeddings(pixel_values, bool_masked_pos, interpolate)
+        x = self.embeddings(pixel_values, bool_masked_pos=bool_masked_pos, interpolate_pos_encoding=interpolate)
         assert pixel_values is not None
         bias = self.encoder.score_bias(attention_mask, x.dtype, pixel_values, interpolate)
         encoded = self.encoder(x, head_mask, bias, options)
@@ -155,7 +155,7 @@ class ViTModel(ViTPreTrainedModel):
     def _features(
         self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
     ) -> tuple[Tensor, ...]:
-        x = self.embeddings(pixels, None, interpolate)
+        x = self.embeddings(pixels, interpolate_pos_encoding=interpolate)
         bias = self.encoder.score_bias(None, x.dtype, pixels, interpolate)
         options = calls.features_options(self.config, depths, pool, self._watched_after(max(depths)))
         states = self.encoder(x, None, bias, options).hidden_states

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,20 @@ def test_every_module_by_its_name(cls: str, architecture: dict[str, Any]) -> Non
         pairs = [(actual, expected)] if isinstance(expected, torch.Tensor) else zip(actual, expected, strict=True)
         for a, b in pairs:
             assert_close(a, b, SAME, name, least=1.0)
+
+
+METHODS = ("from_pretrained", "save_pretrained", "push_to_hub", "from_dict", "from_json_file", "to_json_file",
+           "preprocess", "forward", "floating_point_ops", "set_attn_implementation", "update")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["ViTConfig", "ViTImageProcessor", *MODELS])
+def test_arguments_that_must_be_given_have_the_same_names(name: str) -> None:
+    """Libraries such as MLflow pass them by keyword."""
+    theirs, ours = getattr(transformers, name), getattr(vit_torch, name)
+    for method in [each for each in METHODS if hasattr(theirs, each)]:
+        given = inspect.signature(getattr(theirs, method)).parameters.values()
+        wanted = {each.name for each in given if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD}
+        assert wanted <= {*inspect.signature(getattr(ours, method)).parameters}, method
 
 
 class Logits(nn.Module):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vit_core.pictures.memory import Memory
+from vit_core.validation import is_series
 
 Array = NDArray[Any]
 
@@ -165,7 +166,7 @@ def flatten(images: Any, ndim: int, convert: bool | None = None) -> list[Any]:
     file objects, these as `load_rgb` does it, are decoded here, because those are not safe to share between threads.
     Raises ValueError.
     """
-    if isinstance(images, list | tuple):
+    if is_series(images):
         return [image for item in images for image in flatten(item, ndim, convert)]
     if isinstance(images, _ENCODED):
         return [images]

@@ -38,6 +38,7 @@ from vit_core.pictures.images import (
 )
 from vit_core.pictures.others import stated_by_others
 from vit_core.pictures.steps import Steps, size_dict
+from vit_core.validation import is_series
 
 __all__ = [
     "AutoImageProcessor",
@@ -257,21 +258,21 @@ class ViTImageProcessor:
         return cls.from_dict(processor.to_dict(), **overrides) if overrides else processor
 
     @classmethod
-    def from_json_file(cls, path: str | os.PathLike[str]) -> Self:
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
         """The processor in a `preprocessor_config.json`, old or new. Raises OSError, or ValueError naming the file."""
-        values = read_json_object(Path(path))
+        values = read_json_object(Path(json_file))
         if not any(values.get(key) for key in _TYPE_KEYS) and not _KEYS_OF_MODELS.isdisjoint(values):
-            raise ValueError(f"{path} is a model's configuration, no processor's: pass its folder.")
-        with blaming(path):
+            raise ValueError(f"{json_file} is a model's configuration, no processor's: pass its folder.")
+        with blaming(json_file):
             return cls.from_dict(values)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> Self:
         """The processor with these arguments, as `to_dict` or a file gives them, `overrides` on top.
 
         Warns if they are another kind's. Raises TypeError for an override that is no argument.
         """
-        kind = _kind_of(values)
+        kind = _kind_of(image_processor_dict)
         made = cls._class_for(kind)
         if not kind.startswith(("ViT", "DeiT", "Beit", "Bit")):
             warnings.warn(
@@ -281,7 +282,7 @@ class ViTImageProcessor:
                 stacklevel=2,
             )
         backend = "torchvision" if kind.endswith("Fast") else "pil"
-        values = {"backend": backend, **copy.deepcopy(dict(values))}
+        values = {"backend": backend, **copy.deepcopy(dict(image_processor_dict))}
         processor = made(**values)
         if unknown := sorted(overrides.keys() - vars(processor).keys()):
             raise TypeError(f"{unknown} are no arguments of {cls.__name__}, which are {sorted(vars(processor))}.")
@@ -307,11 +308,11 @@ class ViTImageProcessor:
 
     def to_json_string(self) -> str:
         """`to_dict` as JSON, keys sorted, with a newline at the end."""
-        return json_text(self.to_dict(), "This processor", lambda array: array.tolist())
+        return json_text(self.to_dict(), "This processor", _plain)
 
-    def to_json_file(self, path: str | os.PathLike[str]) -> None:
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
         """Write `to_json_string`, wholly or not at all."""
-        write_atomically(Path(path), self.to_json_string().encode())
+        write_atomically(Path(json_file_path), self.to_json_string().encode())
 
     def save_pretrained(
         self,
@@ -448,6 +449,13 @@ ViTImageProcessorFast = ViTFeatureExtractor = ViTImageProcessor
 DeiTImageProcessorFast = DeiTFeatureExtractor = DeiTImageProcessor
 BeitFeatureExtractor = BeitImageProcessor
 BitImageProcessorFast = BitImageProcessor
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: arrays, and mappings and sequences of other libraries."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if is_series(value) else value.tolist()
 
 
 def _kind_of(document: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from vit_core.pictures import torchvision
 from vit_core.pictures.images import FIRST, LAST, NONE, Array, as_rgb, channels_last, pixels, scratch, to_picture
+from vit_core.validation import is_series
 
 FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
@@ -256,7 +257,7 @@ def size_dict(name: str, value: Any) -> dict[str, int] | None:
     size = value
     if isinstance(value, Integral):
         size = {"height": value, "width": value}
-    elif isinstance(value, list | tuple) and len(value) == 2:
+    elif is_series(value) and len(value) == 2:
         size = {"height": value[0], "width": value[1]}
     size = {key: edge for key, edge in size.items() if edge is not None} if isinstance(size, Mapping) else {}
     whole = all(isinstance(edge, Integral) and not isinstance(edge, bool) and int(edge) > 0 for edge in size.values())
@@ -287,4 +288,4 @@ def _per_channel(name: str, value: Any) -> PerChannel:
     if value is None:
         return None
     value = value.tolist() if isinstance(value, np.ndarray) else value
-    return tuple(_number(name, each) for each in value) if isinstance(value, list | tuple) else _number(name, value)
+    return tuple(_number(name, each) for each in value) if is_series(value) else _number(name, value)
