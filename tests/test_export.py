@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -51,7 +52,12 @@ def need(target: str) -> None:
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files run where the test does, which has their runtimes already."""
-    monkeypatch.setattr(checking, "_run", lambda file, target, calls: [*map(RUNTIMES[target](str(file)), calls)])
+
+    def run(file: Path, target: str, calls: list[np.ndarray[Any, Any]]) -> list[dict[str, np.ndarray[Any, Any]]]:
+        found = map(RUNTIMES[target](str(file)), calls)
+        return [{name: np.asarray(value) for name, value in outputs.items()} for outputs in found]
+
+    monkeypatch.setattr(checking, "_run", run)
 
 
 @pytest.fixture
@@ -170,6 +176,19 @@ def test_members_of_the_family(target: str, member: str, tmp_path: Path) -> None
     folder, out = CHECKPOINTS / member / "pt_safetensors", tmp_path / f"member{ENDS[target]}"
     report = export(folder, out, target, dynamic=("batch", "size"))
     assert report.ok and report.same_label == 2
+
+
+@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.parametrize("target", ["pt2", "saved-model", "stablehlo"])
+def test_a_file_takes_what_its_processor_makes(target: str, tmp_path: Path) -> None:
+    """Of a member that takes any size: DINOv2's files are for 518 pixels, their processors make 224."""
+    need(target)
+    folder, out = CHECKPOINTS / "dinov2_cls" / "pt_safetensors", tmp_path / f"served{ENDS[target]}"
+    processor = ViTImageProcessor(size={"height": 24, "width": 40})
+    assert export(folder, out, target, image_processor=processor, pictures=PICTURES[:2]).same_label == 2
+    assert RUNTIMES[target](str(out))(np.zeros((1, 3, 24, 40), np.float32))["logits"].shape[0] == 1
+    with pytest.raises(ValueError, match=re.escape("Input image size (24*40) doesn't match model (24*24).")):
+        export(DIGITS, tmp_path / f"no{ENDS[target]}", target, image_processor=processor)
 
 
 def test_a_checkpoint_of_another_framework(tmp_path: Path) -> None:
@@ -452,6 +471,17 @@ def test_what_no_file_holds(tmp_path: Path) -> None:
         (lambda: torch.ViTForImageClassification.from_pretrained(DIGITS, dtype="bfloat16"), {}, "hold no bfloat16"),
         (lambda: DIGITS, {"position_kernel": "hf-4.44", "dynamic": ("size",)}, "leave size out of dynamic"),
         (lambda: CHECKPOINTS / "mae" / "pt_safetensors", {"outputs": "states"}, "MAE draws .* ask for features"),
+        (lambda: torch.ViTModel.from_pretrained(DIGITS), {}, "ViTModel is no classifier, and has no logits: ask for"),
+        (
+            lambda: torch.BeitForMaskedImageModeling(torch.BeitConfig(num_hidden_layers=1)),
+            {"outputs": "labels"},
+            "BeitForMaskedImageModeling is no classifier, and has no labels: ask for features or states.",
+        ),
+        (
+            lambda: torch.ViTModel(torch.ViTConfig(num_hidden_layers=1, image_size=(40, 64))),
+            {"outputs": "features", "dynamic": ("size",)},
+            r"Of pictures of 40x64 pixels only 32x64 are seen, .* takes whole patches alone: leave size out of dynamic",
+        ),
     ]
     for model, options, words in refused:
         with pytest.raises(ValueError, match=words):

@@ -74,8 +74,9 @@ def test_they_are_the_derivative(backend: Any) -> None:
 
 
 def test_what_has_none(backend: Any) -> None:
-    with pytest.raises(ValueError, match=re.escape("but this model gives last_hidden_state, pooler_output")):
-        class_gradients(build(backend, "ViTModel"), PIXELS, 0)
+    words = "but this model gives logits, hidden_states, attentions, and no logits of classes"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        class_gradients(build(backend, "BeitForMaskedImageModeling"), PIXELS, 0)
     for label in (3, -1, "3", 1.0):
         words = f"label must be from 0 to 2, or a name of config.label2id, got {label!r}."
         with pytest.raises(ValueError, match=re.escape(words)):

@@ -226,6 +226,11 @@ def test_what_no_classifier_can_be_made_of(tmp_path: Path) -> None:
     trunk, processor = pipeline().model.base_model, ViTImageProcessor.from_pretrained(DIGITS)
     with pytest.raises(ValueError, match=r"^ViTModel is no classifier: it gives last_hidden_state, and no logits"):
         pipeline(model=trunk, image_processor=processor.to_dict())(PICTURE)
+    of_tokens = vit_torch.BeitForMaskedImageModeling(
+        vit_torch.BeitConfig(num_hidden_layers=1, image_size=24, patch_size=8)
+    )
+    with pytest.raises(ValueError, match=r"is no classifier: it gives logits, and no logits of classes\. Pass one"):
+        pipeline(model=of_tokens, image_processor=processor)(PICTURE)
     with pytest.raises(
         TypeError, match=r"image_processor must be one of this package, .* got a builtins\.object: pass"
     ):

@@ -1425,7 +1425,7 @@ def test_exports_of_keras(cls: str, form: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[form])
     pytest.importorskip({"onnx": "tf2onnx", "openvino": "openvino"}[form])
     model, x = build(cls, {"dtype": "float32"}), pixels(3).astype("float32")
-    path = str(tmp_path / {"onnx": "vit.onnx", "openvino": "vit.xml"}[form])
+    path = tmp_path / {"onnx": "vit.onnx", "openvino": "vit.xml"}[form]
     model.export(path, format=form, verbose=False)
     if form == "onnx":
         session = runtime.InferenceSession(path)
@@ -1442,7 +1442,9 @@ def test_exports_of_keras(cls: str, form: str, tmp_path: Path) -> None:
         assert_close(found[name], value.numpy(), tolerances.both_rounded(model.config), name)
 
 
-@pytest.mark.parametrize(("cls", "kind"), [("ViTMAEModel", "onnx"), ("ViTMAEForPreTraining", "litert")])
+@pytest.mark.parametrize(
+    ("cls", "kind"), [("ViTMAEModel", "onnx"), ("ViTMAEForPreTraining", "litert"), ("ViTMAEModel", "openvino")]
+)
 def test_keras_exports_no_mae_where_noise_has_no_operation(cls: str, kind: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{kind} has no operation for the noise of an MAE"):
         build(cls).export(str(tmp_path / "mae.tflite"), format=kind, verbose=False)

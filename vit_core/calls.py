@@ -409,10 +409,18 @@ def _same(shape: Shape, wanted: Shape) -> bool:
     )
 
 
+def gives_classes(output: Mapping[str, Any]) -> bool:
+    """Whether an output has logits of classes, (B, K), and not of patches, or none."""
+    return "logits" in output and len(output["logits"].shape) == 2
+
+
 def explained(config: ViTConfig, output: Mapping[str, Any], label: int | str) -> int:
     """The number of a label, given as that or by name. Raises ValueError unless an output has the label's logit."""
-    if "logits" not in output:
-        raise ValueError(f"A classifier's logit has gradients, but this model gives {', '.join(output)}: load one.")
+    if not gives_classes(output):
+        given = ", ".join(output)
+        raise ValueError(
+            f"A classifier's logit has gradients, but this model gives {given}, and no logits of classes: load one."
+        )
     try:
         number = index(config.label2id.get(label, -1) if isinstance(label, str) else label)
     except TypeError:  # of what is no whole number

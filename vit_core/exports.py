@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vit_core.config import ViTConfig
+from vit_core.config import ViTConfig, pair
 from vit_core.pictures.graph import Preparation
 
 INPUT = "pixel_values"
@@ -47,13 +47,18 @@ class Exported:
     outputs: str = "logits"
     function: str = "softmax"  # or sigmoid or none: what makes scores of logits
     any_batch: bool = True  # or one picture
-    any_size: bool = False  # or the model's own; position embeddings are interpolated
+    any_size: bool = False  # or `size`; position embeddings are interpolated
+    size: tuple[int, int] | None = None  # height and width of pixels: what the processor makes, or the model's own
     documents: Mapping[str, str] = field(default_factory=dict)  # name of a file to its text
     native: bool = False  # compiled for this machine, where the target knows of that
     opset: int | None = None  # of ONNX; what PyTorch takes if None
     half: bool = False  # weights in float16, where the target takes a model in float32 and halves them itself
     int8: bool = False  # linear layers in 8-bit integers, weights by output channel, activations by tensor
     calibration: Any = None  # pixels (B, C, H, W) that say how far activations reach; else each call measures its own
+
+    def pixel_size(self, config: ViTConfig) -> tuple[int, int]:
+        """Height and width of pixels where they are not free."""
+        return self.size or pair(config.image_size)
 
     def names(self, config: ViTConfig) -> list[str]:
         """The names of the outputs of a model, in order."""
@@ -65,7 +70,8 @@ class Exported:
         self, config: ViTConfig, operations: Operations, call: Callable[..., Any], features: Callable[..., Any]
     ) -> dict[str, Any]:
         """The outputs by name of a model whose call, and whose `features`, take options for the pixels at hand."""
-        options = {"interpolate_pos_encoding": self.any_size}
+        other = self.pixel_size(config) != pair(config.image_size)
+        options = {"interpolate_pos_encoding": self.any_size or other}
         if self.outputs == "features":
             found = [operations.wide(features(**options))]
         elif self.outputs == "states":

@@ -42,7 +42,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> None:
         shape = jax_export.symbolic_shape(f"{batch}, height, width, {channels}")
         given = jax.ShapeDtypeStruct(shape, jnp.uint8)
     else:
-        (height, width), (ph, pw) = pair(model.config.image_size), pair(model.config.patch_size)
+        (height, width), (ph, pw) = wanted.pixel_size(model.config), pair(model.config.patch_size)
         sizes = f"{ph}*rows, {pw}*columns" if wanted.any_size else f"{height}, {width}"
         known = KNOWN if wanted.any_size else ()
         shape = jax_export.symbolic_shape(f"{batch}, {channels}, {sizes}", constraints=known)

@@ -11,7 +11,6 @@ from zipfile import ZipFile
 import tensorflow as tf
 from tensorflow import Tensor
 
-from vit_core.config import pair
 from vit_core.exports import INPUTS, Exported, Operations
 from vit_tf.litert_int8 import quantise
 from vit_tf.pictures import opened, prepared
@@ -39,7 +38,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
     batch, channels = None if wanted.any_batch else 1, model.config.num_channels
     pixels: Any = tf.identity
     if wanted.preparation is None:
-        size = (None, None) if wanted.any_size else pair(model.config.image_size)
+        size = (None, None) if wanted.any_size else wanted.pixel_size(model.config)
         spec = (batch, channels, *size), tf.float32
     elif wanted.input == "image":
         spec, pixels = ((batch, None, None, channels), tf.uint8), partial(prepared, wanted.preparation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -47,15 +48,16 @@ class Serving(keras.Model):
 
         The states of the layers are `hidden_states_0` and so on, likewise the attentions. It needs nothing but
         TensorFlow to be served. `input_signature`, a list of one TensorSpec, takes the place of pixels of the model's
-        own size and dtype. Other formats are written by Keras. Raises ValueError for an MAE as "onnx" or "litert",
-        which have no operation for the noise that it draws.
+        own size and dtype. Other formats are written by Keras. Raises ValueError for an MAE as "onnx", "litert" or
+        "openvino", which have no operation for the noise that it draws.
         """
-        if format in ("onnx", "litert") and isinstance(self.config, ViTMAEConfig):
+        if format in ("onnx", "litert", "openvino") and isinstance(self.config, ViTMAEConfig):
             raise ValueError(f'{format} has no operation for the noise of an MAE: pass format="tf_saved_model".')
         signature = input_signature or [self._pixels_spec()]
         if format != "tf_saved_model":
             served = Served(self)
-            keras.Model.export(served, filepath, format=format, verbose=verbose, input_signature=signature, **kwargs)
+            path = os.fspath(filepath)  # as OpenVINO's writer needs it
+            keras.Model.export(served, path, format=format, verbose=verbose, input_signature=signature, **kwargs)
             return
         write_archive(self, filepath, self._serve, signature, verbose=verbose is not False, **kwargs)
 

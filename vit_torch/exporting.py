@@ -62,7 +62,7 @@ def export(model: Any, path: Path, target: str, wanted: Exported) -> tuple[int, 
     module: nn.Module = ExportedModel(model, wanted)
     batch, channels = 2 if wanted.any_batch else 1, model.config.num_channels
     if wanted.preparation is None:
-        example = torch.zeros(batch, channels, *pair(model.config.image_size))
+        example = torch.zeros(batch, channels, *wanted.pixel_size(model.config))
         free = _free_patches(pair(model.config.patch_size)) if wanted.any_size else {}
     else:
         module = ExportedWithPreparation(module, wanted.preparation)

@@ -8,7 +8,7 @@ import numpy as np
 
 from vit_core.app.backends import run
 from vit_core.app.base import Array, ImagePipeline, check_count, check_finite
-from vit_core.calls import score_function
+from vit_core.calls import gives_classes, score_function
 from vit_core.pictures.processing import ViTImageProcessor
 
 
@@ -42,9 +42,11 @@ class ImageClassificationPipeline(ImagePipeline[Predictions]):
 
     def answers(self, model: Any, pixels: Array, **options: Any) -> list[Predictions]:
         output = run(model, pixels)
-        if "logits" not in output:
+        if not gives_classes(output):
             given = ", ".join(output)
-            raise ValueError(f"{type(model).__name__} is no classifier: it gives {given}, and no logits. Pass one.")
+            raise ValueError(
+                f"{type(model).__name__} is no classifier: it gives {given}, and no logits of classes. Pass one."
+            )
         return [self.postprocess(each, **options) for each in output["logits"]]
 
     def postprocess(self, logits: Array, top_k: int | None, function_to_apply: str | None) -> Predictions:

@@ -33,18 +33,20 @@ from vit_core.family.table import (
 from vit_core.family.vit import ATTENTION_SCALE, MLP_SCALE, VIT
 
 __all__ = [
-    "ARCHITECTURES", "ATTENTION_SCALE", "BEIT", "DECODER_LAYER", "DEIT", "DINOV2", "DINOV2_WITH_REGISTERS", "FAMILIES",
-    "GATE", "GATED", "HEADS", "IJEPA", "LAYER", "MAE", "MASK_TOKEN", "MLP_SCALE", "MSN", "NUMBER", "PARTS", "PATCHES",
-    "POSITIONS", "POSITION_BIAS", "REGISTERS", "SHARED_POSITION_BIAS", "VIT", "BeitConfig", "DeiTConfig",
-    "Dinov2Config", "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row", "ViTMAEConfig", "ViTMSNConfig",
-    "family_of", "has_head", "has_mask_token", "has_positions", "member_of", "parted",
+    "ARCHITECTURES", "ATTENTION_SCALE", "BEIT", "CLASSIFIERS", "DECODER_LAYER", "DEIT", "DINOV2",
+    "DINOV2_WITH_REGISTERS", "FAMILIES", "GATE", "GATED", "HEADS", "IJEPA", "LAYER", "MAE", "MASK_TOKEN", "MLP_SCALE",
+    "MSN", "NUMBER", "PARTS", "PATCHES", "POSITIONS", "POSITION_BIAS", "REGISTERS", "SHARED_POSITION_BIAS", "VIT",
+    "BeitConfig", "DeiTConfig", "Dinov2Config", "Dinov2WithRegistersConfig", "Family", "IJepaConfig", "Row",
+    "ViTMAEConfig", "ViTMSNConfig", "family_of", "has_head", "has_mask_token", "has_positions", "member_of", "parted",
 ]  # fmt: skip
 
 _MEMBERS = (VIT, DEIT, BEIT, MAE, DINOV2, DINOV2_WITH_REGISTERS, IJEPA, MSN)
 FAMILIES = {family.model_type: family for family in _MEMBERS}
 ARCHITECTURES = {name: family for family in FAMILIES.values() for name in family.models}  # by PyTorch's name of a class
 PARTS = {name: parts for family in FAMILIES.values() for name, parts in family.models.items()}
-HEADS = frozenset(row.part for family in FAMILIES.values() for row in family.table if row.head)
+_HEADS = [row for family in FAMILIES.values() for row in family.table if row.head]
+HEADS = frozenset(row.part for row in _HEADS)
+CLASSIFIERS = frozenset(row.part for row in _HEADS if row.shape[0] == "K")
 
 
 def family_of(config: ViTConfig | type[ViTConfig]) -> Family:

@@ -70,9 +70,7 @@ class Preparation:
         """Raises ValueError for a processor that makes pixels of many sizes, or has a mean or a standard deviation of
         other channels, and for 2 channels or more than 3."""
         steps = Steps.checked(vars(processor))
-        size = steps.size or {}
-        edges = steps.crop or ((size["height"], size["width"]) if "height" in size else None)
-        if edges is None:
+        if steps.made is None:
             raise ValueError(
                 "The processor makes pixels of many sizes, which no graph prepares: give it a size with height and "
                 "width, or do_center_crop=True and a crop_size."
@@ -80,7 +78,7 @@ class Preparation:
         if channels not in (1, 3):
             raise ValueError(f"Pictures of 1 or 3 channels are prepared in a graph, got {channels}: ask for pixels.")
         values = table(steps.scale, steps.mean, steps.std, channels, fused=steps.fused).astype(np.float32)
-        return cls(steps=steps, channels=channels, size=edges, values=values.reshape(-1))
+        return cls(steps=steps, channels=channels, size=steps.made, values=values.reshape(-1))
 
     def __call__(self, operations: PictureOperations, pictures: Any) -> Any:
         """Pixels (B, C, h, w) in float32 of pictures (B, H, W, C) in 8 bits."""

@@ -90,6 +90,13 @@ class Steps:
         """Whether rescaling and normalising are one step."""
         return self.backend == "torchvision"
 
+    @property
+    def made(self) -> tuple[int, int] | None:
+        """Height and width of the pixels, None where they follow the picture's."""
+        if self.crop is None and self.size is not None and "height" in self.size:
+            return self.size["height"], self.size["width"]
+        return self.crop
+
     def apply(self, image: Image.Image | Array, layout: str, data_format: str | None, out: Array | None) -> Array:
         """One image preprocessed, in `out` if that has its shape and dtype, else in a new array."""
         pixels, was_unit = self._resized(image, layout)  # (H, W, C), 8 bits if from Pillow
@@ -139,11 +146,9 @@ class Steps:
 
     def room(self, images: int, data_format: str | None) -> Array | None:
         """A buffer for so many RGB images, if their size is known beforehand."""
-        size = self.size or {}
-        edges = self.crop or ((size["height"], size["width"]) if "height" in size else None)
-        if edges is None or data_format is None:
+        if self.made is None or data_format is None:
             return None
-        shape = (3, *edges) if data_format == FIRST else (*edges, 3)
+        shape = (3, *self.made) if data_format == FIRST else (*self.made, 3)
         return np.empty((images, *shape), np.uint8 if self.scale is None and self.mean is None else np.float32)
 
 

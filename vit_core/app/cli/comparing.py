@@ -22,6 +22,7 @@ from vit_core.app.classification import ImageClassificationPipeline
 from vit_core.app.cli.common import Picture, complain, one_line
 from vit_core.app.differences import Difference
 from vit_core.app.opening import find_processor
+from vit_core.calls import gives_classes
 from vit_core.config import ViTConfig, pair
 from vit_core.files.names import CONFIG_NAME
 from vit_core.formats.huggingface import Checkpoint
@@ -114,7 +115,7 @@ def compare(models: dict[str, Any], pixels: Iterator[Array], dtype: str, toleran
             for output, ours in outputs[first].items():
                 each = found.setdefault((first, second, output), Difference((first, second), output, tolerance))
                 each.add(ours, outputs[second][output])
-        if config.num_labels and next(iter(outputs.values())).get("logits", images).ndim == 2:  # of classes
+        if config.num_labels and gives_classes(next(iter(outputs.values()))):
             best = {name: output["logits"].argmax(-1) for name, output in outputs.items()}
             names = {name: model.config.id2label for name, model in models.items()}
             result.labels += [{n: names[n][int(i[row])] for n, i in best.items()} for row in range(len(batch))]

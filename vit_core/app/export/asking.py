@@ -29,12 +29,13 @@ class Target:
     modules: tuple[str, ...] = ()
     extra: str = ""  # of this package, which installs the modules
     inputs: tuple[str, ...] = ("pixels", "image")
+    whole_patches: bool = True  # whether pixels of any size are whole patches, or have an edge that is left out
 
 
 TARGETS = {
     "onnx": Target("torch", ".onnx", ("onnx", "onnxscript", "onnxruntime"), "onnx"),
     "pt2": Target("torch", ".pt2"),
-    "saved-model": Target("tf", "", inputs=("pixels", "image", "bytes")),
+    "saved-model": Target("tf", "", inputs=("pixels", "image", "bytes"), whole_patches=False),
     "litert": Target("tf", ".tflite", inputs=("pixels",)),
     "stablehlo": Target("flax", ".stablehlo", ("flatbuffers",), "flax"),
 }

@@ -60,7 +60,7 @@ def _pixels(
 ) -> tuple[list[Call], list[Call]]:
     """Calls of pixels: for each picture or two of noise, and for one continued to another size where any is taken."""
     config: ViTConfig = model.config
-    noise = np.random.default_rng(0).standard_normal((2, config.num_channels, *pair(config.image_size)))
+    noise = np.random.default_rng(0).standard_normal((2, config.num_channels, *wanted.pixel_size(config)))
     preprocess = ImageFeatureExtractionPipeline(model, processor).preprocess
     pixels = np.stack([preprocess(each) for each in pictures] or list(noise)).astype(np.float32)
     calls = [Call(each, each) for each in pixels[:, None]]

@@ -30,13 +30,14 @@ from vit_core.app.export.asking import (
 from vit_core.app.export.checking import calls_of, compare
 from vit_core.app.export.triton import CONFIG, VERSION, config_of
 from vit_core.app.opening import beside, find_processor, load
-from vit_core.calls import check_pixel_values, interpolates, score_function
-from vit_core.config import ViTConfig, pair
+from vit_core.calls import check_pixel_values, interpolates, score_function, unseen
+from vit_core.config import ViTConfig
 from vit_core.exports import CLASSES, Exported
-from vit_core.family import ViTMAEConfig
+from vit_core.family import CLASSIFIERS, PARTS, ViTMAEConfig
 from vit_core.files.names import PREPROCESSOR_NAME
 from vit_core.pictures.graph import Preparation
 from vit_core.pictures.processing import ViTImageProcessor
+from vit_core.pictures.steps import Steps
 
 LABELS_NAME = "labels.txt"  # a line for each class
 
@@ -234,14 +235,20 @@ def _opened(
             given = ", ".join(options) or "dtype"
             raise ValueError(f"{given} can't be set for a model that is loaded: pass its folder.")
         reference = found = bare(model)
-    _check_model(found, wanted)
+    _check_model(found, target, wanted)
     name = model if isinstance(model, str | os.PathLike) else None
     values = beside(reference) if image_processor is None else image_processor
     return found, reference, find_processor(name, reference.config, values, **options)
 
 
-def _check_model(model: Any, wanted: Exported) -> None:
+def _check_model(model: Any, target: Target, wanted: Exported) -> None:
     config: ViTConfig = model.config
+    parts = PARTS.get(model.architecture)  # None of a class of the user's own, whose outputs are its own
+    if wanted.outputs in CLASSES and parts is not None and CLASSIFIERS.isdisjoint(parts):
+        raise ValueError(
+            f"{type(model).__name__} is no classifier, and has no {wanted.outputs}: ask for features"
+            f"{'' if isinstance(config, ViTMAEConfig) else ' or states'}."
+        )
     if wanted.outputs in CLASSES and not config.num_labels:
         raise ValueError(f"The model has num_labels=0 and so no {wanted.outputs}: ask for features or states.")
     if wanted.outputs in ("probabilities", "labels") and score_function(config) == "none":
@@ -259,19 +266,25 @@ def _check_model(model: Any, wanted: Exported) -> None:
             "position_kernel='hf-4.44' leaves positions alone at the model's own size, which a file for any size can't "
             "tell: leave size out of dynamic."
         )
+    if wanted.any_size and target.whole_patches and (words := unseen(config)):
+        raise ValueError(f"{words} A file for any size takes whole patches alone: leave size out of dynamic.")
     if config.dtype == "bfloat16":
         raise ValueError("Exported files hold no bfloat16: load the model in float32.")
 
 
 def _prepared(wanted: Exported, config: ViTConfig, processor: ViTImageProcessor) -> Exported:
-    """With what prepares its pictures. Raises ValueError for those that do not fit the model."""
+    """With what prepares its pictures, or their size. Raises ValueError for those that do not fit the model."""
     if wanted.input == "pixels":
-        return wanted
+        size = Steps.checked(vars(processor)).made
+        if wanted.any_size or size is None:
+            return wanted
+        check_pixel_values((1, config.num_channels, *size), config, interpolates(config, None))
+        return replace(wanted, size=size)
     if wanted.input == "bytes" and config.num_channels != 3:
         raise ValueError(f"Bytes are decoded to 3 channels, and the model takes {config.num_channels}: ask for image.")
     preparation = Preparation.of(processor, config.num_channels)
     check_pixel_values((1, config.num_channels, *preparation.size), config, interpolates(config, None))
-    return replace(wanted, preparation=preparation, any_size=preparation.size != pair(config.image_size))
+    return replace(wanted, preparation=preparation, size=preparation.size)
 
 
 def _documents(config: ViTConfig, processor: ViTImageProcessor, wanted: Exported) -> dict[str, str]:
