@@ -92,6 +92,14 @@ def test_what_makes_no_layer() -> None:
             getattr(PROCESSORS[0], make.__name__)(num_channels=1)
 
 
+@pytest.mark.parametrize(("framework", "make"), [("tensorflow", "as_keras_layer"), ("torch", "as_torch_module")])
+def test_channels_are_those_that_have_a_mean(framework: str, make: str) -> None:
+    pytest.importorskip(framework)
+    gray, alike = ({"image_mean": mean, "image_std": mean} for mean in ([0.5], 0.5))
+    for statistics, channels in ((gray, 1), (alike, 3)):
+        assert getattr(ViTImageProcessor(size=8, **statistics), make)().preparation.channels == channels
+
+
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vit_tf.pictures", None)
     with pytest.raises(ImportError, match=r'as_keras_layer needs tensorflow.*pip install "vit-trio\[tf\]"'):

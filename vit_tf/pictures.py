@@ -58,11 +58,11 @@ class Preprocessing(keras.layers.Layer):
     rounded: floats of 0 to 1 would be black, or nearly so, of which an eager call warns. The pixels are those of the
     processor to the last bit, of pictures of any size, one for the batch: (B, C, h, w), or (B, h, w, C) with
     `data_format="channels_last"`. Raises ValueError for a processor that makes pixels of many sizes, and for pictures
-    of another shape.
+    of another shape. num_channels: 1 or 3; if None, as many as have a mean of their own, or 3.
     """
 
     def __init__(
-        self, processor: Any, data_format: str = "channels_first", num_channels: int = 3, **kwargs: Any
+        self, processor: Any, data_format: str = "channels_first", num_channels: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**{"dtype": "float32", "autocast": False, "trainable": False, **kwargs})
         if data_format not in ("channels_first", "channels_last"):

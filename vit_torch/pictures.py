@@ -40,10 +40,11 @@ class Preprocessing(nn.Module):
 
     Made by `processor.as_torch_module()`. The pixels are those of the processor to the last bit, on a CPU, of pictures
     of any size, one for the batch. Raises ValueError for a processor that makes pixels of many sizes and for pictures
-    of another shape, TypeError for what is no tensor of uint8.
+    of another shape, TypeError for what is no tensor of uint8. num_channels: 1 or 3; if None, as many as have a mean
+    of their own, or 3.
     """
 
-    def __init__(self, processor: Any, num_channels: int = 3) -> None:
+    def __init__(self, processor: Any, num_channels: int | None = None) -> None:
         super().__init__()
         self.processor, self.preparation = processor, Preparation.of(processor, num_channels)
 

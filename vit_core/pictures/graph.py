@@ -66,15 +66,20 @@ class Preparation:
     values: Array = field(compare=False)  # (channels * 256,) float32: each of the levels rescaled and normalised
 
     @classmethod
-    def of(cls, processor: Any, channels: int) -> Preparation:
-        """Raises ValueError for a processor that makes pixels of many sizes, or has a mean or a standard deviation of
-        other channels, and for 2 channels or more than 3."""
+    def of(cls, processor: Any, channels: int | None) -> Preparation:
+        """Of None channels: as many as have a mean of their own, or 3.
+
+        Raises ValueError for a processor that makes pixels of many sizes, or has a mean or a standard deviation of
+        other channels, and for 2 channels or more than 3.
+        """
         steps = Steps.checked(vars(processor))
         if steps.made is None:
             raise ValueError(
                 "The processor makes pixels of many sizes, which no graph prepares: give it a size with height and "
                 "width, or do_center_crop=True and a crop_size."
             )
+        if channels is None:
+            channels = len(steps.mean) if isinstance(steps.mean, tuple) else 3
         if channels not in (1, 3):
             raise ValueError(f"Pictures of 1 or 3 channels are prepared in a graph, got {channels}: ask for pixels.")
         values = table(steps.scale, steps.mean, steps.std, channels, fused=steps.fused).astype(np.float32)
