@@ -38,7 +38,7 @@ class FlaxViTBackboneModule(FlaxViTModule):
         given, axis = shapes(pixel_values, None, None, None), self.channels_axis
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False, channels_axis=axis)
 
-        x = self.embeddings(pixel_values, None, interpolate, train)
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate, train=train)
         bias = self.encoder.score_bias(None, x.dtype, self.size_of(pixel_values), interpolate)
         encoded = self.encoder(x, None, bias, calls.backbone_options(self.config, options), train)
         assert encoded.hidden_states is not None

@@ -55,7 +55,7 @@ class FlaxViTMAEModule(FlaxViTModule):
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False, channels_axis=axis)
         assert pixel_values is not None
 
-        x = self.embeddings(pixel_values, None, interpolate, train)
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate, train=train)
         if noise is None:
             noise = jax.random.uniform(self.make_rng("noise"), (x.shape[0], x.shape[1] - 1))
         kept = calls.num_kept(noise.shape[1], self.config)
@@ -126,7 +126,7 @@ class FlaxViTMAEForPreTrainingModule(ViTWithHead):
         trunk = self.base_model(pixel_values, noise, head_mask, interpolate, *asked, train)
         assert pixel_values is not None
         size = self.size_of(pixel_values) if interpolate else None
-        logits = self.decoder(trunk.last_hidden_state, trunk.ids_restore, size, train)
+        logits = self.decoder(trunk.last_hidden_state, trunk.ids_restore, size=size, train=train)
         loss = self.forward_loss(pixel_values, logits, trunk.mask, interpolate)
         return self.answer(options, trunk, loss=loss, logits=logits, mask=trunk.mask, ids_restore=trunk.ids_restore)
 

@@ -91,7 +91,7 @@ class FlaxViTModule(ViTModule):
         )
         assert pixel_values is not None
 
-        x = self.embeddings(pixel_values, bool_masked_pos, interpolate, train)
+        x = self.embeddings(pixel_values, bool_masked_pos, interpolate_pos_encoding=interpolate, train=train)
         bias = self.encoder.score_bias(attention_mask, x.dtype, self.size_of(pixel_values), interpolate)
         encoded = self.encoder(x, head_mask, bias, options, train)
         x = self.layernorm(encoded.last_hidden_state)
@@ -124,7 +124,7 @@ class FlaxViTModule(ViTModule):
         axis = self.channels_axis
         calls.check_inputs(self.config, given, interpolate=interpolate, has_mask_token=False, channels_axis=axis)
 
-        x = self.embeddings(pixel_values, None, interpolate)
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate)
         bias = self.encoder.score_bias(None, x.dtype, self.size_of(pixel_values), interpolate)
         options = calls.features_options(self.config, depths, pool, FlaxViTModule.watched(self))
         states = self.encoder(x, None, bias, options).hidden_states

@@ -48,7 +48,7 @@ class TFViTBackbone(TFViTModel, Backbone):
         """
         options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
         interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
-        x = self.embeddings(pixel_values, None, interpolate_pos_encoding=interpolate, training=training)
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate, training=training)
         bias = self.encoder.score_bias(None, x.dtype, pixel_values, interpolate)
         encoded = self.encoder(x, None, bias, options=calls.backbone_options(self.config, options), training=training)
         assert encoded.hidden_states is not None

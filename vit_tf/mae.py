@@ -71,7 +71,7 @@ class TFViTMAEModel(TFViTMAEPreTrainedModel, TFViTModel):
         """
         options = calls.resolve_options(self.config, output_attentions, output_hidden_states, return_dict)
         interpolate = calls.interpolates(self.config, interpolate_pos_encoding)
-        x = self.embeddings(pixel_values, None, interpolate_pos_encoding=interpolate, training=training)
+        x = self.embeddings(pixel_values, interpolate_pos_encoding=interpolate, training=training)
         batch, tokens, _ = ops.shape(x)
         if noise is None:
             noise = keras.random.uniform((batch, tokens - 1), dtype="float32", seed=self.seed_generator)

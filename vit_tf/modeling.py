@@ -149,7 +149,7 @@ class TFViTModel(TFViTPreTrainedModel):
     def _features(
         self, pixels: Tensor, depths: tuple[int, ...], pool: str, reshape: bool, normalize: bool, interpolate: bool
     ) -> tuple[Tensor, ...]:
-        x = self.embeddings(pixels, None, interpolate_pos_encoding=interpolate)
+        x = self.embeddings(pixels, interpolate_pos_encoding=interpolate)
         bias = self.encoder.score_bias(None, x.dtype, pixels, interpolate)
         options = calls.features_options(self.config, depths, pool)
         states = self.encoder(x, None, bias, options=options).hidden_states
