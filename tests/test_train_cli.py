@@ -122,7 +122,8 @@ def test_folders_that_no_run_can_have(vit: Command, pictures: Path, command: str
 @pytest.mark.parametrize(
     ("command", "flag", "value", "words"),
     [
-        ("finetune", "--layer-decay", 2, "Invalid value for '--layer-decay'"),
+        ("finetune", "--layer-decay", 2, "--layer-decay must be above 0 and at most 1, got 2."),
+        ("finetune", "--layer-decay", 0, "--layer-decay must be above 0 and at most 1, got 0."),
         ("finetune", "--head", "new", "--head must be keep or drop, got new."),
         ("finetune", "--pooler", "new", "--pooler must be keep or drop, got new."),
         ("pretrain", "--mask-unit", 0, "Invalid value for '--mask-unit'"),

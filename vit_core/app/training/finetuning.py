@@ -48,9 +48,7 @@ class FineTuning(Settings):
         typer.Option(help="cls or mean, normalised: the tokens that the head reads.", show_default="the checkpoint's"),
     ] = None
     freeze: Annotated[bool, typer.Option(help="Train the head alone.")] = False
-    layer_decay: Annotated[
-        float, typer.Option(min=1e-9, max=1, help="Factor of the rate from a layer to the one below.")
-    ] = 0.75
+    layer_decay: Annotated[float, typer.Option(help="Factor of the rate from a layer to the one below.")] = 0.75
     mixup: Annotated[float, typer.Option(min=0, help="Blend pictures by weights from Beta(mixup, mixup).")] = 0.0
     label_smoothing: Annotated[float, typer.Option(min=0, max=0.99, help="Share of a target over all classes.")] = 0.1
     teacher: Annotated[str | None, typer.Option(help="Classifier that a DeiT learns from: as --model.")] = None
@@ -63,6 +61,8 @@ class FineTuning(Settings):
         for name in ("head", "pooler"):
             if (given := getattr(self, name)) not in ("keep", "drop"):
                 raise ValueError(f"--{name} must be keep or drop, got {given}.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer-decay must be above 0 and at most 1, got {self.layer_decay:g}.")
         if self.pool not in (None, "cls", "mean"):
             raise ValueError(f"--pool must be cls or mean, got {self.pool}.")
         if self.distillation not in (None, *KINDS):
